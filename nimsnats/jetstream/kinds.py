@@ -1,0 +1,31 @@
+"""Kinds of entries in a stream's log and in the meta log. Numbers are written to disk: append only, never renumber."""
+
+from typing import Final
+
+from nimsnats.raft.machine import BLOCK
+
+# Stream group: messages
+MESSAGES: Final = BLOCK | 1
+"""A batch of published messages (`batch.py` codec)."""
+
+# Stream group: stream operations (msgpack maps)
+STREAM_CONFIG: Final = 2
+STREAM_DELETE_MESSAGE: Final = 3
+STREAM_PURGE: Final = 4
+STREAM_EXPIRE: Final = 5
+"""Leader's decision that messages up to a time are expired; carries the leader's `now`."""
+
+# Stream group: consumer operations (msgpack, owned by `jetstream.consumer`)
+CONSUMER_CREATE: Final = 32
+CONSUMER_DELETE: Final = 33
+CONSUMER_DELIVERED: Final = 34
+CONSUMER_ACKS: Final = 35
+CONSUMER_RESET: Final = 36
+CONSUMER_PAUSE: Final = 37
+CONSUMER_FIRST: Final = 32
+CONSUMER_LAST: Final = 63
+
+# Meta group
+META_STREAM_ADD: Final = 64
+META_STREAM_UPDATE: Final = 65
+META_STREAM_REMOVE: Final = 66

@@ -1,0 +1,72 @@
+"""What a consumer sees of its stream.
+
+Owns the `MessageSource` interface only: `stream.py` implements it, `consumer/` programs against it, tests may stand in
+for it. Filters are tuples of subjects (wildcards allowed); the empty tuple matches everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from nimsnats.jetstream.message import StoredMessage
+
+Filters = tuple[bytes, ...]
+
+
+class MessageSource(Protocol):
+    """A stream as its consumers see it. Sequence arguments and results are stream sequences; 0 means none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def retention(self) -> str:
+        """`limits`, `interest` or `workqueue`."""
+        ...
+
+    @property
+    def first_seq(self) -> int: ...
+
+    @property
+    def last_seq(self) -> int: ...
+
+    def next_match(self, filters: Filters, start: int) -> int:
+        """Lowest live sequence >= `start` whose subject matches, or 0."""
+        ...
+
+    def last_match(self, filters: Filters) -> int:
+        """Highest live sequence whose subject matches, or 0."""
+        ...
+
+    def last_per_subject(self, filters: Filters) -> list[int]:
+        """The newest live sequence of every matching subject, ascending."""
+        ...
+
+    def count_match(self, filters: Filters, start: int) -> int:
+        """How many live messages at or after `start` match."""
+        ...
+
+    def seq_at_time(self, time_ns: int) -> int:
+        """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""
+        ...
+
+    def get(self, seq: int) -> StoredMessage | None:
+        """The message if it is live and its block is in memory; None otherwise (see `live` and `load`)."""
+        ...
+
+    def live(self, seq: int) -> bool:
+        """Whether the stream still holds this sequence."""
+        ...
+
+    def load(self, seq: int) -> Awaitable[StoredMessage | None]:
+        """The message, read from disk when needed (and read ahead); None when it is gone or damaged."""
+        ...
+
+    def propose(self, kind: int, data: bytes, context: object | None = None) -> None:
+        """Propose a consumer entry in the stream's group; it comes back through `ConsumerSet.apply` or `.refuse`."""
+        ...
+
+    def settled(self, seqs: list[int]) -> None:
+        """Called from `apply` only: consumers need these messages no more (interest and work-queue retention)."""
+        ...

@@ -1,0 +1,154 @@
+"""The face of Raft towards the state machines above it: entries in, snapshots out.
+
+Owns the vocabulary (`Entry`, `Snapshot`, `StateMachine`, `Group`) that `jetstream` programs against. It never touches
+the log, the disk or the network; `host.py` does that.
+
+Rules of the game:
+
+- Everything that changes replicated state is proposed, becomes durable, commits, and is then *applied* in log order on
+  every member. `apply` is deterministic: it reads no clock, no random source, no local setting.
+- An entry whose `kind` has `BLOCK` set carries message bytes. Its row in storage outlives the log: when the log is
+  compacted the row becomes the state machine's *block*, until the machine names it in `Snapshot.dropped`. So payload
+  bytes are written once.
+- `Entry.context` is whatever the local proposer passed to `propose` (decoded messages, reply subjects). It is None on
+  other members and during replay, so it may only save work or carry replies, never change the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+BLOCK: Final = 0x80
+"""Bit in `Entry.kind`: the entry's data is a message block that the state machine owns after log compaction."""
+
+
+class NotLeader(Exception):
+    """This member does not lead the group now; `hint` names the leader when it is known."""
+
+    def __init__(self, hint: str = "") -> None:
+        super().__init__(f"not the leader (leader: {hint or 'unknown'})")
+        self.hint = hint
+
+
+class ProposalDropped(Exception):
+    """A local proposal that will not commit (disk full, leadership lost, group stopped). The reason is its text."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One committed log entry."""
+
+    index: int
+    term: int
+    kind: int
+    data: bytes
+    context: object | None = None
+
+
+@dataclass(slots=True)
+class BlockRecord:
+    """What the machine wants remembered beside one of its blocks: an opaque, checksummed note (sequences, dead ones)."""
+
+    index: int
+    note: bytes
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """State as of the last applied entry, stored in one transaction with the compaction of the log.
+
+    `state` is everything but message bytes. `blocks` are new or changed block notes since the previous snapshot;
+    `dropped` are blocks that hold no live message any more.
+    """
+
+    state: bytes
+    blocks: Sequence[BlockRecord] = field(default_factory=lambda: list[BlockRecord]())
+    dropped: Sequence[int] = field(default_factory=lambda: list[int]())
+
+
+@dataclass(slots=True)
+class StoredBlock:
+    """A block as read back at start: `data` is None when the bytes are damaged or missing (checksum failed)."""
+
+    index: int
+    note: bytes
+    data: bytes | None
+
+
+@dataclass(slots=True)
+class LogDamage:
+    """What recovery could not read back of a group: indexes of lost entries, and how many messages they held at most.
+
+    `entries` maps a lost log index to the number of messages its entry carried (0 when it was not a message batch).
+    """
+
+    entries: dict[int, int]
+    reason: str
+
+
+class StateMachine(Protocol):
+    """What a group replicates. All methods are called on the loop, in log order, and must not block."""
+
+    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is none)."""
+        ...
+
+    def damaged(self, damage: LogDamage) -> None:
+        """Recovery lost log entries after what `restore`/`apply` have shown so far; their sequences must not be reused."""
+        ...
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one committed entry."""
+        ...
+
+    def refuse(self, context: object, error: Exception) -> None:
+        """A local proposal with this context was dropped and has changed nothing."""
+        ...
+
+    def leadership(self, leading: bool, term: int) -> None:
+        """This member became, or stopped being, the leader that is ready to serve."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """State as of the last applied entry."""
+        ...
+
+
+class Group(Protocol):
+    """A handle on one Raft group of this node."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def leading(self) -> bool: ...
+
+    @property
+    def leader(self) -> str: ...
+
+    @property
+    def term(self) -> int: ...
+
+    @property
+    def applied(self) -> int: ...
+
+    @property
+    def committed(self) -> int: ...
+
+    def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
+        """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` is called with `context`.
+
+        `messages` is the number of messages in a block entry, so that damage can be named in messages.
+        Raises NotLeader at once when this member cannot propose.
+        """
+        ...
+
+    def read_block(self, index: int) -> Awaitable[bytes]:
+        """The bytes of a block, checksummed. Raises `nimsnats.storage.Corrupt` when they are damaged."""
+        ...
+
+    def rewrite_block(self, index: int, data: bytes) -> None:
+        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable some time later."""
+        ...

@@ -1,0 +1,54 @@
+"""Everything nondeterministic that a node is allowed to touch, in one value that is handed in from outside.
+
+Owns: the wall clock, the random source and the event loop's timers. It never touches the network or the disk: those
+have interfaces of their own (listeners in `broker`, `storage`). Production code builds `Runtime.real()`; the simulator
+builds one whose loop runs on virtual time and whose random source has a seed. No other module reads a clock or draws
+a random number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Runtime:
+    """Clock, randomness and timers of one node.
+
+    `time_ns` is wall-clock time in nanoseconds since the epoch (what messages are stamped with). Durations are measured
+    with `monotonic` (seconds), which is the loop's own clock so that timers and measurements agree.
+    """
+
+    time_ns: Callable[[], int]
+    random: random.Random
+    loop: asyncio.AbstractEventLoop
+    tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: set[asyncio.Task[Any]]())
+
+    @classmethod
+    def real(cls) -> Runtime:
+        """The runtime of production: system clock, system entropy, the running loop."""
+        return cls(time.time_ns, random.SystemRandom(), asyncio.get_running_loop())
+
+    def monotonic(self) -> float:
+        """Seconds on the loop's clock."""
+        return self.loop.time()
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        """Run `callback` in this loop's next turn."""
+        return self.loop.call_soon(callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        """Run `callback` after `delay` seconds."""
+        return self.loop.call_later(delay, callback, *args)
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Start an owned task; the caller keeps it, cancels it and awaits it in its own shutdown."""
+        task = self.loop.create_task(coro, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
