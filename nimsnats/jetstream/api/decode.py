@@ -1,0 +1,240 @@
+"""Request bodies as nats-server reads them: Go's encoding/json with unknown fields refused.
+
+Owns the little type system (`Struct`, `Scalar`, `Enum`, `Listed`, `Mapped`) in which request bodies are described, and
+the texts of Go's decoding errors, because clients and tests compare them. It never knows what a field means.
+Keys match case-insensitively, `null` leaves a field unset, several values in one body are merged, all as Go does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.syntax import syntax_error
+
+JsonObject = dict[str, Any]
+
+
+class DecodeError(Exception):
+    """A body that does not fit; the text is what Go would say after `invalid JSON: `."""
+
+
+class Kind(Protocol):
+    """What a JSON value has to look like."""
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        """The value in canonical form. `path` is the Go name of the place, `where` the words before it."""
+        ...
+
+
+class _Float(str):
+    """A number literal with a fraction or exponent, kept as text: Go refuses it for integers and quotes it."""
+
+    __slots__ = ()
+
+
+def _name_of(value: Any) -> str:
+    """The word that Go uses for the JSON type of a value."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | _Float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, list) else "object"
+
+
+def _mismatch(value: Any, path: str, where: str, go_type: str, literal: bool = False) -> DecodeError:
+    shown = f"{_name_of(value)} {value}" if literal else _name_of(value)
+    return DecodeError(f"json: cannot unmarshal {shown} into {where}{path} of type {go_type}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A string, bool or integer, named by its Go type, which decides the range."""
+
+    go_type: str
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if self.go_type == "string":
+            if type(value) is str:
+                return value
+        elif self.go_type == "bool":
+            if type(value) is bool:
+                return value
+        elif type(value) is int:
+            low, high = _RANGES.get(self.go_type, _INT64)
+            if low <= value <= high:
+                return value
+            raise _mismatch(value, path, where, self.go_type, literal=True)
+        elif isinstance(value, _Float):
+            raise _mismatch(value, path, where, self.go_type, literal=True)
+        raise _mismatch(value, path, where, self.go_type)
+
+
+_INT64: Final = (-(1 << 63), (1 << 63) - 1)
+_RANGES: Final = {"uint64": (0, (1 << 64) - 1), "int32": (-(1 << 31), (1 << 31) - 1)}
+
+STRING: Final = Scalar("string")
+BOOL: Final = Scalar("bool")
+INT: Final = Scalar("int")
+INT64: Final = Scalar("int64")
+UINT64: Final = Scalar("uint64")
+DURATION: Final = Scalar("time.Duration")
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    """One of a few words. `aliases` maps accepted words to canonical ones; `error` makes another complaint."""
+
+    words: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    error: Callable[[Any], str] | None = None
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if isinstance(value, str) and not isinstance(value, _Float):
+            word = self.aliases.get(value, value)
+            if word in self.words:
+                return word
+        if self.error is not None:
+            raise DecodeError(self.error(value))
+        raw = value if isinstance(value, _Float) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        raise DecodeError(f"can not unmarshal {json.dumps(raw, ensure_ascii=False)}")
+
+
+_TIME: Final = re.compile(
+    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d([.,]\d+)?(Z|[+-]\d\d:\d\d)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """An RFC 3339 time, kept as its text (see `jetstream.clock`)."""
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if not isinstance(value, str) or isinstance(value, _Float):
+            raise DecodeError("Time.UnmarshalJSON: input is not a JSON string")
+        if not _TIME.fullmatch(value):
+            layout = "2006-01-02T15:04:05Z07:00"
+            raise DecodeError(f'parsing time "{value}" as "{layout}": cannot parse "{value}" as "2006"')
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A JSON array of one kind."""
+
+    item: Kind
+    go_type: str
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if not isinstance(value, list):
+            raise _mismatch(value, path, where, self.go_type)
+        items = cast("list[Any]", value)
+        return [self.item.read(item, f"{path}.{i}", "") for i, item in enumerate(items)]
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A JSON object with free keys and values of one kind."""
+
+    item: Kind
+    go_type: str
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise _mismatch(value, path, where, self.go_type)
+        pairs = cast("dict[str, Any]", value)
+        return {key: self.item.read(item, path, where) for key, item in pairs.items() if item is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """A JSON object with known fields, named as nats-server's Go type. Fields not given are absent from the result."""
+
+    name: str
+    fields: Mapping[str, Kind]
+    strict: bool = True
+
+    def read(self, value: Any, path: str, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise _mismatch(value, path, where, f"server.{self.name}")
+        result: JsonObject = {}
+        for key, item in cast("dict[str, Any]", value).items():
+            known = key if key in self.fields else key.lower()
+            kind = self.fields.get(known)
+            if kind is None:
+                if self.strict:
+                    raise DecodeError(f'json: unknown field "{key}"')
+            elif item is not None:
+                result[known] = kind.read(item, f"{path}.{known}", where)
+        return result
+
+
+STRINGS: Final = Listed(STRING, "[]string")
+METADATA: Final = Mapped(STRING, "map[string]string")
+TIME: Final = Time()
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decoder: Final = json.JSONDecoder(parse_float=_Float, parse_constant=_constant)
+_space: Final = re.compile(r"[ \t\r\n]*")
+
+
+def decode(body: bytes, struct: Struct, strict: bool = True) -> JsonObject:
+    """The fields given in a request body; an empty body gives none. Raises ApiError 10025 with Go's text."""
+    try:
+        return _decode(body, struct if strict else Struct(struct.name, struct.fields, strict=False))
+    except DecodeError as error:
+        raise errors.INVALID_JSON(err=error) from None
+
+
+def _decode(body: bytes, struct: Struct) -> JsonObject:
+    text = body.decode("utf-8", "replace")
+    result: JsonObject = {}
+    at = _end_of_space(text, 0)
+    while at < len(text):
+        try:
+            value, at = _decoder.raw_decode(text, at)
+        except RecursionError:
+            raise DecodeError("exceeded max depth") from None
+        except ValueError:
+            raise DecodeError(syntax_error(body)) from None
+        at = _end_of_space(text, at)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise _mismatch(value, "", "Go value", f"server.{struct.name}")
+        result.update(cast("JsonObject", struct.read(value, struct.name, "Go struct field ")))
+    return result
+
+
+def _end_of_space(text: str, at: int) -> int:
+    match = _space.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def encode(value: JsonObject) -> bytes:
+    """Compact JSON as Go writes it: `<`, `>`, `&` and the two line separators escaped."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for char, escape in _ESCAPES:
+        if char in text:
+            text = text.replace(char, escape)
+    return text.encode("utf-8", "replace")
+
+
+_ESCAPES: Final = (
+    ("<", "\\u003c"),
+    (">", "\\u003e"),
+    ("&", "\\u0026"),
+    ("\u2028", "\\u2028"),
+    ("\u2029", "\\u2029"),
+)

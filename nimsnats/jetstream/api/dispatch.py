@@ -1,0 +1,219 @@
+"""`$JS.API.>` of one account: from a request on the wire to a handler and back.
+
+Owns the subscription, the table of endpoints, the rules about empty and non-empty bodies, the JSON envelope and the
+counters of `$JS.API.INFO`. It knows no stream and no consumer: `api/*.py` register their endpoints here.
+
+Handlers run at once on the loop and either return the response or an awaitable of it. What they raise as `ApiError`
+becomes the `error` of the response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.decode import JsonObject, Struct, decode, encode
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.headers import header_value
+from nimsnats.runtime import Runtime
+from nimsnats.version import API_LEVEL
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account, Subscription
+    from nimsnats.broker.client import ClientConnection
+
+PREFIX: Final = "$JS.API."
+TYPE_PREFIX: Final = "io.nats.jetstream.api.v1."
+MAX_WAITING: Final = 10_000
+"""Requests of one account that may wait for a commit; more are dropped with a warning (nats-server's queue limit)."""
+
+
+class Body(Enum):
+    """What a request's body may be (an empty object counts as empty)."""
+
+    PARSED = "parsed"
+    """Decoded when there is one; absent fields are for the handler to judge."""
+    OPTIONAL = "optional"
+    """Decoded only when its first character is `{` or `[`; other text is ignored."""
+    EMPTY = "empty"
+    """Anything in it is error 10038."""
+    REQUIRED = "required"
+    """Nothing in it is error 10003."""
+    RAW = "raw"
+    """Left to the handler, which also answers by itself (`DIRECT.GET`, `CONSUMER.MSG.NEXT`)."""
+
+
+@dataclass(slots=True)
+class ApiRequest:
+    """One request. `tokens` are the subject's tokens after `$JS.API.`; `params` the decoded body, canonical keys."""
+
+    account: Account
+    tokens: list[str]
+    subject: bytes
+    reply: bytes
+    headers: bytes
+    body: bytes
+    origin: ClientConnection | None = None
+    params: JsonObject = field(default_factory=JsonObject)
+
+
+Response = JsonObject | bool | None
+Handler = Callable[[ApiRequest], "Response | Awaitable[JsonObject | None]"]
+"""Returns the response without `type` (or an awaitable of it); None when it answered itself or nobody is to be
+answered; False (RAW only, and only at once) when the asset is not there, so that the requester gets a 503."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One API subject: `pattern` below `$JS.API.` with `*` for one token and a final `>` for at least one.
+
+    `response` is the suffix of the response type; `zero` are fields that nats-server also sends beside an error.
+    """
+
+    pattern: str
+    response: str
+    handler: Handler
+    body: Body = Body.PARSED
+    request: Struct | None = None
+    zero: JsonObject = field(default_factory=JsonObject)
+
+
+class ApiDispatcher:
+    """Answers the JetStream API of one account until it is closed."""
+
+    def __init__(self, account: Account, runtime: Runtime, log: logging.Logger, *, strict: bool = True) -> None:
+        self.account = account
+        self.total = 0
+        self.failed = 0
+        self._runtime = runtime
+        self._log = log
+        self._strict = strict
+        self._by_head: dict[str, list[tuple[list[str], Endpoint]]] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._subscription: Subscription | None = None
+
+    def register(self, endpoints: Iterable[Endpoint]) -> None:
+        """Add endpoints to the table. Patterns of one table never overlap, so their order does not matter."""
+        for endpoint in endpoints:
+            tokens = endpoint.pattern.split(".")
+            self._by_head.setdefault(tokens[0], []).append((tokens, endpoint))
+
+    def start(self) -> None:
+        """Start to answer."""
+        assert self._subscription is None
+        self._subscription = self.account.subscribe(f"{PREFIX}>".encode(), self._receive)
+
+    async def close(self) -> None:
+        """Stop to answer; requests that wait for a commit are given up."""
+        if self._subscription is not None:
+            self.account.unsubscribe(self._subscription)
+            self._subscription = None
+        waiting = list(self._waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _receive(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        """The subscription's handler. Subjects that no endpoint knows get no answer at all, as in nats-server."""
+        tokens = subject.decode("utf-8", "replace").split(".")[2:]
+        endpoint = self._find(tokens)
+        if endpoint is None:
+            return None
+        request = ApiRequest(self.account, tokens, subject, reply, headers, payload, origin)
+        if endpoint.body is Body.RAW:
+            return self._call_raw(endpoint, request)
+        self.total += 1
+        try:
+            self._check_level(request)
+            self._read_body(endpoint, request)
+            response = endpoint.handler(request)
+        except ApiError as error:
+            self._fail(endpoint, request, error)
+        except Exception:
+            self._broken(endpoint, request)
+        else:
+            if isinstance(response, Awaitable):
+                self._wait(endpoint, request, response)
+            elif isinstance(response, dict):
+                self.answer(endpoint, request, response)
+        return None
+
+    def _find(self, tokens: list[str]) -> Endpoint | None:
+        for pattern, endpoint in self._by_head.get(tokens[0], ()):
+            if len(tokens) != len(pattern) and (pattern[-1] != ">" or len(tokens) < len(pattern)):
+                continue
+            if all(want in ("*", ">", got) for want, got in zip(pattern, tokens, strict=False)):
+                return endpoint
+        return None
+
+    def _call_raw(self, endpoint: Endpoint, request: ApiRequest) -> bool | None:
+        try:
+            response = endpoint.handler(request)
+        except Exception:
+            self._log.exception("JetStream API handler %s failed", endpoint.pattern)
+            return None
+        assert response is None or isinstance(response, bool)
+        return response
+
+    def _check_level(self, request: ApiRequest) -> None:
+        level = header_value(request.headers, b"Nats-Required-Api-Level") if request.headers else None
+        if level is not None and (not level.isdigit() or int(level) > API_LEVEL):
+            raise errors.REQUIRED_API_LEVEL()
+
+    def _read_body(self, endpoint: Endpoint, request: ApiRequest) -> None:
+        body = request.body.strip(b" \t\r\n") if endpoint.body is not Body.PARSED else request.body
+        empty = not body or body == b"{}"
+        if endpoint.body is Body.EMPTY:
+            if not empty:
+                raise errors.NOT_EMPTY_REQUEST()
+            return
+        if endpoint.body is Body.REQUIRED and empty:
+            raise errors.BAD_REQUEST()
+        if endpoint.body is Body.OPTIONAL and body[:1] not in (b"{", b"["):
+            return
+        if endpoint.request is not None:
+            request.params = decode(request.body, endpoint.request, self._strict)
+
+    def answer(self, endpoint: Endpoint, request: ApiRequest, body: JsonObject) -> None:
+        """Send a response with its type in front."""
+        if request.reply:
+            payload = encode({"type": TYPE_PREFIX + endpoint.response, **body})
+            self.account.publish(request.reply, payload)
+
+    def _fail(self, endpoint: Endpoint, request: ApiRequest, error: ApiError) -> None:
+        self.failed += 1
+        self.answer(endpoint, request, {"error": error.body(), **endpoint.zero})
+
+    def _broken(self, endpoint: Endpoint, request: ApiRequest) -> None:
+        """Our own bug: the server lives on, the log has the traceback, the client gets an error."""
+        self._log.exception("JetStream API handler %s failed", endpoint.pattern)
+        self._fail(endpoint, request, errors.STREAM_GENERAL_ERROR(err="internal error"))
+
+    def _wait(self, endpoint: Endpoint, request: ApiRequest, response: Awaitable[JsonObject | None]) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            self._log.warning("JetStream API queue limit reached: request on %s refused", endpoint.pattern)
+            if asyncio.iscoroutine(response):
+                response.close()
+            self._fail(endpoint, request, errors.CLUSTER_NOT_AVAIL())
+            return
+        task = self._runtime.spawn(self._finish(endpoint, request, response), f"api {endpoint.pattern}")
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _finish(self, endpoint: Endpoint, request: ApiRequest, response: Awaitable[JsonObject | None]) -> None:
+        try:
+            body = await response
+        except ApiError as error:
+            self._fail(endpoint, request, error)
+        except Exception:
+            self._broken(endpoint, request)
+        else:
+            if body is not None:
+                self.answer(endpoint, request, body)
