@@ -16,18 +16,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def _boot_time_ns() -> int:
+    """CLOCK_BOOTTIME where there is one (Linux): unlike the loop's clock it goes on while the machine is suspended."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 @dataclass(slots=True)
 class Runtime:
     """Clock, randomness and timers of one node.
 
     `time_ns` is wall-clock time in nanoseconds since the epoch (what messages are stamped with). Durations are measured
-    with `monotonic` (seconds), which is the loop's own clock so that timers and measurements agree.
+    with `monotonic` (seconds), which is the loop's own clock so that timers and measurements agree. `boot_time_ns` is
+    for leases alone: nanoseconds that go on while the machine is suspended and never jump when the wall clock is set.
     """
 
     time_ns: Callable[[], int]
     random: random.Random
     loop: asyncio.AbstractEventLoop
-    tasks: set[asyncio.Task[Any]] = field(default_factory=lambda: set[asyncio.Task[Any]]())
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    boot_time_ns: Callable[[], int] = _boot_time_ns
 
     @classmethod
     def real(cls) -> Runtime:
@@ -45,6 +52,15 @@ class Runtime:
     def call_later(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
         """Run `callback` after `delay` seconds."""
         return self.loop.call_later(delay, callback, *args)
+
+    async def sleep(self, delay: float) -> None:
+        """Wait `delay` seconds on this runtime's timers."""
+        done = asyncio.Event()
+        timer = self.call_later(delay, done.set)
+        try:
+            await done.wait()
+        finally:
+            timer.cancel()
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start an owned task; the caller keeps it, cancels it and awaits it in its own shutdown."""
