@@ -1,0 +1,77 @@
+"""`python -m benchmarks`: run scenarios side by side, print ratios, write the JSON file, update the record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import report, runner
+from benchmarks.scenario import QUICK, Settings
+from benchmarks.servers import KINDS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (1 when a scenario failed)."""
+    options = _parser().parse_args(argv)
+    scenarios = runner.select(options.only)
+    if options.list:
+        for scenario in scenarios:
+            print(f"{scenario.name:28} {scenario.title}")
+        return 0
+    settings = _settings(options)
+    kinds: list[str] = options.servers
+    outcomes = runner.run(scenarios, kinds, settings, options.store)
+    run = report.document(outcomes, kinds, settings)
+    path = report.save(run, options.out)
+    table = report.markdown(outcomes, run, kinds)
+    print(table)
+    if options.compare:
+        print(report.compare(run, json.loads(options.compare.read_text())))
+    if options.record:
+        report.record(table)
+    print(f"absolute figures: {path}")
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = QUICK if options.quick else Settings()
+    given = {"duration": options.duration, "rounds": options.rounds, "scale": options.scale}
+    return replace(settings, **{key: value for key, value in given.items() if value is not None})
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = _words(text)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"unknown server {kind!r}: choose from {', '.join(KINDS)}")
+    return kinds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="nimsnats beside nats-server, in ratios")
+    parser.add_argument("--quick", action="store_true", help="shorter measurements, under three minutes for everything")
+    parser.add_argument("--only", type=_words, default=[], help="parts of scenario names, comma separated")
+    parser.add_argument("--list", action="store_true", help="name the scenarios and stop")
+    parser.add_argument(
+        "--servers", type=_kinds, default=["go", "nims", "go-sync"], help=f"comma separated: {', '.join(KINDS)}"
+    )
+    parser.add_argument("--duration", type=float, help="seconds of each measurement")
+    parser.add_argument("--rounds", type=int, help="measurements of each server in each scenario")
+    parser.add_argument("--scale", type=float, help="shrinks fixed amounts of messages and connections")
+    parser.add_argument(
+        "--store", type=Path, help="where the servers keep their data (default: the temporary directory)"
+    )
+    parser.add_argument("--out", type=Path, default=report.OUT, help="where the JSON file goes")
+    parser.add_argument("--compare", type=Path, metavar="JSON", help="also print the change since an earlier run")
+    parser.add_argument("--record", action="store_true", help="put the table on top of benchmarks/RESULTS.md")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

