@@ -1,0 +1,85 @@
+"""Subjects: what is valid, what is a wildcard, what matches what. Raw bytes in, answers out.
+
+Owns the rules of NATS subjects. It never touches interest (who subscribes to what): that is `broker.interest`.
+
+A subject is tokens split on `.`; `*` stands for exactly one token and `>` for one or more at the end, each only as a
+whole token (`foo*bar` is a literal). No check of UTF-8 or of control characters, as in nats-server.
+"""
+
+from __future__ import annotations
+
+WILDCARD_ONE = b"*"
+WILDCARD_REST = b">"
+
+
+def has_wildcard(subject: bytes) -> bool:
+    """Whether a token of `subject` is `*` or `>`."""
+    if b"*" not in subject and b">" not in subject:
+        return False
+    tokens = subject.split(b".")
+    return WILDCARD_ONE in tokens or WILDCARD_REST in tokens
+
+
+def is_valid(subject: bytes) -> bool:
+    """Whether one may subscribe to `subject`: no empty token, nothing after `>`."""
+    tokens = subject.split(b".")
+    if b"" in tokens:
+        return False
+    return WILDCARD_REST not in tokens[:-1]
+
+
+def is_literal(subject: bytes) -> bool:
+    """Whether `subject` may be published to in pedantic mode: no empty token and no wildcard token."""
+    tokens = subject.split(b".")
+    return not (b"" in tokens or WILDCARD_ONE in tokens or WILDCARD_REST in tokens)
+
+
+def has_empty_token(subject: bytes) -> bool:
+    """Whether a token is empty; such a subject matches no subscription."""
+    return not subject or b".." in subject or subject.startswith(b".") or subject.endswith(b".")
+
+
+def matches(subject: bytes, pattern: bytes) -> bool:
+    """Whether a message published on `subject` reaches a subscription to `pattern`.
+
+    A wildcard token in `subject` counts as that literal token, as it does for publishes.
+    """
+    if has_empty_token(subject):
+        return False
+    tokens = subject.split(b".")
+    wanted = pattern.split(b".")
+    for i, want in enumerate(wanted):
+        if want == WILDCARD_REST and i == len(wanted) - 1:
+            return len(tokens) > i
+        if i >= len(tokens):
+            return False
+        if want not in (WILDCARD_ONE, tokens[i]):
+            return False
+        if want == WILDCARD_REST:
+            return False
+    return len(tokens) == len(wanted)
+
+
+def is_subset(subject: bytes, pattern: bytes) -> bool:
+    """Whether everything that `subject` (with wildcards) matches is also matched by `pattern`."""
+    tokens = subject.split(b".")
+    wanted = pattern.split(b".")
+    for i, want in enumerate(wanted):
+        if want == WILDCARD_REST:
+            return len(tokens) > i
+        if i >= len(tokens) or tokens[i] == WILDCARD_REST:
+            return False
+        if want != WILDCARD_ONE and want != tokens[i]:
+            return False
+    return len(tokens) == len(wanted)
+
+
+def collide(a: bytes, b: bytes) -> bool:
+    """Whether some literal subject matches both patterns."""
+    left, right = a.split(b"."), b.split(b".")
+    for one, two in zip(left, right, strict=False):
+        if one == WILDCARD_REST or two == WILDCARD_REST:
+            return True
+        if one != two and one != WILDCARD_ONE and two != WILDCARD_ONE:
+            return False
+    return len(left) == len(right)
