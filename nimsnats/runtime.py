@@ -21,6 +21,13 @@ def _boot_time_ns() -> int:
     return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+class StartError(Exception):
+    """The node cannot start: a port in use, a data directory that it may not touch. The message is one clear line.
+
+    Base of every room's own start-up errors; the command line prints it without a traceback and exits with 1.
+    """
+
+
 @dataclass(slots=True)
 class Runtime:
     """Clock, randomness and timers of one node.
