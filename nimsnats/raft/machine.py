@@ -16,7 +16,7 @@ Rules of the game:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -45,11 +45,16 @@ class Entry:
     kind: int
     data: bytes
     context: object | None = None
+    messages: int = 0
+    """Messages in the entry as the proposer counted them (`Group.propose`)."""
 
 
 @dataclass(slots=True)
 class BlockRecord:
-    """What the machine wants remembered beside one of its blocks: an opaque, checksummed note (sequences, dead ones)."""
+    """What the machine wants remembered beside one of its blocks: an opaque, checksummed note (sequences, dead ones).
+
+    Notes are stored twice, so they outlive a damaged page that takes the block itself.
+    """
 
     index: int
     note: bytes
@@ -64,17 +69,28 @@ class Snapshot:
     """
 
     state: bytes
-    blocks: Sequence[BlockRecord] = field(default_factory=lambda: list[BlockRecord]())
-    dropped: Sequence[int] = field(default_factory=lambda: list[int]())
+    blocks: Sequence[BlockRecord] = field(default_factory=list[BlockRecord])
+    dropped: Sequence[int] = field(default_factory=list[int])
 
 
-@dataclass(slots=True)
 class StoredBlock:
-    """A block as read back at start: `data` is None when the bytes are damaged or missing (checksum failed)."""
+    """A block as read back at start. Its bytes are read when `data` is asked for, so that a stream larger than memory
+    can be restored block by block; keep what you decode, not this object."""
 
-    index: int
-    note: bytes
-    data: bytes | None
+    __slots__ = ("_data", "_load", "index", "note")
+
+    def __init__(
+        self, index: int, note: bytes, data: bytes | None = None, load: Callable[[], bytes | None] | None = None
+    ) -> None:
+        self.index = index
+        self.note = note
+        self._data = data
+        self._load = load
+
+    @property
+    def data(self) -> bytes | None:
+        """The block's bytes; None when they are damaged or missing (checksum failed)."""
+        return self._data if self._load is None else self._load()
 
 
 @dataclass(slots=True)
@@ -96,7 +112,7 @@ class StateMachine(Protocol):
         ...
 
     def damaged(self, damage: LogDamage) -> None:
-        """Recovery lost log entries after what `restore`/`apply` have shown so far; their sequences must not be reused."""
+        """Recovery lost log entries after what `restore`/`apply` have shown so far; never reuse their sequences."""
         ...
 
     def apply(self, entry: Entry) -> None:
@@ -138,7 +154,7 @@ class Group(Protocol):
     def committed(self) -> int: ...
 
     def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
-        """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` is called with `context`.
+        """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` gets `context`.
 
         `messages` is the number of messages in a block entry, so that damage can be named in messages.
         Raises NotLeader at once when this member cannot propose.
@@ -150,5 +166,5 @@ class Group(Protocol):
         ...
 
     def rewrite_block(self, index: int, data: bytes) -> None:
-        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable some time later."""
+        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable later."""
         ...

@@ -1,0 +1,150 @@
+"""Drives many Raft groups on one loop: one disk sync a tick for all of them, one timer.
+
+Owns the groups and the order in which things happen: propose, make durable, commit, apply. What Raft decides is
+`core`'s, what one group keeps is `group.py`'s, how bytes reach the disk is `storage`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Final, Literal
+
+from nimsnats.raft.group import Durable, HostedGroup, Memory
+from nimsnats.raft.machine import Group, StateMachine
+from nimsnats.raft.recovery import recover
+from nimsnats.runtime import Runtime
+from nimsnats.storage.interface import Storage
+
+_STOP_PATIENCE: Final = 4.0
+
+
+class Host:
+    """All groups of a node."""
+
+    def __init__(self, storage: Storage, runtime: Runtime, node_name: str, log: logging.Logger | None = None) -> None:
+        self.node_name = node_name
+        self.runtime = runtime
+        self.storage = storage
+        self.log = log or logging.getLogger("nimsnats.raft")
+        self._groups: dict[str, HostedGroup] = {}
+        self._opening: set[str] = set()
+        self._dirty: dict[HostedGroup, None] = {}
+        self._flushing = False
+        self._stopped = False
+
+    def recorded_groups(self) -> list[str]:
+        """Names of the file groups that storage knows, in order of creation."""
+        return self.storage.group_names()
+
+    def groups(self) -> list[HostedGroup]:
+        """The groups that are open now."""
+        return list(self._groups.values())
+
+    async def open_group(
+        self, name: str, machine: StateMachine, *, storage: Literal["file", "memory"] = "file"
+    ) -> Group:
+        """Create a group or recover it: `restore`, `apply` for every entry of the log, `damaged` where some are lost.
+
+        Returns when everything recorded is applied and this member (of a group of one) leads.
+        Raises StorageFull, StorageFailed, Corrupt.
+        """
+        assert not self._stopped and name not in self._groups and name not in self._opening
+        self._opening.add(name)
+        try:
+            if storage == "memory":
+                group = HostedGroup(name, machine, self, Memory())
+            else:
+                group = await self._open_file(name, machine)
+        finally:
+            self._opening.discard(name)
+        self._groups[name] = group
+        group.lead()
+        return group
+
+    async def _open_file(self, name: str, machine: StateMachine) -> HostedGroup:
+        stored = await self.storage.load_group(name)
+        if stored is None:
+            number = self.storage.create_group(name, 1, self.node_name, b"")
+            await self.synced()
+            return HostedGroup(name, machine, self, Durable(self.storage, number))
+        group = HostedGroup(name, machine, self, Durable(self.storage, stored.id))
+        await recover(group, stored, self.storage, self.log)
+        return group
+
+    async def remove_group(self, name: str) -> None:
+        """End a group and destroy what it stored. Raises StorageFull, StorageFailed."""
+        group = self._groups.pop(name, None)
+        if group is not None:
+            group.stop("the group was removed")
+            if not group.durable:
+                return
+        stored = await self.storage.load_group(name)
+        if stored is not None:
+            self.storage.remove_group(stored.id)
+            await self.synced()
+
+    async def stop(self) -> None:
+        """Let what is proposed become durable, store snapshots so that the next start is short, end all groups."""
+        self._stopped = True
+        deadline = self.runtime.monotonic() + _STOP_PATIENCE
+        self._flush()
+        try:
+            await self.synced()
+            for group in self._groups.values():
+                if self.runtime.monotonic() < deadline:
+                    group.compact()
+                    await asyncio.sleep(0)
+            await self.synced()
+        except Exception as error:
+            self.log.warning("Stopping without a last snapshot: %s", error)
+        for group in self._groups.values():
+            group.stop("the node is stopping")
+        self._groups.clear()
+
+    # Driving ----------------------------------------------------------------------------------------------------
+
+    def mark(self, group: HostedGroup) -> None:
+        """A group has something to write; all groups marked in one turn of the loop go to disk together."""
+        self._dirty[group] = None
+        if not self._flushing:
+            self._flushing = True
+            self.runtime.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self._dirty:
+            return
+        marks: list[tuple[HostedGroup, int]] = []
+        on_disk = False
+        for group in self._dirty:
+            marks.append((group, group.flush()))
+            on_disk = on_disk or group.durable
+        self._dirty.clear()
+        if on_disk:
+            self.storage.sync(partial(self._stored, marks))
+        else:
+            self._stored(marks, None)
+
+    def _stored(self, marks: list[tuple[HostedGroup, int]], error: Exception | None) -> None:
+        for group, index in marks:
+            if error is None:
+                group.stored(index)
+            else:
+                group.not_stored(error)
+
+    async def synced(self) -> None:
+        """Wait until everything queued is durable. Raises StorageFull, StorageFailed."""
+        waiting: asyncio.Future[None] = self.runtime.loop.create_future()
+        self.storage.sync(partial(_settle, waiting))
+        await waiting
+
+
+def _settle(waiting: asyncio.Future[None], error: Exception | None) -> None:
+    if waiting.done():
+        return
+    if error is None:
+        waiting.set_result(None)
+    else:
+        waiting.set_exception(error)

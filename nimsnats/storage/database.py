@@ -1,0 +1,326 @@
+"""The database of a node: one writer with group commit, a few readers, own checkpoints.
+
+Owns the connections, the queue of writes and the life of a commit. Checksums and row formats are `layout`, the
+transaction itself is `batch`, the data directory is `directory`.
+
+A commit's life: callers queue writes and `sync`; if no commit runs, one starts at once, otherwise the writes gather
+and go together into the next. When a commit is done the next one is handed to the thread *before* the callbacks of
+the first run, so the disk works while the loop applies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nimsnats.runtime import Runtime
+from nimsnats.storage import layout, opening
+from nimsnats.storage.batch import INSERT_ENTRIES, REWRITE, Batch, Disk, RealDisk
+from nimsnats.storage.directory import Directory, claim
+from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed
+from nimsnats.storage.failure import classify
+from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup, Synced
+from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
+from nimsnats.storage.opening import Connections, SmallTables
+from nimsnats.storage.reaper import Reaper
+
+_BLOCK: Final = 0x80
+_DELETE_FROM: Final = "DELETE FROM entries WHERE id >= ? AND id <= ?"
+_DELETE_LOG: Final = f"DELETE FROM entries WHERE id > ? AND id <= ? AND kind < {_BLOCK}"
+_SELECT: Final = "SELECT id, crc, term, kind, messages, total, data FROM entries"
+
+
+@dataclass(slots=True)
+class CommitReport:
+    """One commit, for metrics. `size` is in bytes of entry data and snapshots."""
+
+    seconds: float
+    entries: int
+    messages: int
+    size: int
+
+
+async def open_database(
+    path: Path,
+    runtime: Runtime,
+    node_name: str = "",
+    *,
+    log: logging.Logger | None = None,
+    sync_always: bool = True,
+    disk: Disk | None = None,
+) -> Database:
+    """Open or create the data directory at `path`.
+
+    Raises InUse, Foreign, Unwritable, NewerVersion, Corrupt; each text is one line for the operator.
+    """
+    log = log or logging.getLogger("nimsnats.storage")
+    directory = claim(path, node_name, runtime.random)
+    try:
+        await asyncio.to_thread(opening.prepare, directory)
+        connections = await opening.connect(directory.database, sync_always)
+    except BaseException:
+        directory.release()
+        raise
+    tables = opening.read_small_tables(connections.direct)
+    if not sync_always:
+        log.warning("sync is not 'always': acknowledged messages of the last moments are lost in a power failure")
+    return Database(directory, runtime, log, disk or RealDisk(), connections, tables)
+
+
+class Database:
+    """Implements `Storage` on SQLite. Create it with `open_database`; end it with `close`."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        runtime: Runtime,
+        log: logging.Logger,
+        disk: Disk,
+        connections: Connections,
+        tables: SmallTables,
+    ) -> None:
+        assert directory.identity is not None
+        self.path: Path = directory.path
+        self.identity = directory.identity
+        self.observers: list[Callable[[CommitReport], None]] = []
+        """Called after each commit, on the loop."""
+        self.failure: StorageFailed | None = None
+        """Why nothing is acknowledged any more, once that is so."""
+        self._directory = directory
+        self._runtime = runtime
+        self._log = log
+        self._connections = connections
+        self._connections.writer.disk = disk
+        self._turn = 0
+        self._groups: dict[int, GroupRow] = dict(tables.groups)
+        self._committed: dict[int, GroupRow] = dict(tables.groups)
+        self._newest_group = max(tables.groups, default=0)
+        self._gathering = Batch()
+        self._reaper = Reaper()
+        for row in tables.groups.values():
+            if not row[2]:
+                self._reaper.add_group(row[0])
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._task = runtime.spawn(self._write_loop(), "storage writer")
+
+    async def close(self) -> None:
+        """Commit what is queued and close. Afterwards everything raises or is refused."""
+        self._closing = True
+        self._wake.set()
+        await self._task
+        self.failure = self.failure or StorageFailed(f"{self.path} is closed")
+        await self._connections.close()
+        self._directory.release()
+
+    # Queueing ---------------------------------------------------------------------------------------------------
+
+    def group_names(self) -> list[str]:
+        """Names of the groups that exist now, in order of creation."""
+        return [row[2] for row in self._groups.values() if row[2]]
+
+    def create_group(self, name: str, term: int, vote: str, members: bytes) -> int:
+        """Queue a new group and return its id. Ids are never used twice: old rows cannot come back as its own."""
+        group = self._newest_group + 1
+        assert group <= layout.MAX_GROUP and name and name not in self.group_names()
+        self._newest_group = group
+        self._put_group(layout.group_row(group, name, term, vote, 0, 0, 0, members))
+        return group
+
+    def remove_group(self, group: int) -> None:
+        """Queue the removal of a group. Its row stays as a nameless tombstone until its entries are gone."""
+        self._put_group(layout.group_row(group, "", 0, "", 0, 0, 0, b""))
+        low, high = row_id(group, 0), row_id(group, INDEX_MASK)
+        for suffix in ("", "_mirror"):
+            self._gathering.add(f"DELETE FROM snapshots{suffix} WHERE id = ?", (group,))
+            self._gathering.add(f"DELETE FROM blocks{suffix} WHERE id >= ? AND id <= ?", (low, high))
+        self._reaper.add_group(group)
+
+    def set_hard_state(self, group: int, term: int, vote: str) -> None:
+        """Queue term and vote."""
+        row = self._groups[group]
+        self._put_group(layout.group_row(group, row[2], term, vote, *row[5:]))
+
+    def append(self, group: int, index: int, term: int, kind: int, messages: int, total: int, data: bytes) -> None:
+        """Queue one log entry."""
+        row = group << layout.INDEX_BITS | index
+        crc = layout.entry_crc(row, term, kind, messages, total, data)
+        batch = self._gathering
+        batch.add(INSERT_ENTRIES, (row, crc, term, kind, messages, total, data))
+        batch.entries += 1
+        batch.messages += messages
+        batch.size += len(data)
+
+    def truncate(self, group: int, index: int) -> None:
+        """Queue the removal of all entries from `index` on."""
+        self._gathering.add(_DELETE_FROM, (row_id(group, index), row_id(group, INDEX_MASK)))
+
+    def compact(self, group: int, point: CompactionPoint) -> None:
+        """Queue a snapshot and the end of the log before it. Dropped blocks are deleted later, in small bites."""
+        row, batch = self._groups[group], self._gathering
+        before = row_id(group, row[5])
+        notes = [layout.block_row(row_id(group, index), note) for index, note in point.notes]
+        gone = [layout.block_row(row_id(group, index), None) for index in point.dropped]
+        self._put_group(
+            layout.group_row(group, row[2], row[3], row[4], point.index, point.term, point.total, point.members)
+        )
+        state = layout.snapshot_row(group, point.index, point.state)
+        for suffix in ("", "_mirror"):
+            batch.add(layout.UPSERTS[f"snapshots{suffix}"], state)
+            for block in (*notes, *gone):
+                batch.add(layout.UPSERTS[f"blocks{suffix}"], block)
+        batch.add(_DELETE_LOG, (before, row_id(group, point.index)))
+        batch.size += 2 * len(point.state)
+        for block in gone:
+            self._reaper.add_block(block[0])
+
+    def rewrite(self, group: int, index: int, data: bytes) -> None:
+        """Queue other bytes for a block; ignored when the block is gone by then."""
+        self._gathering.add(REWRITE, (row_id(group, index), data))
+        self._gathering.size += len(data)
+
+    def sync(self, done: Synced) -> None:
+        """Have `done` called on the loop when everything queued so far is durable, or is refused."""
+        self._gathering.done.append(done)
+        self._wake.set()
+
+    def _put_group(self, row: GroupRow) -> None:
+        self._groups[row[0]] = self._gathering.groups[row[0]] = row
+        self._gathering.add(layout.UPSERTS["groups"], row)
+        self._gathering.add(layout.UPSERTS["groups_mirror"], row)
+
+    # Committing -------------------------------------------------------------------------------------------------
+
+    async def _write_loop(self) -> None:
+        while not self._closing or self._gathering.done:
+            if not self._gathering.done:
+                if self._reaper and self.failure is None:
+                    self._reaper.bite(self._gathering, self._newest_group)
+                    continue
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            batch, self._gathering = self._gathering, Batch()
+            await self._commit(batch)
+
+    async def _commit(self, batch: Batch) -> None:
+        if self.failure is not None:
+            self._refuse(batch, self.failure)
+            return
+        started = self._runtime.monotonic()
+        self._connections.writer.staged = batch
+        try:
+            await self._connections.writing.commit()
+        except (sqlite3.Error, StorageError) as error:
+            self._fail(batch, classify(error, self.path))
+            return
+        self._committed.update(batch.groups)
+        report = CommitReport(self._runtime.monotonic() - started, batch.entries, batch.messages, batch.size)
+        self._runtime.call_soon(self._finish, batch, report)
+
+    def _finish(self, batch: Batch, report: CommitReport) -> None:
+        for observe in self.observers:
+            observe(report)
+        for done in batch.done:
+            done(None)
+
+    def _fail(self, batch: Batch, error: StorageError) -> None:
+        """Refuse a batch that was rolled back, and with it all that gathered behind: a log must not have holes."""
+        if isinstance(error, StorageFailed) and self.failure is None:
+            self.failure = error
+            self._log.error("Storage failed, nothing is acknowledged any more: %s", error)
+        behind, self._gathering = self._gathering, Batch()
+        self._groups = dict(self._committed)
+        self._refuse(batch, error)
+        self._refuse(behind, error)
+
+    def _refuse(self, batch: Batch, error: StorageError) -> None:
+        for done in batch.done:
+            self._runtime.call_soon(done, error)
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    async def load_group(self, name: str) -> StoredGroup | None:
+        """The group's state, or None when there is no such group. Raises StorageFailed."""
+        row = next((row for row in self._groups.values() if row[2] == name), None)
+        if row is None:
+            return None
+        group = StoredGroup(row[0], name, row[3], row[4], *row[5:])
+        low, high = row_id(group.id, 0), row_id(group.id, INDEX_MASK)
+        notes: dict[int, bytes | None] = {}
+        for table in ("blocks_mirror", "blocks"):
+            for block, crc, note in await self._read(f"SELECT * FROM {table} WHERE id >= ? AND id <= ?", (low, high)):
+                if layout.block_crc(block, note) == crc:
+                    notes[block] = note
+        for block, note in sorted(notes.items()):
+            if note is None:
+                self._reaper.add_block(block)
+            else:
+                group.blocks.append((block & INDEX_MASK, note))
+        if group.snapshot_index:
+            group.state = await self._load_state(group)
+        newest = await self._read("SELECT max(id) FROM entries WHERE id >= ? AND id <= ?", (low, high))
+        group.last = max((newest[0][0] or 0) & INDEX_MASK, group.snapshot_index)
+        return group
+
+    async def _load_state(self, group: StoredGroup) -> bytes | None:
+        for table in ("snapshots", "snapshots_mirror"):
+            for row in await self._read(f"SELECT * FROM {table} WHERE id = ?", (group.id,)):
+                if row[2] == group.snapshot_index and layout.snapshot_crc(row[0], row[2], row[3]) == row[1]:
+                    return row[3]
+        group.damage.append("both copies of the snapshot are damaged")
+        return None
+
+    async def read_log(self, group: int, first: int, last: int, max_bytes: int) -> list[StoredEntry]:
+        """Entries from `first` to `last` in order; missing ones are left out."""
+        entries: list[StoredEntry] = []
+        size, step = 0, 8
+        while first <= last and (not entries or size < max_bytes):
+            query = f"{_SELECT} WHERE id >= ? AND id <= ? ORDER BY id LIMIT {step}"
+            rows = await self._read(query, (row_id(group, first), row_id(group, last)))
+            for row, crc, term, kind, messages, total, data in rows:
+                whole = layout.entry_crc(row, term, kind, messages, total, data) == crc
+                entries.append(StoredEntry(row & INDEX_MASK, term, kind, messages, total, data if whole else None))
+                size += len(data)
+            if len(rows) < step:
+                break
+            first = entries[-1].index + 1
+            step = max(1, min(1024, (max_bytes - size) * len(entries) // max(size, 1)))
+        return entries
+
+    async def read_block(self, group: int, index: int) -> bytes:
+        """The checked bytes of an entry. Raises Corrupt."""
+        rows = await self._read(f"{_SELECT} WHERE id = ?", (row_id(group, index),))
+        data = self._checked(rows)
+        if data is None:
+            raise Corrupt(f"block {index} of group {group} is {'damaged' if rows else 'missing'}")
+        return data
+
+    def read_block_now(self, group: int, index: int) -> bytes | None:
+        """The checked bytes of an entry, or None. Blocks the loop: for recovery only."""
+        try:
+            return self._checked(self._connections.direct.execute(f"{_SELECT} WHERE id = ?", (row_id(group, index),)))
+        except sqlite3.DatabaseError:
+            return None
+
+    @staticmethod
+    def _checked(rows: Iterable[Any]) -> bytes | None:
+        for row, crc, term, kind, messages, total, data in rows:
+            if layout.entry_crc(row, term, kind, messages, total, data) == crc:
+                return data
+        return None
+
+    async def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """Run a query on the next reader. Raises StorageFailed when closed, Corrupt when pages are damaged."""
+        if self._closing:
+            raise StorageFailed(f"{self.path} is closed")
+        self._turn = (self._turn + 1) % len(self._connections.reading)
+        try:
+            return list(await self._connections.reading[self._turn].execute_fetchall(sql, parameters))
+        except sqlite3.DatabaseError as error:
+            raise opening.translate(error, self.path) from error

@@ -1,0 +1,169 @@
+"""The data directory as a whole: who may use it, whose it is, and the names of the files inside.
+
+Owns: the lock file, the identity file and the checks before the database is touched. It never reads the database.
+
+    identity   JSON: format, instance id, node name. Written once; `meta` in the database is its twin
+    lock       held with flock for the life of the process; its text is the pid, for the error message only
+    nimsnats.db, -wal, -shm   the database (SQLite)
+    witness.0, witness.1      what was acknowledged (`witness.py`)
+    nimsnats.db.damaged-…     a database set aside by `salvage.py`
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nimsnats.identity import nuid
+from nimsnats.storage.errors import Corrupt, Foreign, InUse, NewerVersion, Unwritable
+from nimsnats.storage.layout import FORMAT
+
+DATABASE: Final = "nimsnats.db"
+IDENTITY: Final = "identity"
+LOCK: Final = "lock"
+_HARMLESS: Final = frozenset({"lost+found", LOCK})
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+
+
+@dataclass(slots=True)
+class Identity:
+    """Who this directory belongs to. `instance` is drawn once, when the directory is made, and never changes."""
+
+    instance: str
+    node: str
+
+
+@dataclass(slots=True)
+class Directory:
+    """A locked data directory of ours. `identity` is None when the file is lost and the database must tell."""
+
+    path: Path
+    identity: Identity | None
+    fresh: bool
+    lock: int
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self.path / DATABASE
+
+    def write_identity(self, identity: Identity) -> None:
+        """Store who we are, durably: write aside, fsync, rename, fsync the directory. Raises Unwritable."""
+        text = json.dumps({"format": FORMAT, "instance": identity.instance, "node": identity.node}) + "\n"
+        target = self.path / IDENTITY
+        aside = self.path / ".identity.new"
+        try:
+            with aside.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(target)
+            sync_directory(self.path)
+        except OSError as error:
+            raise Unwritable(f"data directory {self.path} cannot be written: {error.strerror}") from error
+        self.identity = identity
+
+    def release(self) -> None:
+        """Give the directory up."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+
+def claim(path: Path, node_name: str, source: random.Random) -> Directory:
+    """Create or take over the data directory: lock it, see that it is ours, read or create the identity.
+
+    Raises InUse, Foreign, Unwritable, NewerVersion.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        present = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    except OSError as error:
+        raise Unwritable(f"data directory {path} cannot be used: {error.strerror}") from error
+    _refuse_foreign(path, present)
+    directory = Directory(path, None, False, _lock(path))
+    try:
+        directory.identity = _read_identity(path)
+        if directory.identity is None and DATABASE not in present:
+            directory.fresh = True
+            directory.write_identity(Identity(nuid(source), node_name))
+    except BaseException:
+        directory.release()
+        raise
+    return directory
+
+
+def sync_directory(path: Path) -> None:
+    """fsync a directory, so that names created or renamed in it survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _refuse_foreign(path: Path, present: set[str]) -> None:
+    """A directory that holds things but neither identity nor database of ours is somebody else's."""
+    if IDENTITY in present or DATABASE in present:
+        return
+    strangers = sorted(present - _HARMLESS)
+    if strangers:
+        shown = ", ".join(strangers[:3]) + (", …" if len(strangers) > 3 else "")
+        raise Foreign(f"data directory {path} is not ours: it holds {shown}; choose an empty directory")
+
+
+def _lock(path: Path) -> int:
+    try:
+        handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(handle)
+        raise InUse(f"data directory {path} is in use by another process (pid {holder})") from error
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            os.close(handle)
+            raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
+    return handle
+
+
+def _read_identity(path: Path) -> Identity | None:
+    """The identity file, or None when it is missing or unreadable. Raises NewerVersion, Unwritable."""
+    try:
+        fields: Any = json.loads((path / IDENTITY).read_text())
+        version, identity = int(fields["format"]), Identity(str(fields["instance"]), str(fields["node"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise Unwritable(f"data directory {path} cannot be read: {error.strerror}") from error
+    if version > FORMAT:
+        raise NewerVersion(f"data directory {path} has format {version}; this version reads up to {FORMAT}")
+    return identity
+
+
+def check_header(database: Path) -> None:
+    """Refuse a database file that is plainly something else. Raises Foreign, Corrupt, Unwritable."""
+    try:
+        with database.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unwritable(f"{database} cannot be read: {error.strerror}") from error
+    if len(header) < 100:
+        if header:
+            raise Corrupt(f"{database} is truncated to {len(header)} bytes")
+        return
+    if header[:16] != _SQLITE_MAGIC:
+        raise Foreign(f"{database} is not a database of ours")
