@@ -1,0 +1,222 @@
+"""The batch: many messages in columns, as they are proposed, logged, and kept as a block on disk.
+
+Owns the codec only. Everything is done per column with C built-ins (`b"".join`, `array`, `map(len, ...)`), because a
+loop over messages would cost more than all the rest of a publish.
+
+Layout, little endian: a fixed head, then the columns that the flags announce, then bytes.
+
+    head      version u8, flags u8, u16 unused, time u64 (ns), messages u32, bytes of subjects u32, bytes of headers u64
+    subjects  the distinct subjects in order of appearance, joined by LF (no subject can hold one)
+    columns   subject number u32 each (unless SINGLE), header length u32 each (HEADERS), payload length u32 each
+              (one for all if EVEN), distance from the first sequence u32 each (SPARSE), time u64 each (TIMES)
+    bytes     headers, payloads
+
+A batch carries no sequences when it is proposed: applying it assigns them. A block that was rewritten to leave out dead
+messages is SPARSE: its sequences are in the block. Integrity is the storage's business (checksums); the decoder only
+promises that damaged bytes raise `BadBatch` and never read outside the block.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from struct import Struct
+from typing import Final
+
+VERSION: Final = 1
+SINGLE: Final = 1
+HEADERS: Final = 2
+EVEN: Final = 4
+SPARSE: Final = 8
+TIMES: Final = 16
+EXPIRE: Final = 32
+"""Expire what is due at the batch's time before storing; the messages are delete markers, kept where still apt."""
+
+_HEAD: Final = Struct("<BBHQIIQ")
+_SWAP: Final = sys.byteorder == "big"
+
+
+class BadBatch(ValueError):
+    """Bytes that are no batch."""
+
+
+class Batch:
+    """Columns of one batch; `headers` is None when no message has any. Lists are shared, never copied or changed."""
+
+    __slots__ = (
+        "_body",
+        "_payloads",
+        "_start",
+        "_subjects",
+        "expire",
+        "headers",
+        "numbers",
+        "offsets",
+        "sizes",
+        "table",
+        "time",
+        "times",
+    )
+
+    def __init__(
+        self,
+        time: int,
+        subjects: Sequence[bytes] | None,
+        payloads: Sequence[bytes] | None,
+        headers: Sequence[bytes] | None = None,
+        *,
+        expire: bool = False,
+    ) -> None:
+        self.time = time
+        self.headers = headers
+        self.expire = expire
+        self._subjects = subjects
+        self.table: list[bytes] = []
+        """The distinct subjects."""
+        self.numbers: array[int] | None = None
+        """Each message's subject as a position in `table`; None when there is only one."""
+        if subjects is not None:
+            self.table = list(dict.fromkeys(subjects))
+            if len(self.table) > 1:
+                number = dict(zip(self.table, range(len(self.table)), strict=True))
+                self.numbers = array("I", map(number.__getitem__, subjects))
+        self.offsets: array[int] | None = None
+        """SPARSE blocks: distance of each message from the block's first sequence."""
+        self.times: array[int] | None = None
+        """Merged blocks: each message's own time."""
+        self.sizes: array[int] = array("I", map(len, payloads)) if payloads is not None else array("I")
+        """Payload lengths."""
+        self._payloads = payloads
+        self._body = b""
+        self._start = 0
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def subjects(self) -> Sequence[bytes]:
+        """Subject of each message."""
+        if self._subjects is None:
+            numbers = self.numbers
+            table = self.table
+            self._subjects = table * len(self) if numbers is None else list(map(table.__getitem__, numbers))
+        return self._subjects
+
+    @property
+    def payloads(self) -> Sequence[bytes]:
+        """Payload of each message, cut out of the block on first use."""
+        if self._payloads is None:
+            ends = list(accumulate(self.sizes, initial=self._start))
+            body = self._body
+            self._payloads = [body[a:b] for a, b in pairwise(ends)]
+            self._body = b""
+        return self._payloads
+
+    def encode(self) -> bytes:
+        """The bytes to propose or to store."""
+        count = len(self.sizes)
+        table = b"\n".join(self.table)
+        flags = EXPIRE if self.expire else 0
+        parts: list[bytes | array[int]] = [b"", table]
+        if self.numbers is None:
+            flags |= SINGLE
+        else:
+            parts.append(_column(self.numbers))
+        header_bytes = b""
+        if self.headers is not None:
+            flags |= HEADERS
+            parts.append(_column(array("I", map(len, self.headers))))
+            header_bytes = b"".join(self.headers)
+        sizes = self.sizes
+        if sizes.count(sizes[0]) == count:
+            flags |= EVEN
+            sizes = sizes[:1]
+        parts.append(_column(sizes))
+        if self.offsets is not None:
+            flags |= SPARSE
+            parts.append(_column(self.offsets))
+        if self.times is not None:
+            flags |= TIMES
+            parts.append(_column(self.times))
+        parts.append(header_bytes)
+        parts[0] = _HEAD.pack(VERSION, flags, 0, self.time, count, len(table), len(header_bytes))
+        parts.extend(self.payloads)
+        return b"".join(parts)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Batch:
+        """Columns out of bytes; payloads are cut later. Raises BadBatch."""
+        try:
+            return cls._decode(data)
+        except BadBatch:
+            raise
+        except (ValueError, IndexError, OverflowError, MemoryError) as error:
+            raise BadBatch(f"damaged batch: {error}") from error
+
+    @classmethod
+    def _decode(cls, data: bytes) -> Batch:
+        if len(data) < _HEAD.size:
+            raise BadBatch("batch shorter than its head")
+        version, flags, _, time, count, table_size, header_size = _HEAD.unpack_from(data)
+        if version != VERSION or not count:
+            raise BadBatch(f"batch of version {version} with {count} messages")
+        reader = _Reader(data, _HEAD.size)
+        table = reader.take(table_size).split(b"\n")
+        numbers = None if flags & SINGLE else reader.column("I", count)
+        if len(table) != 1 if numbers is None else max(numbers) >= len(table):
+            raise BadBatch("subjects do not add up")
+        header_sizes = reader.column("I", count) if flags & HEADERS else None
+        sizes = reader.column("I", 1) * count if flags & EVEN else reader.column("I", count)
+        batch = cls(time, None, None, expire=bool(flags & EXPIRE))
+        batch.table = table
+        batch.numbers = numbers
+        batch.sizes = sizes
+        batch.offsets = reader.column("I", count) if flags & SPARSE else None
+        batch.times = reader.column("Q", count) if flags & TIMES else None
+        if header_sizes is not None:
+            start = reader.at
+            if sum(header_sizes) != header_size:
+                raise BadBatch("headers do not add up")
+            ends = list(accumulate(header_sizes, initial=start))
+            batch.headers = [data[a:b] for a, b in pairwise(ends)]
+            reader.take(header_size)
+        if reader.at + sum(sizes) != len(data):
+            raise BadBatch("columns do not add up")
+        batch._body = data
+        batch._start = reader.at
+        return batch
+
+
+def _column(column: array[int]) -> array[int]:
+    """The column in the byte order of the disk."""
+    if _SWAP:
+        column = column[:]
+        column.byteswap()
+    return column
+
+
+class _Reader:
+    """A bounded walk through a block."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data = data
+        self.at = at
+
+    def take(self, size: int) -> bytes:
+        end = self.at + size
+        if end > len(self.data):
+            raise BadBatch("batch cut short")
+        piece = self.data[self.at : end]
+        self.at = end
+        return piece
+
+    def column(self, code: str, count: int) -> array[int]:
+        column: array[int] = array(code)
+        column.frombytes(self.take(count * column.itemsize))
+        if _SWAP:
+            column.byteswap()
+        return column

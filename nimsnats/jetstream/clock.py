@@ -1,0 +1,101 @@
+"""Times and durations as they stand in JetStream's JSON and headers.
+
+Owns text forms only: RFC 3339 with up to nine digits, Go durations. It reads no clock (that is `nimsnats.runtime`).
+Times are integer nanoseconds since the epoch, durations integer nanoseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from datetime import date
+from time import gmtime, strftime
+from typing import Final
+
+SECOND: Final = 1_000_000_000
+MILLISECOND: Final = 1_000_000
+ZERO_TIME: Final = "0001-01-01T00:00:00Z"
+"""How Go writes "no time"."""
+
+_TIME: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:Z|([+-])(\d\d):(\d\d))")
+_UNITS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "μs": 1_000,
+    "ms": MILLISECOND,
+    "s": SECOND,
+    "m": 60 * SECOND,
+    "h": 3600 * SECOND,
+}
+_DURATION: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+def format_time(time_ns: int) -> str:
+    """RFC 3339 in UTC with as many fraction digits as needed; 0 is Go's zero time."""
+    if not time_ns:
+        return ZERO_TIME
+    seconds, fraction = divmod(time_ns, SECOND)
+    text = strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds))
+    return f"{text}.{fraction:09d}".rstrip("0") + "Z" if fraction else text + "Z"
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since the epoch of an RFC 3339 time; Go's zero time is 0. Raises ValueError."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not an RFC 3339 time: {text!r}")
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    if hour > 23 or minute > 59 or second > 59:
+        raise ValueError(f"not an RFC 3339 time: {text!r}")
+    date(year, month, day)
+    seconds = timegm((year, month, day, hour, minute, second))
+    if match[8]:
+        away = int(match[9]) * 3600 + int(match[10]) * 60
+        seconds += away if match[8] == "-" else -away
+    fraction = int((match[7] or "0")[:9].ljust(9, "0"))
+    return 0 if text == ZERO_TIME else seconds * SECOND + fraction
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of a Go duration such as `1h30m` or `-1.5s`. Raises ValueError."""
+    sign = -1 if text.startswith("-") else 1
+    rest = text[1:] if text[:1] in "+-" else text
+    if rest == "0" and text:
+        return 0
+    total, at = 0, 0
+    while at < len(rest):
+        match = _DURATION.match(rest, at)
+        if match is None:
+            break
+        number, unit = match.groups()
+        whole, _, fraction = number.partition(".")
+        scale = _UNITS[unit]
+        total += int(whole or "0") * scale
+        if fraction:
+            total += int(fraction) * scale // 10 ** len(fraction)
+        at = match.end()
+    if not rest or at < len(rest):
+        raise ValueError(f"not a duration: {text!r}")
+    return sign * total
+
+
+def format_duration(duration_ns: int) -> str:
+    """A duration as Go prints it: `1h0m0s`, `1.5s`, `250ms`, `0s`."""
+    if not duration_ns:
+        return "0s"
+    sign, rest = ("-", -duration_ns) if duration_ns < 0 else ("", duration_ns)
+    if rest < SECOND:
+        scale, unit = (1, "ns") if rest < 1_000 else (1_000, "µs") if rest < MILLISECOND else (MILLISECOND, "ms")
+        return f"{sign}{_decimal(rest, scale)}{unit}"
+    minutes, rest = divmod(rest, 60 * SECOND)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{_decimal(rest, SECOND)}s"
+    if hours:
+        return f"{sign}{hours}h{minutes}m{text}"
+    return f"{sign}{minutes}m{text}" if minutes else sign + text
+
+
+def _decimal(value: int, scale: int) -> str:
+    whole, fraction = divmod(value, scale)
+    return f"{whole}.{fraction:0{len(str(scale)) - 1}d}".rstrip("0") if fraction else str(whole)

@@ -1,0 +1,236 @@
+"""Which live sequences each subject of a stream has.
+
+Owns the per-subject sequence lists and the answers to "next, last, how many" for filters. It holds no message bytes and
+never looks at the disk. A subject with one message, the usual case in a key-value bucket, costs one integer; longer
+lists are `SeqList`s of eight bytes a message.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from nimsnats.jetstream.source import Filters
+from nimsnats.jetstream.subjects import any_matcher, covers, literal
+
+_CACHED_FILTERS: Final = 64
+_TRIM: Final = 1024
+
+
+class SeqList:
+    """Ascending sequences that mostly grow at the end and shrink at the front."""
+
+    __slots__ = ("head", "items")
+
+    def __init__(self, items: Iterable[int] = ()) -> None:
+        self.items: array[int] = array("Q", items)
+        self.head = 0
+
+    def __len__(self) -> int:
+        return len(self.items) - self.head
+
+    def at(self, start: int) -> int:
+        """Position (absolute in `items`) of the first sequence >= `start`."""
+        return bisect_left(self.items, start, self.head)
+
+    def remove(self, seq: int) -> None:
+        """Take out one sequence that is there, moving the shorter side."""
+        items, head = self.items, self.head
+        at = head if items[head] == seq else bisect_left(items, seq, head)
+        assert at < len(items) and items[at] == seq
+        if at - head <= len(items) - at:
+            if at > head:
+                items[head + 1 : at + 1] = items[head:at]
+            self.drop_front(1)
+        else:
+            del items[at]
+
+    def drop_front(self, count: int) -> None:
+        """Take out the `count` lowest sequences."""
+        self.head += count
+        if self.head >= _TRIM and self.head * 2 >= len(self.items):
+            del self.items[: self.head]
+            self.head = 0
+
+
+class _Matched:
+    """The subjects that one set of filters selects, kept up to date while it is cached."""
+
+    __slots__ = ("subjects", "test")
+
+    def __init__(self, test: Callable[[bytes], bool], subjects: dict[bytes, None]) -> None:
+        self.test = test
+        self.subjects = subjects
+
+
+class SubjectIndex:
+    """Live sequences by subject. Callers keep it equal to the stream's content."""
+
+    def __init__(self) -> None:
+        self._lists: dict[bytes, int | SeqList] = {}
+        self._cache: dict[Filters, _Matched] = {}
+
+    def __len__(self) -> int:
+        return len(self._lists)
+
+    def __contains__(self, subject: bytes) -> bool:
+        return subject in self._lists
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._lists.clear()
+        self._cache.clear()
+
+    def add(self, subject: bytes, seq: int) -> None:
+        """Add one sequence, higher than all of its subject."""
+        held = self._lists.get(subject)
+        if held is None:
+            self._lists[subject] = seq
+            if self._cache:
+                self._appeared(subject)
+        elif isinstance(held, int):
+            self._lists[subject] = SeqList((held, seq))
+        else:
+            held.items.append(seq)
+
+    def add_run(self, subject: bytes, first: int, last: int) -> None:
+        """Add the dense run `first`..`last` to one subject."""
+        if first == last:
+            self.add(subject, first)
+            return
+        held = self._lists.get(subject)
+        if held is None:
+            self._lists[subject] = SeqList(range(first, last + 1))
+            self._appeared(subject)
+            return
+        if isinstance(held, int):
+            held = self._lists[subject] = SeqList((held,))
+        held.items.extend(range(first, last + 1))
+
+    def add_each(self, subjects: Sequence[bytes], seqs: Iterable[int]) -> None:
+        """Add one sequence to each subject in turn; the loop of every mixed batch."""
+        lists = self._lists
+        get = lists.get
+        for subject, seq in zip(subjects, seqs, strict=False):
+            held = get(subject)
+            if held is None:
+                lists[subject] = seq
+                if self._cache:
+                    self._appeared(subject)
+            elif isinstance(held, int):
+                lists[subject] = SeqList((held, seq))
+            else:
+                held.items.append(seq)
+
+    def remove(self, subject: bytes, seq: int) -> None:
+        """Remove a sequence that the subject has."""
+        held = self._lists[subject]
+        if isinstance(held, int):
+            assert held == seq
+            self._vanished(subject)
+        else:
+            held.remove(seq)
+            if len(held) == 1:
+                self._lists[subject] = held.items[held.head]
+
+    def remove_front(self, subject: bytes, count: int) -> None:
+        """Remove the `count` lowest sequences of a subject that has at least as many."""
+        held = self._lists[subject]
+        if isinstance(held, int):
+            assert count == 1
+            self._vanished(subject)
+            return
+        left = len(held) - count
+        assert left >= 0
+        if left == 0:
+            self._vanished(subject)
+        elif left == 1:
+            self._lists[subject] = held.items[-1]
+        else:
+            held.drop_front(count)
+
+    def _appeared(self, subject: bytes) -> None:
+        for matched in self._cache.values():
+            if matched.test(subject):
+                matched.subjects[subject] = None
+
+    def _vanished(self, subject: bytes) -> None:
+        del self._lists[subject]
+        for matched in self._cache.values():
+            matched.subjects.pop(subject, None)
+
+    def subjects(self, filters: Filters = ()) -> Collection[bytes]:
+        """The subjects that have messages and match; a live view, not to be kept."""
+        if not filters:
+            return self._lists.keys()
+        if len(filters) == 1 and literal(filters[0]):
+            return filters if filters[0] in self._lists else ()
+        matched = self._cache.get(filters)
+        if matched is None:
+            if any(f == b">" for f in filters):
+                return self._lists.keys()
+            test = any_matcher(filters)
+            matched = _Matched(test, dict.fromkeys(filter(test, self._lists)))
+            if len(self._cache) >= _CACHED_FILTERS:
+                del self._cache[next(iter(self._cache))]
+            self._cache[filters] = matched
+        return matched.subjects
+
+    def seqs(self, subject: bytes) -> Sequence[int]:
+        """All sequences of a subject, ascending (a copy)."""
+        held = self._lists.get(subject)
+        if held is None:
+            return ()
+        return (held,) if isinstance(held, int) else held.items[held.head :]
+
+    def first(self, subject: bytes) -> int:
+        """The lowest sequence of a subject, 0 when it has none."""
+        held = self._lists.get(subject, 0)
+        return held if isinstance(held, int) else held.items[held.head]
+
+    def last(self, subject: bytes) -> int:
+        """The highest sequence of a subject, 0 when it has none."""
+        held = self._lists.get(subject, 0)
+        return held if isinstance(held, int) else held.items[-1]
+
+    def count(self, subject: bytes) -> int:
+        """How many messages a subject has."""
+        held = self._lists.get(subject)
+        return 0 if held is None else 1 if isinstance(held, int) else len(held)
+
+    def count_from(self, subject: bytes, start: int) -> int:
+        """How many messages a subject has at or after `start`."""
+        held = self._lists.get(subject)
+        if held is None:
+            return 0
+        if isinstance(held, int):
+            return int(held >= start)
+        return len(held.items) - held.at(start)
+
+    def next(self, subject: bytes, start: int) -> int:
+        """The lowest sequence >= `start` of a subject, 0 when there is none."""
+        held = self._lists.get(subject, 0)
+        if isinstance(held, int):
+            return held if held >= start else 0
+        at = held.at(start)
+        return held.items[at] if at < len(held.items) else 0
+
+    def before(self, subject: bytes, end: int) -> int:
+        """The highest sequence < `end` of a subject, 0 when there is none."""
+        held = self._lists.get(subject, 0)
+        if isinstance(held, int):
+            return held if held < end else 0
+        at = held.at(end)
+        return held.items[at - 1] if at > held.head else 0
+
+    def counts(self, filters: Filters) -> Iterator[tuple[bytes, int]]:
+        """(subject, number of messages) of every matching subject."""
+        for subject in self.subjects(filters):
+            yield subject, self.count(subject)
+
+
+def covers_all(filters: Filters, subjects: Iterable[bytes]) -> bool:
+    """Whether the filters select everything that a stream with these subjects can hold."""
+    return not filters or all(any(covers(f, subject) for f in filters) for subject in subjects)

@@ -1,0 +1,102 @@
+"""Getting at payloads: from the node's block cache at once, or from disk with read-ahead.
+
+Owns the reads in flight of one stream. It never changes what the stream holds: damage found while reading is logged and
+the message reads as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.blocks import Block, Loaded
+from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.store import MessageStore
+from nimsnats.runtime import Runtime
+
+READ_AHEAD: Final = 512 * 1024
+"""Stored bytes of following blocks that are fetched together with a missing one."""
+
+
+class BlockReader:
+    """Reads messages of one store. `read_block` fetches the bytes of a block by log index."""
+
+    def __init__(
+        self,
+        store: MessageStore,
+        read_block: Callable[[int], Awaitable[bytes]],
+        runtime: Runtime,
+        log: logging.Logger,
+    ) -> None:
+        self._store = store
+        self._read_block = read_block
+        self._runtime = runtime
+        self._log = log
+        self._recent: tuple[Block, Loaded] | None = None
+        self._reads: dict[int, asyncio.Task[Loaded | None]] = {}
+
+    def get(self, seq: int) -> StoredMessage | None:
+        """The message if it is live and its bytes are in memory."""
+        recent = self._recent
+        if recent is not None and recent[0].position(seq) >= 0:
+            return recent[1].get(seq)
+        block = self._store.blocks.find(seq)
+        if block is None or block.position(seq) < 0:
+            return None
+        loaded = self._store.cached(block)
+        if loaded is None:
+            return None
+        self._recent = (block, loaded)
+        return loaded.get(seq)
+
+    async def load(self, seq: int) -> StoredMessage | None:
+        """The message, read from disk when needed together with what follows; None when it is gone or damaged."""
+        message = self.get(seq)
+        if message is not None:
+            return message
+        block = self._store.blocks.find(seq)
+        if block is None or block.position(seq) < 0:
+            return None
+        read = self._fetch(block)
+        ahead = READ_AHEAD
+        for following in self._store.blocks.ascending(block.last + 1):
+            if ahead <= 0:
+                break
+            ahead -= following.stored
+            if following is not block and self._store.cached(following) is None:
+                self._fetch(following)
+        loaded = await asyncio.shield(read)
+        if loaded is None or block.position(seq) < 0:
+            return None
+        return loaded.get(seq)
+
+    def _fetch(self, block: Block) -> asyncio.Task[Loaded | None]:
+        task = self._reads.get(block.index)
+        if task is None:
+            task = self._runtime.spawn(self._read(block), f"read block {block.index}")
+            self._reads[block.index] = task
+            task.add_done_callback(lambda _: self._reads.pop(block.index, None))
+        return task
+
+    async def _read(self, block: Block) -> Loaded | None:
+        try:
+            batch = Batch.decode(await self._read_block(block.index))
+        except Exception as error:
+            self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
+            return None
+        return self._store.keep(block, batch)
+
+    def forget(self) -> None:
+        """Drop what was kept for the next read; called after bulk removal."""
+        self._recent = None
+
+    async def close(self) -> None:
+        """Give up reads in flight."""
+        self.forget()
+        reads = list(self._reads.values())
+        for task in reads:
+            task.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)

@@ -1,0 +1,312 @@
+"""The messages of one stream: sequences, sizes, subjects and times in memory, payloads in blocks.
+
+Owns the blocks and the subject index and keeps the two in step while messages are stored and removed. Everything is
+synchronous and works on memory only, because it is called from `apply`. It decides nothing (limits and checks live
+in `stream.py`), searches nothing (`search.py`) and reads nothing (`reading.py`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Container, Iterable
+from itertools import compress, count
+from typing import Final
+
+from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.blocks import Block, BlockCache, BlockList, Loaded
+from nimsnats.jetstream.index import SubjectIndex
+
+_store_ids: Final = count(1)
+
+
+class MessageStore:
+    """Live messages of one stream. Stored sizes follow nats-server: 30 bytes of overhead in a file, 16 in memory."""
+
+    def __init__(self, *, file: bool, cache: BlockCache) -> None:
+        self.first_seq = 0
+        self.last_seq = 0
+        self.messages = 0
+        self.bytes = 0
+        self.last_time = 0
+        self.index = SubjectIndex()
+        self.blocks = BlockList()
+        self.dropped: list[int] = []
+        """Log indexes of blocks without a live message, to be named in the next snapshot."""
+        self.lost: list[int] = []
+        """Sequences that damage has taken."""
+        self.id = next(_store_ids)
+        """Tells this store's blocks apart in the node's cache."""
+        self._overhead = 30 if file else 16
+        self._header_overhead = 4 if file else 0
+        self._cache = cache
+        self._open: tuple[Block, Batch, array[int]] | None = None
+
+    # Storing
+
+    def stored_size(self, subject: bytes, headers: bytes, payload: int) -> int:
+        """What one message counts toward `max_bytes`."""
+        return self._overhead + len(subject) + payload + (len(headers) + self._header_overhead if headers else 0)
+
+    def _sizes(self, batch: Batch) -> int | array[int]:
+        sizes = batch.sizes
+        if batch.numbers is None and batch.headers is None:
+            add = self._overhead + len(batch.table[0])
+            if sizes.count(sizes[0]) == len(sizes):
+                return sizes[0] + add
+            return array("I", [size + add for size in sizes])
+        subjects = map(len, batch.subjects)
+        if batch.headers is None:
+            add = self._overhead
+            return array("I", [a + b + add for a, b in zip(subjects, sizes, strict=True)])
+        size = self.stored_size
+        columns = zip(batch.subjects, batch.headers, sizes, strict=True)
+        return array("I", [size(subject, headers, payload) for subject, headers, payload in columns])
+
+    def append_run(self, index: int, batch: Batch, *, cache: bool) -> int:
+        """Store a whole batch under consecutive sequences; returns the first. `cache` keeps its payloads in memory."""
+        block = self._new_block(index, batch)
+        length = len(batch)
+        first = block.first
+        block.numbers = batch.numbers
+        block.sizes = sizes = self._sizes(batch)
+        block.count = block.live = length
+        block.stored = sizes * length if isinstance(sizes, int) else sum(sizes)
+        self.blocks.append(block)
+        if batch.numbers is None:
+            self.index.add_run(batch.table[0], first, first + length - 1)
+        else:
+            self.index.add_each(batch.subjects, range(first, first + length))
+        if not self.messages:
+            self.first_seq = first
+        self.messages += length
+        self.bytes += block.stored
+        self.last_seq = first + length - 1
+        self.last_time = batch.time
+        if cache:
+            self.keep(block, batch)
+        return first
+
+    def begin(self, index: int, batch: Batch) -> None:
+        """Start to store a batch message by message; `finish` ends it."""
+        assert self._open is None
+        block = self._new_block(index, batch)
+        block.numbers = None if batch.numbers is None else array("I")
+        sizes = self._sizes(batch)
+        if isinstance(sizes, int):
+            sizes = array("I", (sizes,)) * len(batch)
+        block.sizes = array("I")
+        self._open = (block, batch, sizes)
+
+    def size_of(self, at: int) -> int:
+        """Stored size of a message of the open batch."""
+        assert self._open is not None
+        return self._open[2][at]
+
+    def add(self, at: int) -> int:
+        """Store message `at` of the open batch; returns its sequence."""
+        assert self._open is not None
+        block, batch, sizes = self._open
+        seq = self.last_seq + 1
+        number = 0
+        if block.numbers is not None:
+            assert batch.numbers is not None
+            number = batch.numbers[at]
+            block.numbers.append(number)
+        size = sizes[at]
+        assert not isinstance(block.sizes, int)
+        block.sizes.append(size)
+        if not block.count:
+            self.blocks.append(block)
+        block.count += 1
+        block.live += 1
+        block.stored += size
+        if block.dead is not None:
+            block.dead.append(0)
+        self.index.add(batch.table[number], seq)
+        if not self.messages:
+            self.first_seq = seq
+        self.messages += 1
+        self.bytes += size
+        self.last_seq = seq
+        self.last_time = batch.time
+        return seq
+
+    def skip_run(self, index: int, time: int, length: int) -> int:
+        """Use up sequences without storing anything (nobody is interested); returns the first."""
+        first = self.last_seq + 1
+        self.last_seq += length
+        if not self.messages:
+            self.first_seq = self.last_seq + 1
+        self.last_time = time
+        self.dropped.append(index)
+        return first
+
+    def lose_run(self, length: int) -> None:
+        """Use up sequences whose messages damage has taken."""
+        self.lost.extend(range(self.last_seq + 1, self.last_seq + 1 + length))
+        self.last_seq += length
+        if not self.messages:
+            self.first_seq = self.last_seq + 1
+
+    def finish(self, rejected: list[int], *, cache: bool) -> None:
+        """Close the open batch. `rejected` are the positions that were not added, ascending."""
+        assert self._open is not None
+        block, batch, _ = self._open
+        self._open = None
+        if not block.count:
+            self.dropped.append(block.index)
+            return
+        if rejected:
+            block.rejected = array("I", rejected)
+        if not block.live:
+            self._forget(block)
+        elif cache:
+            self.keep(block, batch)
+
+    def restore_block(
+        self, index: int, first: int, live: Iterable[int], rejected: array[int] | None, batch: Batch
+    ) -> None:
+        """Take back a block of a snapshot; blocks come in ascending order. Messages not in `live` are dead."""
+        alive = set(live)
+        if batch.offsets is not None:
+            seqs = [first + offset for offset in batch.offsets]
+            rejected = None
+        else:
+            seqs = list(range(first, first + len(batch) - len(rejected or ())))
+        refused = set(rejected or ())
+        keep = [at not in refused for at in range(len(batch))]
+        taken = list(map(alive.__contains__, seqs))
+        block = Block(index, first, batch.time, batch.table)
+        block.changed = False
+        block.rejected = rejected
+        block.seqs = array("Q", seqs) if batch.offsets is not None else None
+        sizes = self._sizes(batch)
+        each = array("I", (sizes,)) * len(batch) if isinstance(sizes, int) else sizes
+        block.sizes = array("I", compress(each, keep))
+        block.numbers = None if batch.numbers is None else array("I", compress(batch.numbers, keep))
+        block.times = None if batch.times is None else array("Q", compress(batch.times, keep))
+        block.count = len(seqs)
+        block.live = sum(taken)
+        block.stored = sum(compress(block.sizes, taken))
+        if block.live < block.count:
+            block.dead = bytearray(not here for here in taken)
+        if not block.live:
+            self.dropped.append(index)
+            return
+        if min(block.sizes) == max(block.sizes):
+            block.sizes = block.sizes[0]
+        if block.numbers is None and block.seqs is None and block.dead is None:
+            self.index.add_run(block.table[0], first, block.last)
+        else:
+            for at in block.live_positions():
+                self.index.add(block.subject_at(at), seqs[at])
+        self.blocks.append(block)
+        self.messages += block.live
+        self.bytes += block.stored
+
+    def _new_block(self, index: int, batch: Batch) -> Block:
+        return Block(index, self.last_seq + 1, batch.time, batch.table)
+
+    def keep(self, block: Block, batch: Batch) -> Loaded:
+        """Put a block's messages into the cache."""
+        loaded = Loaded(block.first, batch, block.rejected)
+        self._cache.put((self.id, block.index), loaded)
+        return loaded
+
+    def cached(self, block: Block) -> Loaded | None:
+        """A block's messages, if they are in memory."""
+        return self._cache.get((self.id, block.index))
+
+    # Removing
+
+    def remove(self, seq: int) -> bool:
+        """Remove one message; False when it is not there."""
+        block = self.blocks.find(seq)
+        at = -1 if block is None else block.position(seq)
+        if block is None or at < 0:
+            return False
+        self._kill(block, at, seq)
+        if not block.live:
+            self._forget(block)
+        if seq == self.first_seq:
+            self.advance()
+        return True
+
+    def _kill(self, block: Block, at: int, seq: int) -> None:
+        self.index.remove(block.subject_at(at), seq)
+        self.messages -= 1
+        self.bytes -= block.size_at(at)
+        block.kill(at)
+
+    def _forget(self, block: Block) -> None:
+        """Give up a block without live messages, unless it is still being filled."""
+        if self._filling(block):
+            return
+        self.blocks.remove(block)
+        self._cache.drop((self.id, block.index))
+        self.dropped.append(block.index)
+
+    def _filling(self, block: Block) -> bool:
+        return self._open is not None and self._open[0] is block
+
+    def advance(self) -> None:
+        """Find the first live sequence again."""
+        if self.messages:
+            for block in self.blocks:
+                at = block.next_live(0)
+                if at >= 0:
+                    self.first_seq = block.seq_at(at)
+                    return
+        self.first_seq = self.last_seq + 1
+
+    def remove_below(self, end: int, keep: Container[int] = ()) -> list[int]:
+        """Remove all messages with sequences < `end` that are not in `keep`; returns the removed ones, ascending."""
+        removed: list[int] = []
+        while len(self.blocks) and not keep:
+            block = self.blocks.first()
+            if block.last >= end or self._filling(block):
+                break
+            self._drop_front(block, removed)
+        for block in self.blocks.below(end):
+            for at in block.live_positions():
+                seq = block.seq_at(at)
+                if seq >= end:
+                    break
+                if seq not in keep:
+                    self._kill(block, at, seq)
+                    removed.append(seq)
+            if not block.live:
+                self._forget(block)
+        if removed:
+            self.advance()
+        return removed
+
+    def _drop_front(self, block: Block, removed: list[int]) -> None:
+        """Drop a block whose messages are the lowest of their subjects: work per subject, not per message."""
+        positions = block.live_positions()
+        removed.extend(map(block.seq_at, positions))
+        if block.numbers is None:
+            self.index.remove_front(block.table[0], block.live)
+        else:
+            numbers = block.numbers if block.dead is None else [block.numbers[at] for at in positions]
+            for number, how_many in Counter(numbers).items():
+                self.index.remove_front(block.table[number], how_many)
+        self.messages -= block.live
+        self.bytes -= block.stored
+        self._forget(block)
+
+    def clear(self) -> None:
+        """Remove every message. Never while a batch is open."""
+        assert self._open is None
+        self.dropped.extend(block.index for block in self.blocks)
+        self._cache.drop_store(self.id)
+        self.blocks.clear()
+        self.index.clear()
+        self.messages = 0
+        self.bytes = 0
+        self.first_seq = self.last_seq + 1
+
+    def close(self) -> None:
+        """Free the cache."""
+        self._cache.drop_store(self.id)
