@@ -1,0 +1,172 @@
+"""The registry server's state: services, their nodes, and what changed in which order.
+
+Owns: TTLs, revisions and the bounded history that watchers catch up from. A synchronous core: every method takes `now`
+(seconds of any steady clock) and never touches network, disk or clock; `directory` drives it.
+
+A node is alive until `deadline`; from that moment on it is gone for every caller, whether or not a timer has swept it
+yet, and only a new registration brings it back. So a listing that misses a node proves that the node's next heartbeat
+is refused, which is what makes the registry usable as a witness.
+
+One revision counts for all services. It starts at the wall clock's milliseconds: a restarted server is ahead of every
+index that its predecessor gave out, so a watcher that comes back with an old one gets a complete answer at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+
+from nimsnats.registry.errors import NameTakenError, RegistryFullError, UnknownNodeError
+from nimsnats.registry.node import NodeInfo
+from nimsnats.registry.registry import PeerEvent
+
+HISTORY: Final = 512
+"""Changes kept per service; a watcher that is further behind gets a full listing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event and the revision that it made."""
+
+    index: int
+    event: PeerEvent
+
+
+@dataclass(slots=True)
+class _Entry:
+    info: NodeInfo
+    deadline: float
+
+
+@dataclass(slots=True)
+class _Service:
+    index: int
+    floor: int
+    """Revision up to which history is no longer complete."""
+    nodes: dict[str, _Entry] = field(default_factory=dict[str, _Entry])
+    history: deque[Change] = field(default_factory=deque[Change])
+
+
+class Catalog:
+    """Services and their nodes. Not thread-safe, bounded by `max_services` and `max_nodes` (per service)."""
+
+    def __init__(self, first_index: int, ttl: float, *, max_services: int = 256, max_nodes: int = 4096) -> None:
+        assert ttl > 0
+        self.ttl = ttl
+        self._index = first_index
+        self._max_services = max_services
+        self._max_nodes = max_nodes
+        self._services: dict[str, _Service] = {}
+
+    def register(self, service: str, info: NodeInfo, now: float, at: datetime, ttl: float | None = None) -> NodeInfo:
+        """Insert or replace a node; returns the entry as listed from now on. Raises `RegistryFullError`.
+
+        `at` becomes `registered_at`, unless the very same endpoint is alive: then this is only a late heartbeat and the
+        node keeps its seniority.
+        """
+        self.expire(service, now)
+        held = self._services.get(service) or self._open(service)
+        entry = held.nodes.get(info.name)
+        deadline = now + (self.ttl if ttl is None else ttl)
+        if entry is not None and entry.info.same_endpoint(info):
+            entry.deadline = deadline
+            return entry.info
+        if entry is None and len(held.nodes) >= self._max_nodes:
+            raise RegistryFullError(f"service {service!r} has {self._max_nodes} nodes, the most this registry keeps")
+        if entry is not None:
+            self._record(held, PeerEvent("removed", entry.info))
+        stamped = replace(info, registered_at=at)
+        held.nodes[info.name] = _Entry(stamped, deadline)
+        self._record(held, PeerEvent("added", stamped))
+        return stamped
+
+    def restore(self, service: str, info: NodeInfo, now: float) -> None:
+        """Take in a node from the database, with a full TTL: nobody could send heartbeats while the server was away."""
+        held = self._services.get(service) or self._open(service)
+        held.nodes[info.name] = _Entry(info, now + self.ttl)
+
+    def heartbeat(self, service: str, name: str, instance: str, now: float) -> NodeInfo:
+        """Grant another TTL. Raises `UnknownNodeError`, or `NameTakenError` if `instance` is not the registered one."""
+        self.expire(service, now)
+        held = self._services.get(service)
+        entry = held.nodes.get(name) if held else None
+        if entry is None:
+            raise UnknownNodeError(f"node {name!r} is not registered in service {service!r}")
+        if instance and entry.info.instance and instance != entry.info.instance:
+            raise NameTakenError(f"node {name!r} is registered by another instance, at {entry.info.cluster_addr}")
+        entry.deadline = now + self.ttl
+        return entry.info
+
+    def remove(self, service: str, name: str, now: float) -> bool:
+        """Take a node away; False if it was not there."""
+        self.expire(service, now)
+        held = self._services.get(service)
+        entry = held.nodes.pop(name, None) if held else None
+        if held is None or entry is None:
+            return False
+        self._record(held, PeerEvent("removed", entry.info))
+        return True
+
+    def expire(self, service: str, now: float) -> list[NodeInfo]:
+        """Take away the nodes of one service whose time is up, and return them."""
+        held = self._services.get(service)
+        if held is None:
+            return []
+        gone = [entry.info for entry in held.nodes.values() if entry.deadline <= now]
+        for info in gone:
+            del held.nodes[info.name]
+            self._record(held, PeerEvent("removed", info))
+        return gone
+
+    def next_deadline(self) -> float | None:
+        """When the next node expires, if there is any."""
+        deadlines = (entry.deadline for held in self._services.values() for entry in held.nodes.values())
+        return min(deadlines, default=None)
+
+    def nodes(self, service: str, now: float) -> tuple[list[NodeInfo], int]:
+        """The living nodes, the longest registered first, and the revision that this answer shows."""
+        self.expire(service, now)
+        held = self._services.get(service)
+        if held is None:
+            return [], self._index
+        listed = sorted((entry.info for entry in held.nodes.values()), key=lambda info: (info.registered_at, info.name))
+        return listed, held.index
+
+    def index(self, service: str) -> int:
+        """The revision of a service's latest change."""
+        held = self._services.get(service)
+        return held.index if held else self._index
+
+    def changes(self, service: str, since: int) -> list[Change] | None:
+        """What happened after revision `since`, or None if only a full listing can tell."""
+        held = self._services.get(service)
+        if held is None or not held.floor <= since <= held.index:
+            return None
+        return [change for change in held.history if change.index > since]
+
+    def services(self) -> dict[str, int]:
+        """Names of the services that have nodes, with how many."""
+        return {name: len(held.nodes) for name, held in sorted(self._services.items()) if held.nodes}
+
+    def names(self) -> Iterable[str]:
+        """Every service known, empty ones too."""
+        return list(self._services)
+
+    def _open(self, service: str) -> _Service:
+        if len(self._services) >= self._max_services:
+            for name in [name for name, held in self._services.items() if not held.nodes]:
+                del self._services[name]
+        if len(self._services) >= self._max_services:
+            raise RegistryFullError(f"{self._max_services} services exist, the most this registry keeps")
+        held = self._services[service] = _Service(self._index, self._index)
+        return held
+
+    def _record(self, held: _Service, event: PeerEvent) -> None:
+        self._index += 1
+        held.index = self._index
+        held.history.append(Change(self._index, event))
+        while len(held.history) > HISTORY:
+            held.floor = held.history.popleft().index

@@ -1,0 +1,169 @@
+"""The registry server's small database: which nodes were registered, so that a restart forgets nobody.
+
+Owns: one SQLite file and the order of its writes. What is in it is soft state: nodes that it loses register again at
+their next heartbeat. So damage is put aside and reported instead of keeping the registry down, and a full disk costs
+persistence, not service. Heartbeats are not written; after a restart every node has a full TTL to report again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import aiosqlite
+
+from nimsnats.registry.errors import InvalidNodeError, RegistryStoreError
+from nimsnats.registry.node import NodeInfo, check_name
+from nimsnats.runtime import Runtime
+
+_APPLICATION_ID: Final = 0x4E_52_45_47
+_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS nodes (
+  service TEXT NOT NULL, name TEXT NOT NULL, address TEXT NOT NULL, port INTEGER NOT NULL,
+  registered_at TEXT NOT NULL, instance TEXT NOT NULL, http TEXT NOT NULL,
+  PRIMARY KEY (service, name)
+) WITHOUT ROWID
+"""
+
+_Row = tuple[str, str, str, int, str, str, str]
+
+
+class RegistryStore:
+    """One database file, held exclusively while open. `put` and `delete` are written in the order they were called."""
+
+    def __init__(self, path: Path, runtime: Runtime, log: logging.Logger) -> None:
+        self._path = path
+        self._runtime = runtime
+        self._log = log
+        self._database: aiosqlite.Connection | None = None
+        self._pending: list[tuple[str, str, NodeInfo | None]] = []
+        self._flushed: asyncio.Future[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self.error = ""
+        """Why the latest write failed, "" while everything is on disk."""
+
+    async def open(self) -> list[tuple[str, NodeInfo]]:
+        """Open or create the file and return what it holds, as (service, node). Raises `RegistryStoreError`.
+
+        A damaged file is moved aside, kept for inspection, and an empty one takes its place.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RegistryStoreError(f"cannot create {self._path.parent}: {error.strerror}") from error
+        try:
+            return await self._open()
+        except sqlite3.DatabaseError as error:
+            await self.close()
+            if isinstance(error, sqlite3.OperationalError):
+                reason = "in use by another process" if "locked" in str(error) else str(error)
+                raise RegistryStoreError(f"cannot use the registry database {self._path}: {reason}") from error
+            aside = self._path.with_name(f"{self._path.name}.damaged-{self._runtime.time_ns()}")
+            self._path.rename(aside)
+            self._log.error(
+                "Registry database %s is damaged (%s): moved to %s, nodes will register again",
+                self._path, error, aside.name,
+            )  # fmt: skip
+            return await self._open()
+
+    async def _open(self) -> list[tuple[str, NodeInfo]]:
+        database = await aiosqlite.connect(self._path, isolation_level=None, timeout=0.5)
+        self._database = database
+        found = await _pragma(database, "application_id"), await _pragma(database, "user_version")
+        tables = [row[0] async for row in await database.execute("SELECT name FROM sqlite_master")]
+        if found[0] != _APPLICATION_ID and tables:
+            await self.close()
+            raise RegistryStoreError(f"{self._path} is not a registry database, and is left alone")
+        if found[1] > _VERSION:
+            await self.close()
+            raise RegistryStoreError(f"{self._path} was written by a newer version (format {found[1]})")
+        # Held for as long as it is open: two servers on one file would undo each other's nodes.
+        await database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        await database.execute("BEGIN EXCLUSIVE")
+        await database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        await database.execute(f"PRAGMA user_version = {_VERSION}")
+        await database.execute(_SCHEMA)
+        await database.execute("COMMIT")
+        return [entry async for row in await database.execute("SELECT * FROM nodes") if (entry := self._read(row))]
+
+    def _read(self, row: sqlite3.Row) -> tuple[str, NodeInfo] | None:
+        service, name, address, port, registered_at, instance, http = row
+        body = {"name": name, "address": address, "port": port, "registered_at": registered_at}
+        try:
+            return check_name(service, "service"), NodeInfo.from_json({**body, "instance": instance, "http": http})
+        except InvalidNodeError as error:
+            self._log.warning("Registry database %s: an entry is skipped: %s", self._path, error)
+            return None
+
+    def put(self, service: str, info: NodeInfo) -> asyncio.Future[None]:
+        """Queue a node; the future (shield it: a batch shares it) is done when it is on disk, or in `error`."""
+        return self._enqueue(service, info.name, info)
+
+    def delete(self, service: str, name: str) -> asyncio.Future[None]:
+        """Queue the removal of a node; the future as for `put`."""
+        return self._enqueue(service, name, None)
+
+    async def close(self) -> None:
+        """Write what is pending and close the file. Idempotent."""
+        if self._writer is not None:
+            await self._writer
+        if self._database is not None:
+            await self._database.close()
+            self._database = None
+
+    def _enqueue(self, service: str, name: str, info: NodeInfo | None) -> asyncio.Future[None]:
+        self._pending.append((service, name, info))
+        if self._flushed is None:
+            self._flushed = self._runtime.loop.create_future()
+        if self._writer is None:
+            self._writer = self._runtime.spawn(self._write(), "registry-store")
+        return self._flushed
+
+    async def _write(self) -> None:
+        """Write batches until nothing is pending: all that waits is one transaction, one fsync."""
+        while self._pending:
+            batch, self._pending = self._pending, []
+            done, self._flushed = self._flushed, None
+            try:
+                await self._commit(batch)
+            except sqlite3.Error as error:
+                if not self.error:
+                    self._log.error("Registry database %s: %s; going on in memory", self._path, error)
+                self.error = str(error)
+            else:
+                self.error = ""
+            if done is not None and not done.done():
+                done.set_result(None)
+        self._writer = None
+
+    async def _commit(self, batch: list[tuple[str, str, NodeInfo | None]]) -> None:
+        database = self._database
+        assert database is not None, "write after close"
+        await database.execute("BEGIN")
+        try:
+            for service, name, info in batch:
+                if info is None:
+                    await database.execute("DELETE FROM nodes WHERE service = ? AND name = ?", (service, name))
+                else:
+                    await database.execute("REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?)", _row(service, info))
+            await database.execute("COMMIT")
+        except sqlite3.Error:
+            if database.in_transaction:
+                await database.execute("ROLLBACK")
+            raise
+
+
+def _row(service: str, info: NodeInfo) -> _Row:
+    registered: datetime = info.registered_at
+    return service, info.name, info.address, info.port, registered.isoformat(), info.instance, info.http
+
+
+async def _pragma(database: aiosqlite.Connection, name: str) -> int:
+    cursor = await database.execute(f"PRAGMA {name}")
+    row = await cursor.fetchone()
+    return int(row[0]) if row else 0
