@@ -8,8 +8,8 @@ The rules (nats-server documentation, "Configuration", verified against the Go s
 - a pair is a key, then blanks, `=` or `:`, then a value that ends at a newline, `,`, `;`, `}` or `]`;
 - maps `{ }` and lists `[ ]` nest, outer braces are optional, so JSON is valid;
 - `#` and `//` start a comment where a token could start;
-- an unquoted `$NAME` is looked up in the enclosing maps, innermost first, then in the environment, whose text is read as
-  a value; `$2a$…` is a bcrypt hash and stands for itself;
+- an unquoted `$NAME` is looked up in the enclosing maps, innermost first, then in the environment, whose text is
+  read as a value; `$2a$…` is a bcrypt hash and stands for itself;
 - `include path` merges another file's keys into the map where it stands; the path is relative to the including file.
 
 We are stricter than nats-server where it drops what was written (an unknown size suffix, a key without a value), and
@@ -30,11 +30,11 @@ from typing import Final, TypeAlias
 
 from nimsnats.protocol.conf_text import ConfError, Position, Scalar, Text, Variable
 
-__all__ = ["ConfError", "Item", "Position", "Tree", "Value", "digest", "parse", "plain"]
+__all__ = ["ConfError", "Item", "Position", "Tree", "Value", "digest", "parse", "plain", "unreadable"]
 
 Tree: TypeAlias = "dict[str, Item]"
 Value: TypeAlias = "Scalar | list[Item] | Tree"
-Plain: TypeAlias = "None | str | int | float | bool | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "str | int | float | bool | list[Plain] | dict[str, Plain] | None"
 ReadFile: TypeAlias = Callable[[str], str]
 
 
@@ -75,6 +75,12 @@ def digest(tree: Tree) -> str:
     return "sha256:" + hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
+def unreadable(path: str, error: OSError) -> str:
+    """Why a file cannot be read, in nats-server's words."""
+    step = "read" if isinstance(error, IsADirectoryError) else "open"
+    return f"{step} {path}: {(error.strerror or str(error)).lower()}"
+
+
 class _Level(Enum):
     """Where a pair stands; decides what may end it and what the errors say."""
 
@@ -96,7 +102,7 @@ _NO_INCLUDE: Final[Mapping[str, str]] = {
     "\\": "escape sequence",
     "\n": "new line",
     "\r": "new line",
-} | {digit: "start of a number" for digit in "0123456789"}
+} | dict.fromkeys("0123456789", "start of a number")
 _ARRAY_CRUFT: Final = 'Expected an array value terminator "," or an array terminator "]", but got \'{}\' instead.'
 _MAP_CRUFT: Final = 'Expected a map value terminator "," or a map terminator "}}", but got \'{}\' instead.'
 _LINE_CRUFT: Final = "Expected a {} value to end with a new line, comment or EOF, but got '{}' instead."
@@ -106,7 +112,7 @@ _MAX_DEPTH: Final = 100
 
 
 class _Parser:
-    """One text being read. `files` are the files that include each other up to here, `names` the environment variables."""
+    """One text being read. `files` include each other up to here, and so do the environment variables `names`."""
 
     def __init__(
         self,
@@ -319,8 +325,7 @@ class _Parser:
         except ConfError as error:
             raise ConfError(f"error parsing include file '{path}', {error}") from None
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ConfError(f"error parsing include file '{path}', open {full}: {reason}") from None
+            raise ConfError(f"error parsing include file '{path}', {unreadable(full, error)}") from None
 
     def _end_of_line(self, level: _Level) -> None:
         """Move past what ends a pair outside of maps."""

@@ -1,7 +1,7 @@
 """The text of a configuration file: where things stand in it, and the scalars that it is written in.
 
-Owns: positions (line and column as nats-server counts them), bare, quoted and block strings, numbers with size suffixes,
-dates, booleans. Knows nothing of keys, maps and lists (`conf`), nor of files and environments.
+Owns: positions (line and column as nats-server counts them), bare, quoted and block strings, numbers with size
+suffixes, dates, booleans. Knows nothing of keys, maps and lists (`conf`), nor of files and environments.
 """
 
 from __future__ import annotations

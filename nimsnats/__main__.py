@@ -1,0 +1,7 @@
+"""`python -m nimsnats`."""
+
+import sys
+
+from nimsnats.cli import main
+
+sys.exit(main())

@@ -1,0 +1,247 @@
+"""Log output in nats-server's format, or as JSON lines; to stderr or to a file that can be reopened and rotated.
+
+Owns: the level names, the formatters, the handler, and `Repeats` for messages that may come in floods. Every module
+logs through `logging.getLogger("nimsnats.…")` or `"forest.…"` as usual; only the command line calls `start_logging`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TextIO
+
+TRACE: Final = 5
+"""Level of protocol traces, below DEBUG."""
+
+FATAL: Final = logging.CRITICAL
+
+_LABELS: Final = {
+    TRACE: "TRC",
+    logging.DEBUG: "DBG",
+    logging.INFO: "INF",
+    logging.WARNING: "WRN",
+    logging.ERROR: "ERR",
+    FATAL: "FTL",
+}
+_COLOURS: Final = {"INF": "32", "DBG": "36", "WRN": "0;93", "ERR": "31", "FTL": "31", "TRC": "33"}
+_OURS: Final = ("nimsnats", "forest")
+
+
+@dataclass(slots=True)
+class LogSettings:
+    """How this process logs. `size_limit` in bytes and `max_files` (rotated files kept) are off at 0."""
+
+    debug: bool = False
+    trace: bool = False
+    trace_verbose: bool = False
+    """Trace the system account, too."""
+    format: Literal["text", "json"] = "text"
+    file: str = ""
+    logtime: bool = True
+    utc: bool = False
+    size_limit: int = 0
+    max_files: int = 0
+
+    def level(self) -> int:
+        """The lowest level that is written. TRC does not imply DBG: `LogOutput` leaves DBG out when only tracing."""
+        return TRACE if self.trace else logging.DEBUG if self.debug else logging.INFO
+
+
+def label(level: int) -> str:
+    """The three letters of a level; levels in between count as the next lower one."""
+    return _LABELS.get(level) or next((text for at, text in reversed(_LABELS.items()) if at <= level), "TRC")
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    """Whole seconds and microseconds."""
+    return divmod(int(seconds * 1_000_000), 1_000_000)
+
+
+class TextFormatter(logging.Formatter):
+    """`[pid] 2026/01/02 15:04:05.000000 [INF] text`, as nats-server writes it."""
+
+    def __init__(self, settings: LogSettings, *, colours: bool = False) -> None:
+        super().__init__()
+        self._head = f"[{os.getpid()}] "
+        self._time = settings.logtime
+        self._clock = time.gmtime if settings.utc else time.localtime
+        self._labels = {
+            text: f"[\x1b[{_COLOURS[text]}m{text}\x1b[0m] " if colours else f"[{text}] " for text in _LABELS.values()
+        }
+        self._second = -1
+        self._date = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = ""
+        if self._time:
+            second, micro = _split(record.created)
+            if second != self._second:
+                self._second = second
+                self._date = time.strftime("%Y/%m/%d %H:%M:%S", self._clock(second))
+            stamp = f"{self._date}.{micro:06d} "
+        text = f"{self._head}{stamp}{self._labels[label(record.levelno)]}{record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, pid, logger, message, and error for exceptions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def format(self, record: logging.LogRecord) -> str:
+        second, micro = _split(record.created)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        entry: dict[str, str | int] = {
+            "time": f"{stamp}.{micro:06d}Z",
+            "level": label(record.levelno),
+            "pid": self._pid,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+class LogOutput(logging.Handler):
+    """Where the log goes. Raises OSError when the log file cannot be opened."""
+
+    def __init__(self, settings: LogSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._stderr = sys.stderr
+        self._stream: TextIO = sys.stderr
+        self._size = 0
+        self.setFormatter(self._formatter())
+        if settings.file:
+            self._stream = self._open()
+
+    def apply(self, settings: LogSettings) -> None:
+        """Take over changed settings: levels, format, file."""
+        old_file, self._settings = self._settings.file, settings
+        if settings.file != old_file:
+            self._close_file()
+            self._stream = self._open() if settings.file else self._stderr
+        self.setFormatter(self._formatter())
+        for name in _OURS:
+            logging.getLogger(name).setLevel(settings.level())
+
+    def reopen(self) -> None:
+        """Open the log file anew after somebody moved it away (SIGUSR1)."""
+        log = logging.getLogger("nimsnats")
+        if not self._settings.file:
+            log.info("File log re-open ignored, not a file logger")
+            return
+        self.acquire()
+        try:
+            self._close_file()
+            self._stream = self._open()
+        finally:
+            self.release()
+        log.info("File log re-opened")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.DEBUG and not self._settings.debug:
+            return  # tracing alone shows no DBG lines
+        try:
+            line = self.format(record) + "\n"
+            self._stream.write(line)
+            self._stream.flush()
+        except BrokenPipeError:  # nobody reads stderr any more: not a reason to stop
+            return
+        except Exception:
+            self.handleError(record)
+            return
+        if self._settings.file:
+            self._size += len(line)
+            if 0 < self._settings.size_limit < self._size:
+                self._rotate(record.created)
+
+    def close(self) -> None:
+        self._close_file()
+        super().close()
+
+    def _formatter(self) -> logging.Formatter:
+        if self._settings.format == "json":
+            return JsonFormatter()
+        return TextFormatter(self._settings, colours=not self._settings.file and self._stderr.isatty())
+
+    def _open(self) -> TextIO:
+        descriptor = os.open(self._settings.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        stream = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        self._size = stream.tell()
+        return stream
+
+    def _close_file(self) -> None:
+        if self._stream is not self._stderr:
+            self._stream.close()
+            self._stream = self._stderr
+
+    def _rotate(self, now: float) -> None:
+        """Move the full file to `<name>.YYYY.MM.DD.hh.mm.ss.nnnnnnnnn` and go on in a new one."""
+        path = Path(self._settings.file)
+        second, micro = _split(now)
+        stamp = time.strftime("%Y.%m.%d.%H.%M.%S", time.localtime(second))
+        self._close_file()
+        path.rename(f"{path}.{stamp}.{micro * 1000:09d}")
+        self._stream = self._open()
+        if self._settings.max_files:
+            # max_files counts the live file too, as log_max_num does
+            old = sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9].*"))
+            for surplus in old[: max(0, len(old) - (self._settings.max_files - 1))]:
+                surplus.unlink(missing_ok=True)
+
+
+def start_logging(settings: LogSettings) -> LogOutput:
+    """Send all log records of this process to one output: ours by `settings`, other libraries' from WARNING up.
+
+    Raises OSError when the log file cannot be opened.
+    """
+    output = LogOutput(settings)
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, LogOutput):
+            root.removeHandler(handler)
+            handler.close()
+    root.addHandler(output)
+    root.setLevel(logging.WARNING)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(settings.level())
+    return output
+
+
+class Repeats:
+    """Lets a message through once an interval and counts the rest, for errors that clients can cause at will.
+
+    `clock` returns seconds (`Runtime.monotonic`). Keys are forgotten when more than `limit` are known, oldest first.
+    """
+
+    def __init__(self, clock: Callable[[], float], interval: float = 10.0, limit: int = 1000) -> None:
+        self._clock = clock
+        self._interval = interval
+        self._limit = limit
+        self._seen: dict[Hashable, tuple[float, int]] = {}
+
+    def log(self, log: logging.Logger, level: int, key: Hashable, message: str, *args: object) -> bool:
+        """Log unless `key` was logged within the interval; true when written."""
+        now = self._clock()
+        since, held_back = self._seen.get(key, (now - self._interval, 0))
+        if now - since < self._interval:
+            self._seen[key] = (since, held_back + 1)
+            return False
+        if held_back:
+            message, args = message + " (%d more since)", (*args, held_back)
+        log.log(level, message, *args)
+        self._seen.pop(key, None)
+        self._seen[key] = (now, 0)
+        if len(self._seen) > self._limit:
+            self._seen.pop(next(iter(self._seen)))
+        return True
