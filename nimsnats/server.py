@@ -1,0 +1,192 @@
+"""A NATS server with JetStream inside this process: storage, Raft, broker, JetStream and the HTTP port, in order.
+
+Owns the composition and its start and stop order. It knows nothing of registries, clusters or the forest: `node.py`
+adds those. As an async context manager it is what other programs and tests embed:
+
+    async with Server(port=4222, store_dir="data") as server:
+        client = await server.client()
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from nimsnats.broker.server import Broker
+from nimsnats.config.settings import Settings, for_server
+from nimsnats.jetstream.engine import JetStream
+from nimsnats.monitor.view import NodeView
+from nimsnats.raft.host import Host
+from nimsnats.runtime import Runtime
+from nimsnats.storage import Database, open_database
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from nimsnats.monitor.server import MonitorServer
+    from nimsnats.monitor.system import SystemServices
+
+
+def embedded_settings(
+    host: str, port: int, store_dir: Path | str | None, *, jetstream: bool, monitor_port: int, name: str
+) -> Settings:
+    """Settings of a server inside another program: loopback and any free port unless told otherwise."""
+    settings = for_server()
+    settings.node_name = name
+    settings.broker = replace(settings.broker, host=host, port=port, server_name=name, jetstream=jetstream)
+    settings.monitor = replace(settings.monitor, host=host, port=monitor_port)
+    if store_dir is not None:
+        settings.data_dir = Path(store_dir)
+        settings.jetstream = replace(settings.jetstream, store_dir=settings.data_dir)
+    return settings
+
+
+class Server:
+    """One server. Either from complete `settings`, or from the few arguments that embedding needs.
+
+    `port` and `monitor_port`: -1 is any free port; a `monitor_port` of 0 means no HTTP. Without a `store_dir` streams
+    live in a temporary folder that is removed at the end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = -1,
+        store_dir: Path | str | None = None,
+        jetstream: bool = True,
+        monitor_port: int = 0,
+        name: str = "",
+        log: logging.Logger | None = None,
+    ) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if settings is None and jetstream and store_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="nimsnats-", ignore_cleanup_errors=True)
+            store_dir = self._temporary.name
+        self.settings = settings or embedded_settings(
+            host, port, store_dir, jetstream=jetstream, monitor_port=monitor_port, name=name
+        )
+        self.log = log or logging.getLogger("nimsnats")
+        self.on_http: list[Callable[[MonitorServer], None]] = []
+        """Called with the HTTP server before it listens, so that others add their routes."""
+        self._runtime: Runtime | None = None
+        self._broker: Broker | None = None
+        self._host: Host | None = None
+        self._system: SystemServices | None = None
+        self.jetstream: JetStream | None = None
+        self.storage: Database | None = None
+        self.monitor: MonitorServer | None = None
+        self.view: NodeView | None = None
+
+    @property
+    def broker(self) -> Broker:
+        """The broker. Only between `start` and `stop`."""
+        assert self._broker is not None, "the server is not running"
+        return self._broker
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime. Only between `start` and `stop`."""
+        assert self._runtime is not None, "the server is not running"
+        return self._runtime
+
+    @property
+    def port(self) -> int:
+        """The port that clients connect to."""
+        return self.broker.port
+
+    @property
+    def url(self) -> str:
+        """Where clients of this machine connect."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.settings.broker.host, self.settings.broker.host)
+        return f"nats://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Recover what is on disk, then listen. Raises StartError in one clear line; then nothing is left running."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._runtime = runtime = Runtime.real()
+        self._broker = broker = Broker(settings.broker, runtime)
+        if settings.broker.jetstream:
+            await self._start_jetstream(broker, runtime)
+        self.view = NodeView(
+            broker,
+            self.jetstream,
+            self.storage,
+            config_digest=settings.config_digest,
+            config_loaded_ns=runtime.time_ns(),
+        )
+        self.view.start()
+        from nimsnats.monitor.system import SystemServices
+
+        self._system = SystemServices(self.view)
+        self._system.start()
+        if settings.monitor.port != 0:
+            await self._start_http(self.view)
+        await broker.start()
+
+    async def _start_jetstream(self, broker: Broker, runtime: Runtime) -> None:
+        options = self.settings.jetstream
+        self.storage = await open_database(
+            options.store_dir, runtime, broker.server_name, sync_always=options.sync_always
+        )
+        self._host = Host(self.storage, runtime, broker.server_name)
+        self.jetstream = JetStream(broker, self._host, options, runtime)
+        await self.jetstream.start()
+
+    async def _start_http(self, view: NodeView) -> None:
+        from nimsnats.monitor.server import MonitorServer  # aiohttp costs a good part of the start: only if wanted
+
+        settings = self.settings.monitor
+        host = settings.host or self.settings.broker.host
+        self.monitor = MonitorServer(view, host, settings.port, base_path=settings.base_path)
+        for install in self.on_http:
+            install(self.monitor)
+        await self.monitor.start()
+        self.log.info("Starting http monitor on %s:%d", host, self.monitor.port)
+
+    async def stop(self) -> None:
+        """Clients first, storage last; everything acknowledged stays. Idempotent."""
+        broker, jetstream, host, storage = self._broker, self.jetstream, self._host, self.storage
+        if broker is None:
+            return
+        if self.monitor is not None:
+            await self.monitor.stop()
+        if self._system is not None:
+            self._system.stop()
+        if jetstream is not None:
+            await jetstream.stop()
+        await broker.stop()
+        if host is not None:
+            await host.stop()
+        if self.view is not None:
+            self.view.stop()
+        if storage is not None:
+            await storage.close()
+        self._broker = self.jetstream = self._host = self.storage = self.monitor = self._system = self.view = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    async def client(self, **options: Any) -> Client:
+        """A nats-py client of this server, connected through memory; `options` are those of `nats.connect`."""
+        from nimsnats.inprocess import connect
+
+        return await connect(self.broker, **options)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
