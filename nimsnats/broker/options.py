@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, frozen=True)
 class User:
-    """A configured user; `password` may be a bcrypt hash (`$2a$…`), compared with the clear text that a client sends."""
+    """A configured user; `password` may be a bcrypt hash (`$2a$…`), compared with the clear text a client sends."""
 
     name: str
     password: str
@@ -26,7 +26,7 @@ class BrokerOptions:
     jetstream: bool = False
 
     token: str = ""
-    users: list[User] = field(default_factory=lambda: list[User]())
+    users: list[User] = field(default_factory=list[User])
     no_auth_user: str = ""
     auth_timeout: float = 2.0
     system_account: str = "$SYS"

@@ -26,7 +26,7 @@ class ServerInfo:
     jetstream: bool = False
     cluster: str = ""
     domain: str = ""
-    connect_urls: list[str] = field(default_factory=lambda: list[str]())
+    connect_urls: list[str] = field(default_factory=list[str])
     lame_duck: bool = False
 
     def encode(

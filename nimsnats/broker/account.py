@@ -1,0 +1,233 @@
+"""An account: its own subject space, with its interest and the plans made from it.
+
+Owns subscriptions, the cached plans, and delivery to whatever a plan names. It never parses and never writes to a
+socket; clients' messages come in through `ClientConnection`, internal ones through `publish` and `deliver`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.broker.interest import Interest
+from nimsnats.broker.plan import Plan, Route, Target
+from nimsnats.broker.subscription import Subscription
+from nimsnats.protocol.subject import is_valid
+
+if TYPE_CHECKING:
+    from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.stats import BrokerStats
+    from nimsnats.broker.subscription import Handler
+
+_PLANS_KEPT: Final = 16384
+_SEEN_KEPT: Final = 8192
+
+Lines = dict[bytes, tuple[Route, int, int]]
+InterestListener = Callable[[bytes, bytes, bool], None]
+
+
+class InvalidSubject(ValueError):
+    """A subscription's subject has an empty token or something after `>`."""
+
+
+class Account:
+    """One isolated subject space."""
+
+    def __init__(self, name: str, stats: BrokerStats, seed: int) -> None:
+        self.name = name
+        self.stats = stats
+        self.interest = Interest()
+        self.clients: dict[int, ClientConnection] = {}
+        self.lines: Lines = {}
+        """Control lines of clients that may send headers; see `protocol.parser.Commands.lines`."""
+        self.plain_lines: Lines = {}
+        """The same for clients that may not."""
+        self._plans: dict[bytes, Plan] = {}
+        self._seen: set[bytes] = set()
+        self._listeners: dict[int, InterestListener] = {}
+        self._listener_ids = 0
+        self._draw = seed & 0x7FFFFFFF
+
+    # -- interest -----------------------------------------------------------------------------------------------
+
+    def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"") -> Subscription:
+        """An internal subscription: `handler` is called with every message. Raises InvalidSubject.
+
+        Handlers run inside the reading of their publisher's input: they must neither block nor raise.
+        """
+        sub = Subscription(subject, queue, handler=handler)
+        self.add(sub)
+        return sub
+
+    def unsubscribe(self, sub: Subscription) -> None:
+        """Remove a subscription made with `subscribe`; nothing happens when it is gone already."""
+        self.remove(sub)
+
+    def add(self, sub: Subscription) -> None:
+        """Add any subscription. Raises InvalidSubject."""
+        if not is_valid(sub.subject):
+            raise InvalidSubject(sub.subject.decode("utf-8", "replace"))
+        self._changed(sub.subject, everything=self.interest.insert(sub))
+        for listener in tuple(self._listeners.values()):
+            listener(sub.subject, sub.queue, True)
+
+    def remove(self, sub: Subscription) -> None:
+        """Remove any subscription."""
+        before = self.interest.count
+        everything = self.interest.remove(sub)
+        if self.interest.count == before:
+            return
+        self._changed(sub.subject, everything=everything)
+        for listener in tuple(self._listeners.values()):
+            listener(sub.subject, sub.queue, False)
+
+    def limited(self, sub: Subscription) -> None:
+        """A subscription's auto-unsubscribe limit changed: its messages are counted one by one from now on."""
+        self._forget()
+
+    def has_interest(self, subject: bytes, queue: bytes = b"") -> bool:
+        """Whether anyone would receive a message on `subject`; with `queue`, whether a member of that group would."""
+        matches = self.interest.match(subject)
+        if not queue:
+            return bool(matches)
+        return any(found.queues is not None and queue in found.queues for found in matches)
+
+    def watch_interest(self, listener: InterestListener) -> Callable[[], None]:
+        """Call `listener(subject, queue, added)` for every subscription that comes or goes, until the returned call."""
+        self._listener_ids += 1
+        key = self._listener_ids
+        self._listeners[key] = listener
+
+        def unwatch() -> None:
+            self._listeners.pop(key, None)
+
+        return unwatch
+
+    def _changed(self, subject: bytes, *, everything: bool) -> None:
+        if everything:
+            self._forget()
+        elif self._plans.pop(subject, None) is not None:
+            self.lines.clear()
+            self.plain_lines.clear()
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self.lines.clear()
+        self.plain_lines.clear()
+
+    # -- delivery -----------------------------------------------------------------------------------------------
+
+    def known_plan(self, subject: bytes) -> Plan | None:
+        """The plan of a subject that has been used before, with its routes worked out; None for any other."""
+        return self._plans.get(subject)
+
+    def plan(self, subject: bytes) -> Plan:
+        """The receivers of `subject`. Kept from the second use on: most subjects of replies are used once."""
+        plan = self._plans.get(subject)
+        if plan is not None:
+            return plan
+        plan = Plan(subject, self.interest.match(subject))
+        if subject in self._seen:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._forget()
+            plan.build_routes()
+            self._plans[subject] = plan
+        else:
+            if len(self._seen) >= _SEEN_KEPT:
+                self._seen.clear()
+            self._seen.add(subject)
+        return plan
+
+    def publish(self, subject: bytes, payload: bytes = b"", *, reply: bytes = b"", headers: bytes = b"") -> int:
+        """Publish from inside the server; the number of receivers reached."""
+        return self.dispatch(self.plan(subject), subject, reply, headers, payload, None)
+
+    def deliver(self, to: bytes, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> int:
+        """Route by `to` but show `subject` to the receiver, as JetStream does; the number of receivers reached."""
+        return self.dispatch(self.plan(to), subject, reply, headers, payload, None)
+
+    def dispatch(
+        self,
+        plan: Plan,
+        subject: bytes,
+        reply: bytes,
+        headers: bytes,
+        payload: bytes,
+        origin: ClientConnection | None,
+    ) -> int:
+        """Deliver one message to everyone in `plan`, shown under `subject`; the number of receivers reached."""
+        reached = 0
+        if plan.targets or plan.queues:
+            message = _Outgoing(plan, subject, reply, headers, payload, origin)
+            for target in plan.targets:
+                reached += message.offer(target)
+            for members in plan.queues:
+                reached += message.offer_one(members, self._random(len(members)))
+        for sub in plan.handlers:
+            assert sub.handler is not None
+            if sub.handler(subject, reply, headers, payload, origin) is not False:
+                sub.delivered += 1
+                reached += 1
+        return reached
+
+    def _random(self, below: int) -> int:
+        """A cheap draw: which member of a queue group is asked first."""
+        self._draw = (self._draw * 1103515245 + 12345) & 0x7FFFFFFF
+        return (self._draw >> 8) % below
+
+
+class _Outgoing:
+    """One message on its way, in the shapes that receivers need, each made at most once."""
+
+    __slots__ = ("_bare", "_origin", "_shown", "_tail", "headers", "payload", "reply", "size", "subject")
+
+    def __init__(
+        self,
+        plan: Plan,
+        subject: bytes,
+        reply: bytes,
+        headers: bytes,
+        payload: bytes,
+        origin: ClientConnection | None,
+    ) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.headers = headers
+        self.payload = payload
+        self._origin = origin
+        self._shown = plan.subject is not subject and plan.subject != subject
+        self.size = len(headers) + len(payload)
+        self._bare = b""
+        head = reply + b" " if reply else b""
+        if headers:
+            self._tail = b"%b%d %d\r\n%b%b\r\n" % (head, len(headers), self.size, headers, payload)
+        else:
+            self._tail = b"%b%d\r\n%b\r\n" % (head, self.size, payload)
+
+    def offer(self, target: Target) -> bool:
+        """Hand the message to one subscription; False when it does not take it."""
+        sub, prefix = target
+        client = sub.client
+        if client is None:
+            assert sub.handler is not None
+            if sub.handler(self.subject, self.reply, self.headers, self.payload, self._origin) is False:
+                return False
+            sub.delivered += 1
+            return True
+        if self._shown:
+            prefix = b"MSG " + self.subject + b" " + sub.sid + b" "
+        if not self.headers:
+            return client.accept(sub, prefix, self._tail, self.size, self._origin)
+        if client.headers:
+            return client.accept(sub, b"H" + prefix, self._tail, self.size, self._origin)
+        if not self._bare:
+            head = self.reply + b" " if self.reply else b""
+            self._bare = b"%b%d\r\n%b\r\n" % (head, len(self.payload), self.payload)
+        return client.accept(sub, prefix, self._bare, len(self.payload), self._origin)
+
+    def offer_one(self, members: tuple[Target, ...], first: int) -> bool:
+        """Hand the message to one member of a queue group: `first`, or the next that takes it."""
+        if self.offer(members[first]):
+            return True
+        count = len(members)
+        return any(self.offer(members[(first + step) % count]) for step in range(1, count))

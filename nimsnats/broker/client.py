@@ -1,0 +1,460 @@
+"""A client's connection: what each verb of the client protocol does.
+
+Owns CONNECT and authentication of one client, its subscriptions, publishing, keep-alive. Framing is `protocol.parser`,
+bytes are `connection`, receivers are `account`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.broker.account import Account, InvalidSubject, Lines
+from nimsnats.broker.connection import TRACE, Connection
+from nimsnats.broker.plan import Route
+from nimsnats.broker.reasons import Reason
+from nimsnats.broker.subscription import Subscription
+from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
+from nimsnats.protocol.parser import Failure, Parser
+from nimsnats.protocol.subject import is_literal
+
+if TYPE_CHECKING:
+    from nimsnats.broker.auth import Identity
+    from nimsnats.broker.server import Broker
+
+_OK: Final = b"+OK\r\n"
+_PONG: Final = b"PONG\r\n"
+_PING: Final = b"PING\r\n"
+_RESERVED: Final = (b"$NRG.", b"$GR.", b"_GR_.")
+_RESERVED_REPLY: Final = (b"_R_.", b"$JS.ACK.", b"_GR_.")
+_SYSTEM_QUEUE: Final = b"_sys_"
+_FIRST_PING: Final = 2.0
+"""Seconds after CONNECT until the first PING, which measures the round trip."""
+_RTT_AGE: Final = 3600.0
+"""Seconds after which the round trip is measured anew even on a busy connection."""
+_CHUNK: Final = 4096
+"""Average message size from which a run is queued message by message instead of being joined."""
+_NO_LINES: Final[Lines] = {}
+"""Stays empty: connections that need every message looked at know no control line."""
+_FAILURES: Final = {
+    Failure.UNKNOWN: Reason.PROTOCOL_VIOLATION,
+    Failure.VIOLATION: Reason.PROTOCOL_VIOLATION,
+    Failure.CONTROL_LINE: Reason.MAX_CONTROL_LINE,
+    Failure.PAYLOAD: Reason.MAX_PAYLOAD,
+    Failure.AUTHORIZATION: Reason.AUTHENTICATION_FAILURE,
+}
+
+
+class ClientConnection(Connection):
+    """One client, and the `Commands` of its parser."""
+
+    __slots__ = (
+        "_auth_task", "_connected", "_first_pong", "_ping_sent", "account", "echo", "headers", "identity",
+        "kind", "lines", "local", "no_responders", "options", "pings_out", "plain", "rtt", "subs", "trace", "verbose",
+    )  # fmt: skip
+
+    def __init__(self, broker: Broker, cid: int, *, local: bool = False) -> None:
+        super().__init__(broker, cid)
+        options = broker.options
+        self.parser: Parser[Route] = Parser(self, options.max_payload, options.max_control_line)
+        self.kind = "Client"
+        self.local = local
+        self.options = ConnectOptions()
+        self.identity: Identity | None = None
+        self.account: Account = broker.global_account
+        self.subs: dict[bytes, Subscription] = {}
+        self.lines: Lines = _NO_LINES
+        self.verbose = True
+        self.echo = True
+        self.headers = False
+        self.no_responders = False
+        self.plain = False
+        """Whether runs may be used: nothing has to be said or checked for each single message."""
+        self.trace = options.trace
+        self.rtt = 0.0
+        """Seconds; 0 until it has been measured."""
+        self.pings_out = 0
+        self._ping_sent = 0.0
+        self._connected = False
+        self._first_pong = False
+        self._auth_task: asyncio.Task[None] | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """Greet the client with INFO and wait for its first words."""
+        broker = self.broker
+        self.log(logging.DEBUG, "Client connection created")
+        auth = broker.authenticator
+        self._say(broker.info_line(self))
+        if len(broker.clients) >= broker.options.max_connections and not self.local:
+            self._error("maximum connections exceeded", Reason.MAX_CONNECTIONS)
+            return
+        broker.clients[self.cid] = self
+        if auth.required:
+            self.parser.awaiting_connect = True
+            broker.keepalive.set(self, broker.options.auth_timeout)
+            return
+        assert auth.default is not None
+        self._bind(auth.default)
+        broker.keepalive.set(self, broker.options.ping_interval)
+
+    def ended(self) -> None:
+        """Give back subscriptions, timers and the place among the clients."""
+        broker = self.broker
+        broker.keepalive.cancel(self)
+        broker.deadlines.cancel(self)
+        if self._auth_task is not None:
+            self._auth_task.cancel()
+            self._auth_task = None
+        for sub in self.subs.values():
+            self.account.remove(sub)
+        self.account.clients.pop(self.cid, None)
+        broker.forget(self)
+
+    def fail(self, failure: Failure, detail: str) -> None:
+        """The parser gave up."""
+        self.log(logging.ERROR, "%s", detail)
+        if failure is Failure.AUTHORIZATION:
+            self._refuse()
+        elif failure.value:
+            self._error(failure.value, _FAILURES[failure])
+        else:
+            self.close(_FAILURES[failure])
+
+    def _error(self, text: str, reason: Reason) -> None:
+        self._say(f"-ERR '{text}'\r\n".encode("utf-8", "surrogateescape"))
+        self.close(reason)
+
+    def _say(self, data: bytes) -> None:
+        if self.trace:
+            self.log(TRACE, "->> [%s]", data.strip().decode("utf-8", "replace"))
+        self.send(data)
+
+    # -- CONNECT ------------------------------------------------------------------------------------------------
+
+    def connect(self, arg: bytes) -> None:
+        """Read the options and authenticate; again on a repeated CONNECT, which drops the subscriptions."""
+        if self.trace:
+            self.log(TRACE, "<<- [CONNECT]")
+        try:
+            parse_connect(arg, self.options)
+        except BadConnect as error:
+            self.log(logging.ERROR, "%s", error)
+            self.close(Reason.PROTOCOL_VIOLATION)
+            return
+        self._relabel()
+        for sub in self.subs.values():
+            self.account.remove(sub)
+        self.subs.clear()
+        if self.options.account or self.options.new_account:
+            self._refuse()
+            return
+        proven = self.broker.authenticator.authenticate(self.options)
+        if isinstance(proven, Awaitable):
+            self.parser.paused = True
+            if self.transport is not None:
+                self.transport.pause_reading()
+            self._auth_task = self.broker.runtime.spawn(self._decide(proven), f"authenticate cid:{self.cid}")
+        else:
+            self._admit(proven)
+
+    async def _decide(self, proven: Awaitable[Identity | None]) -> None:
+        """Wait for a slow check, then go on with the input that has been held back."""
+        identity = await proven
+        self._auth_task = None
+        if self.closed:
+            return
+        self._admit(identity)
+        if self.closed:
+            return
+        if self.transport is not None:
+            self.transport.resume_reading()
+        self.parser.resume()
+        self._received()
+
+    def _admit(self, identity: Identity | None) -> None:
+        options = self.options
+        if identity is None:
+            self._refuse()
+            return
+        self.parser.awaiting_connect = False
+        self._bind(identity)
+        if options.protocol not in (0, 1):
+            self._error("invalid client protocol", Reason.BAD_PROTOCOL_VERSION)
+            return
+        self.headers = options.headers and self.broker.options.headers
+        if options.no_responders and not self.headers:
+            self._error("no responders requires headers support", Reason.NO_RESPONDERS_HEADERS)
+            return
+        self.verbose = options.verbose
+        self.echo = options.echo
+        self.no_responders = options.no_responders
+        self.plain = not (self.verbose or options.pedantic or self.trace) and self.echo
+        if not self.plain:
+            self.lines = _NO_LINES
+        else:
+            self.lines = self.account.lines if self.headers else self.account.plain_lines
+        if not self._connected:
+            self._connected = True
+            interval = min(_FIRST_PING, self.broker.options.ping_interval)
+            self._schedule_ping(interval + self.broker.runtime.random.random() * interval / 5)
+        if self.verbose:
+            self._say(_OK)
+
+    def _bind(self, identity: Identity) -> None:
+        self.account.clients.pop(self.cid, None)
+        self.identity = identity
+        self.account = self.broker.account(identity.account)
+        self.account.clients[self.cid] = self
+
+    def _refuse(self) -> None:
+        user = f' - User "{self.options.user}"' if self.options.user else ""
+        self.log(logging.ERROR, "authentication error%s", user)
+        self._error("Authorization Violation", Reason.AUTHENTICATION_FAILURE)
+
+    def _relabel(self) -> None:
+        """What the client calls itself becomes part of its log lines, once."""
+        options = self.options
+        parts = [f"v{options.version}" if options.version else "", options.lang, options.name]
+        if not self._connected and any(parts):
+            self.label += ' - "' + ":".join(part for part in parts if part) + '"'
+
+    def early(self) -> bool:
+        """See `Commands.early`: a client without credentials is let in when there is a no_auth_user."""
+        default = self.broker.authenticator.default
+        if default is None:
+            return False
+        self.parser.awaiting_connect = False
+        self._bind(default)
+        return True
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> Route | None:
+        """See `Commands.route`."""
+        if not self.plain or subject.startswith(_RESERVED):
+            return None
+        plan = self.account.known_plan(subject)
+        if plan is None:
+            return None
+        route = plan.header_route if headers else plan.route
+        if route is None or (reply and (not route.receivers or reply.startswith(_RESERVED_REPLY))):
+            return None
+        return route
+
+    def run(self, route: Route, tails: list[bytes], size: int) -> None:
+        """Queue a run of messages: one piece of output per distinct prefix, shared by all who have it."""
+        count = len(tails)
+        self.in_msgs += count
+        self.in_bytes += size
+        mark = self.broker.outbox.mark
+        for prefix, members in route.groups:
+            if size < count * _CHUNK:
+                pieces = [prefix + prefix.join(tails)]
+                length = len(pieces[0])
+            else:
+                pieces = [piece for tail in tails for piece in (prefix, tail)]
+                length = sum(map(len, pieces))
+            for client, sub in members:
+                sub.delivered += count
+                client.out_msgs += count
+                client.out_bytes += size
+                client.out += pieces
+                if not client.queued:
+                    mark(client)
+                client.queued += length
+                if client.queued > client.brake:
+                    client.overfull(self)
+
+    def announced(self, subject: bytes) -> None:
+        """See `Commands.announced`: pedantic clients hear of a bad subject before the payload is read."""
+        if self.options.pedantic and not is_literal(subject):
+            self._say(b"-ERR 'Invalid Publish Subject'\r\n")
+
+    def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
+        """One message by the long way: handlers, queue groups, limits, first use of a subject, talkative clients."""
+        self.in_msgs += 1
+        self.in_bytes += end - start
+        if self.trace:
+            self._trace_message("PUB" if header < 0 else "HPUB", subject, reply, header, data[start:end])
+        if subject.startswith(_RESERVED):
+            self._deny(f'Publish to "{_text(subject)}"', f'Publish Violation - Subject "{_text(subject)}"')
+            return
+        if reply and reply.startswith(_RESERVED_REPLY):
+            self._deny(f'Publish with Reply of "{_text(reply)}"', f'Publish Violation - Reply "{_text(reply)}"')
+            return
+        if self.verbose:
+            self._say(_OK)
+        account = self.account
+        split = start + header if header > 0 else start
+        headers, payload = data[start:split], data[split:end]
+        reached = account.dispatch(account.plan(subject), subject, reply, headers, payload, self)
+        if reply and not reached and self.no_responders:
+            self._no_responders(subject, reply)
+
+    def _no_responders(self, subject: bytes, reply: bytes) -> None:
+        """Tell a requester that nobody listens: a 503 on its own plain subscription to the reply subject."""
+        for found in self.account.interest.match(reply):
+            for sub in found.plain:
+                if sub.client is self:
+                    text = b"NATS/1.0 503\r\nNats-Subject: " + subject + b"\r\n\r\n"
+                    self._say(b"HMSG %b %b %d %d\r\n%b\r\n" % (reply, sub.sid, len(text), len(text), text))
+                    return
+
+    def accept(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: ClientConnection | None) -> bool:
+        """Queue one message for `sub`; False when this connection does not take it."""
+        if self.closed or (origin is self and not self.echo):
+            return False
+        limit = sub.limit
+        if limit and sub.delivered >= limit:
+            return False
+        sub.delivered += 1
+        self.out_msgs += 1
+        self.out_bytes += size
+        if not self.queued:
+            self.broker.outbox.mark(self)
+        self.out.append(prefix)
+        self.out.append(tail)
+        self.queued += len(prefix) + len(tail)
+        if self.trace:
+            self._trace_delivery(prefix, tail)
+        if limit and sub.delivered >= limit:
+            self._drop(sub)
+        if self.queued > self.brake:
+            self.overfull(origin)
+        return True
+
+    def _deny(self, what: str, log: str) -> None:
+        self.log(logging.ERROR, "%s", log)
+        self._say(f"-ERR 'Permissions Violation for {what}'\r\n".encode("utf-8", "surrogateescape"))
+
+    # -- subscribing --------------------------------------------------------------------------------------------
+
+    def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None:
+        """SUB. A sid that is taken keeps its first subscription."""
+        if self.trace:
+            self.log(TRACE, "<<- [SUB %s]", _text(b" ".join(part for part in (subject, queue, sid) if part)))
+        if queue == _SYSTEM_QUEUE:
+            log = f'Subscription Violation - Subject "{_text(subject)}", Queue: "_sys_", SID {_text(sid)}'
+            self._deny(f'Subscription to "{_text(subject)}" using queue "_sys_"', log)
+            return
+        limit = self.broker.options.max_subscriptions
+        if limit and len(self.subs) >= limit and sid not in self.subs:
+            self.log(logging.ERROR, "maximum subscriptions exceeded")
+            self._say(b"-ERR 'maximum subscriptions exceeded'\r\n")
+            return
+        self.active()
+        if sid not in self.subs:
+            sub = Subscription(subject, queue, sid, client=self)
+            try:
+                self.account.add(sub)
+            except InvalidSubject:
+                self._say(b"-ERR 'Invalid Subject'\r\n")
+                return
+            self.subs[sid] = sub
+        if self.verbose:
+            self._say(_OK)
+
+    def unsubscribe(self, sid: bytes, limit: int) -> None:
+        """UNSUB: at once, or after `limit` messages counted from the start of the subscription."""
+        if self.trace:
+            self.log(TRACE, "<<- [UNSUB %s]", _text(sid))
+        self.active()
+        sub = self.subs.get(sid)
+        if sub is not None:
+            if limit > sub.delivered:
+                sub.limit = limit
+                self.account.limited(sub)
+            else:
+                self._drop(sub)
+        if self.verbose:
+            self._say(_OK)
+
+    def _drop(self, sub: Subscription) -> None:
+        if self.subs.get(sub.sid) is sub:
+            del self.subs[sub.sid]
+            self.account.remove(sub)
+
+    # -- keep-alive ---------------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Answer, and after the first PING that follows CONNECT tell the client which account it is in."""
+        if self.trace:
+            self.log(TRACE, "<<- [PING]")
+        self.last_in = self.broker.runtime.monotonic()
+        self._say(_PONG)
+        if self._connected and not self._first_pong:
+            self._first_pong = True
+            if self.options.protocol >= 1:
+                self._say(self.broker.info_line(self, connected=True))
+
+    def tell_info(self) -> None:
+        """Send a changed INFO, if the client understands one that it did not ask for."""
+        if self._first_pong and self.options.protocol >= 1:
+            self._say(self.broker.info_line(self, connected=True))
+
+    def pong(self) -> None:
+        """The client is alive."""
+        if self.trace:
+            self.log(TRACE, "<<- [PONG]")
+        self.pings_out = 0
+        if self._ping_sent:
+            self.rtt = max(self.broker.runtime.monotonic() - self._ping_sent, 1e-9)
+
+    def timer(self) -> None:
+        """This connection's deadline passed: authentication is late, or it is time for a PING."""
+        if self.parser.awaiting_connect:
+            if self._auth_task is None:
+                self.log(logging.ERROR, "authentication timeout")
+                self._error("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
+            return
+        runtime = self.broker.runtime
+        options = self.broker.options
+        now = runtime.monotonic()
+        idle = now - self.last_in
+        stale_rtt = not self.rtt or now - self._ping_sent > _RTT_AGE
+        if idle >= options.ping_interval or stale_rtt:
+            if self.pings_out + 1 > options.ping_max:
+                self.log(logging.DEBUG, "Stale Client Connection - Closing")
+                self.broker.stats.stale_connections += 1
+                self._error("Stale Connection", Reason.STALE)
+                return
+            self.pings_out += 1
+            self._ping_sent = now
+            self._say(_PING)
+        self._schedule_ping(options.ping_interval)
+
+    def _schedule_ping(self, delay: float) -> None:
+        self.broker.keepalive.set(self, delay)
+
+    # -- the rest -----------------------------------------------------------------------------------------------
+
+    def info(self, arg: bytes) -> None:
+        """Clients may send INFO; it is checked for being JSON and means nothing."""
+        try:
+            parse_object(arg)
+        except BadConnect as error:
+            self.log(logging.ERROR, "%s", error)
+            self.close(Reason.PROTOCOL_VIOLATION)
+
+    def error(self, text: bytes) -> None:
+        """A client that reports an error is done."""
+        self.log(logging.ERROR, "Client Error %s", _text(text))
+        self.close(Reason.PARSE_ERROR)
+
+    def _trace_message(self, verb: str, subject: bytes, reply: bytes, header: int, body: bytes) -> None:
+        words = [subject, reply, b"" if header < 0 else b"%d" % header, b"%d" % len(body)]
+        self.log(TRACE, "<<- [%s %s]", verb, _text(b" ".join(word for word in words if word)))
+        self.log(TRACE, '<<- MSG_PAYLOAD: ["%s"]', _text(body))
+
+    def _trace_delivery(self, prefix: bytes, tail: bytes) -> None:
+        line, _, body = (prefix + tail).partition(b"\r\n")
+        self.log(TRACE, "->> [%s]", _text(line))
+        self.log(TRACE, '->> MSG_PAYLOAD: ["%s"]', _text(body[:-2]))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

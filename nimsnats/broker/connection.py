@@ -1,0 +1,265 @@
+"""Bytes in and out of one peer: the shared read buffer, the output queue, back-pressure, closing.
+
+Owns the asyncio protocol callbacks and everything that is true of any connection, whatever it speaks; the verbs of
+clients are in `client`. One write per loop turn (`outbox`), no task and no timer per connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from nimsnats.broker.reasons import UNFLUSHED, Reason
+
+if TYPE_CHECKING:
+    from nimsnats.broker.server import Broker
+    from nimsnats.protocol.parser import Parser
+
+TRACE: Final = 5
+"""Log level below DEBUG for protocol traces."""
+
+FRONT: Final = 16 * 1024
+"""Leftovers up to that size are put in front of the next read; longer ones are collected and joined when complete."""
+
+_LARGE: Final = 4096
+"""Average size of queued chunks from which they are handed to the kernel as they are, not joined first."""
+
+_STALL: Final = 0.005
+"""Seconds that a publisher pauses when a receiver of its messages is three quarters full."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One peer of the broker."""
+
+    __slots__ = (
+        "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid", "closed",
+        "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser", "paused",
+        "port", "queued", "reason", "room", "stalled", "stalls", "start_ns", "stop_ns", "transport",
+    )  # fmt: skip
+
+    parser: Parser[Any]
+
+    def __init__(self, broker: Broker, cid: int) -> None:
+        self.broker = broker
+        self.cid = cid
+        self.transport: asyncio.Transport | None = None
+        self.out: list[bytes] = []
+        self.queued = 0
+        """Bytes in `out`."""
+        self.room = broker.options.max_pending
+        """Most bytes that `out` may hold; less than max_pending while the transport holds some."""
+        self.brake = self.room - broker.options.max_pending // 4
+        """From that many bytes in `out` on, publishers are slowed down."""
+        self.paused = False
+        self.closed = False
+        self.reason: Reason | None = None
+        self.stalled = False
+        self.stalls = 0
+        self.in_msgs = self.in_bytes = self.out_msgs = self.out_bytes = 0
+        self._told_in_msgs = self._told_in_bytes = self._told_out_msgs = self._told_out_bytes = 0
+        self.ip = ""
+        self.port = 0
+        self.label = ""
+        self.start_ns = self.last_ns = broker.runtime.time_ns()
+        self.stop_ns = 0
+        self.last_in = broker.runtime.monotonic()
+
+    @property
+    def pending(self) -> int:
+        """Bytes accepted for this peer and not yet taken by the kernel."""
+        return self.queued + (0 if self.transport is None else self.transport.get_write_buffer_size())
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer: object = transport.get_extra_info("peername")
+        if isinstance(peer, tuple):
+            host, port, *_ = cast("tuple[object, ...]", peer)
+            self.ip = str(host)
+            self.port = port if isinstance(port, int) else 0
+        self.label = f"{self.ip}:{self.port} - cid:{self.cid}"
+        self.opened()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The read buffer that all connections of the loop share: its content is consumed before the next read."""
+        view = self.broker.read_view
+        front = self.parser.front(FRONT)
+        if front:
+            view[: len(front)] = front
+            return view[len(front) :]
+        return view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        front = len(self.parser.front(FRONT))
+        data = bytes(self.broker.read_view[: front + nbytes])
+        if front:
+            self.parser.joined(data)
+        else:
+            self.parser.feed(data)
+        self._received()
+
+    def receive(self, data: bytes) -> None:
+        """Take input that did not come through the read buffer (in-memory connections)."""
+        self.parser.feed(data)
+        self._received()
+
+    def _received(self) -> None:
+        if self.in_msgs != self._told_in_msgs:
+            self.active()
+            stats = self.broker.stats
+            stats.in_msgs += self.in_msgs - self._told_in_msgs
+            stats.in_bytes += self.in_bytes - self._told_in_bytes
+            self._told_in_msgs = self.in_msgs
+            self._told_in_bytes = self.in_bytes
+        if self.stalled and not self.closed and self.transport is not None:
+            self.transport.pause_reading()
+            self.broker.runtime.call_later(_STALL, self._unstall)
+
+    def active(self) -> None:
+        """The peer did something that counts as activity."""
+        self.last_ns = self.broker.runtime.time_ns()
+        self.last_in = self.broker.runtime.monotonic()
+
+    def _unstall(self) -> None:
+        self.stalled = False
+        if not self.closed and not self.parser.paused and self.transport is not None:
+            self.transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        self.close(Reason.CLIENT_CLOSED)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(Reason.CLIENT_CLOSED if exc is None else Reason.READ_ERROR)
+        self.transport = None
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Queue bytes for the end of this loop turn."""
+        if not self.queued:
+            self.broker.outbox.mark(self)
+        self.out.append(data)
+        self.queued += len(data)
+        if self.queued > self.brake:
+            self.overfull(None)
+
+    def flush(self) -> None:
+        """Write everything queued, as one write. Nothing is written while the peer does not read."""
+        if self.closed:
+            self.out.clear()
+            self.queued = 0
+            return
+        if self.out_msgs != self._told_out_msgs:
+            self.last_ns = self.broker.runtime.time_ns()
+            stats = self.broker.stats
+            stats.out_msgs += self.out_msgs - self._told_out_msgs
+            stats.out_bytes += self.out_bytes - self._told_out_bytes
+            self._told_out_msgs = self.out_msgs
+            self._told_out_bytes = self.out_bytes
+        if not self.paused:
+            self._write()
+
+    def _write(self) -> None:
+        out = self.out
+        queued = self.queued
+        transport = self.transport
+        if not out or transport is None:
+            return
+        self.out = []
+        self.queued = 0
+        if len(out) == 1:
+            transport.write(out[0])
+        elif queued > _LARGE * len(out):
+            transport.writelines(out)
+        else:
+            transport.write(b"".join(out))
+
+    def pause_writing(self) -> None:
+        self.paused = True
+        self.broker.deadlines.set(self, self.broker.options.write_deadline)
+        self._measure()
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self.broker.deadlines.cancel(self)
+        self._measure()
+        if not self.closed:
+            self._write()
+
+    def _measure(self) -> None:
+        most = self.broker.options.max_pending
+        held = 0 if self.transport is None or not self.paused else self.transport.get_write_buffer_size()
+        self.room = most - held
+        self.brake = self.room - most // 4
+
+    def overfull(self, publisher: Connection | None) -> None:
+        """Output passed the brake: slow its publisher down, and cut a peer that is beyond its limit."""
+        if self.closed:
+            return
+        if self.queued <= self.room:
+            if publisher is not None and publisher is not self and not publisher.stalled:
+                publisher.stalled = True
+                publisher.stalls += 1
+                self.broker.stats.stalled_clients += 1
+            return
+        self.broker.stats.slow_consumers += 1
+        most = self.broker.options.max_pending
+        self.log(logging.INFO, "Slow Consumer Detected: MaxPending of %d Exceeded", most)
+        self.close(Reason.SLOW_PENDING)
+
+    def write_deadline_passed(self) -> None:
+        """The peer has not taken what was written within the write deadline."""
+        if self.closed:
+            if self.transport is not None:
+                self.transport.abort()
+            return
+        self.broker.stats.slow_consumers += 1
+        deadline = self.broker.options.write_deadline
+        chunks = len(self.out)
+        text = "Slow Consumer Detected: WriteDeadline of %gs exceeded with %d chunks of %d total bytes."
+        self.log(logging.INFO, text, deadline, chunks, self.pending)
+        self.close(Reason.SLOW_DEADLINE)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def close(self, reason: Reason) -> None:
+        """End the connection: what is queued goes out first, unless the reason is that it cannot."""
+        if self.closed:
+            return
+        if reason not in UNFLUSHED:
+            self.paused = False
+            self.flush()
+        self.closed = True
+        self.reason = reason
+        self.stop_ns = self.broker.runtime.time_ns()
+        self.parser.stopped = True
+        self.parser.tail = b""
+        self.out = []
+        self.queued = 0
+        self.ended()
+        self.log(logging.DEBUG, "Client connection closed: %s", reason.value)
+        if self.transport is None:
+            return
+        if reason in UNFLUSHED:
+            self.transport.abort()
+            return
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.broker.deadlines.set(self, self.broker.options.write_deadline)
+
+    def log(self, level: int, text: str, *args: object) -> None:
+        """Log with the connection's address and id in front, as nats-server does."""
+        log = self.broker.log
+        if log.isEnabledFor(level):
+            log.log(level, "%s - " + text, self.label, *args)
+
+    def opened(self) -> None:
+        """The transport is there."""
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """The connection is over; release what it held."""
+        raise NotImplementedError

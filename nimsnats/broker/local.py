@@ -1,0 +1,137 @@
+"""A client connection without a socket: the very same `ClientConnection`, over memory.
+
+Owns the two ends of the pipe. Bytes cross in the next loop turn, in both directions, so that neither side is ever
+called from inside its own call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nimsnats.broker.client import ClientConnection
+    from nimsnats.runtime import Runtime
+
+
+class LocalConnection:
+    """The client's end: `write` and `close`; what the server says comes to `received`, its end to `closed`."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        client: ClientConnection,
+        received: Callable[[bytes], None],
+        closed: Callable[[], None] | None,
+    ) -> None:
+        self.client = client
+        self._transport = _MemoryTransport(runtime, client, received, closed)
+        client.connection_made(self._transport)
+
+    @property
+    def closing(self) -> bool:
+        """Whether either side has ended the connection."""
+        return self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the server. Ignored once the connection is closed."""
+        self._transport.push(bytes(data))
+
+    def close(self) -> None:
+        """End the connection from the client's side."""
+        self._transport.hang_up()
+
+
+class _MemoryTransport(asyncio.Transport):
+    """The server's end, as an asyncio transport."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        client: ClientConnection,
+        received: Callable[[bytes], None],
+        closed: Callable[[], None] | None,
+    ) -> None:
+        super().__init__({"peername": ("127.0.0.1", 0)})
+        self._runtime = runtime
+        self._client = client
+        self._received = received
+        self._closed = closed
+        self._inbound: list[bytes] = []
+        self._outbound: list[bytes] = []
+        self._held = False
+        self._closing = False
+        self._hung_up = False
+
+    # -- from the client ----------------------------------------------------------------------------------------
+
+    def push(self, data: bytes) -> None:
+        if self._closing or self._hung_up:
+            return
+        if not self._inbound and not self._held:
+            self._runtime.call_soon(self._pump_in)
+        self._inbound.append(data)
+
+    def hang_up(self) -> None:
+        if not self._closing and not self._hung_up:
+            self._hung_up = True
+            self._runtime.call_soon(self._pump_in)
+
+    def _pump_in(self) -> None:
+        if self._closing or self._held:
+            return
+        if self._inbound:
+            data = b"".join(self._inbound)
+            self._inbound.clear()
+            self._client.receive(data)
+        if self._hung_up:
+            self._client.eof_received()
+
+    # -- to the client ------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if not self._outbound:
+            self._runtime.call_soon(self._pump_out)
+        self._outbound.append(bytes(data))
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def _pump_out(self) -> None:
+        data = b"".join(self._outbound)
+        self._outbound.clear()
+        if data:
+            self._received(data)
+
+    # -- the rest of what a transport is ------------------------------------------------------------------------
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        self._held = True
+
+    def resume_reading(self) -> None:
+        self._held = False
+        if self._inbound or self._hung_up:
+            self._runtime.call_soon(self._pump_in)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._runtime.call_soon(self._end)
+
+    def abort(self) -> None:
+        self._outbound.clear()
+        self.close()
+
+    def _end(self) -> None:
+        self._pump_out()
+        self._client.connection_lost(None)
+        if self._closed is not None:
+            self._closed()

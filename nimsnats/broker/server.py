@@ -1,0 +1,228 @@
+"""The broker: listener, connections, accounts. Everything of a node's client side hangs off one `Broker`.
+
+Owns the composition and the life cycle. What a verb does is in `client`, where messages go is in `account`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from nimsnats import identity
+from nimsnats.broker.account import Account
+from nimsnats.broker.auth import Authenticator, ConfiguredAuthenticator
+from nimsnats.broker.client import ClientConnection
+from nimsnats.broker.connection import Connection
+from nimsnats.broker.local import LocalConnection
+from nimsnats.broker.options import BrokerOptions
+from nimsnats.broker.outbox import Outbox
+from nimsnats.broker.reasons import Reason
+from nimsnats.broker.stats import BrokerStats
+from nimsnats.broker.wheel import Wheel
+from nimsnats.protocol.info import ServerInfo
+from nimsnats.runtime import Runtime
+from nimsnats.version import API_LEVEL, NATS_VERSION
+
+GLOBAL_ACCOUNT: Final = "$G"
+SYSTEM_ACCOUNT: Final = "$SYS"
+
+_READ_SIZE: Final = 256 * 1024
+_BACKLOG: Final = 1024
+_CLOSE_PATIENCE: Final = 1.0
+"""Seconds that a stopping broker waits for its last words to reach the clients."""
+
+
+class ListenError(OSError):
+    """The client port cannot be listened on; the text is one clear line."""
+
+
+class Broker:
+    """A NATS server for clients, without JetStream and without peers: those are built on top of it."""
+
+    def __init__(
+        self,
+        options: BrokerOptions,
+        runtime: Runtime,
+        log: logging.Logger | None = None,
+        authenticator: Authenticator | None = None,
+    ) -> None:
+        self.options = options
+        self.runtime = runtime
+        self.log = log or logging.getLogger("nimsnats")
+        self.server_id = identity.server_id(runtime.random)
+        self.server_name = options.server_name or self.server_id
+        self.started = datetime.fromtimestamp(runtime.time_ns() / 1e9, UTC)
+        self.port = 0
+        self.stats = BrokerStats()
+        self.accounts: dict[str, Account] = {}
+        self.global_account = self.account(GLOBAL_ACCOUNT)
+        self.system_account = self.account(options.system_account)
+        self.clients: dict[int, ClientConnection] = {}
+        self.closed: deque[ClientConnection] = deque(maxlen=options.max_closed_clients)
+        self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
+        self.outbox = Outbox(runtime)
+        self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
+        self.deadlines: Wheel[Connection] = Wheel(runtime, Connection.write_deadline_passed)
+        self.read_view = memoryview(bytearray(_READ_SIZE))
+        self.lame_duck = False
+        self.info = self._server_info()
+        self._last_cid = 0
+        self._server: asyncio.Server | None = None
+        self._gone: asyncio.Event | None = None
+
+    # -- life cycle ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for clients. Raises ListenError."""
+        options = self.options
+        port = max(options.port, 0)
+        try:
+            self._server = await self.runtime.loop.create_server(
+                self._accept, options.host or None, port, backlog=_BACKLOG
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            where = f"{options.host or '*'}:{options.port}"
+            raise ListenError(error.errno, f"cannot listen for clients on {where}: {reason}") from error
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.info = self._server_info()
+        self.log.info("Listening for client connections on %s:%d", options.host, self.port)
+
+    async def stop(self) -> None:
+        """Close the listener and every connection; returns when the clients have been told or after a second."""
+        self._stop_listening()
+        clients = list(self.clients.values())
+        for client in clients:
+            client.close(Reason.SERVER_SHUTDOWN)
+        if any(client.transport is not None for client in clients):
+            await self._wait_gone(clients)
+        self.keepalive.close()
+        self.deadlines.close()
+
+    async def enter_lame_duck(self) -> None:
+        """Stop accepting, tell the clients, and close them one by one until none is left (ADR-less, nats-server `ldm`).
+
+        Returns when the last client is gone; the caller stops the broker then.
+        """
+        if self.lame_duck:
+            return
+        self.lame_duck = True
+        self.log.info("Entering lame duck mode, stop accepting new clients")
+        self._stop_listening()
+        if not self.clients:
+            return
+        self.info.lame_duck = True
+        for client in list(self.clients.values()):
+            client.tell_info()
+        options = self.options
+        await self._sleep(options.lame_duck_grace_period)
+        self.log.info("Closing existing clients")
+        clients = list(self.clients.values())
+        self.runtime.random.shuffle(clients)
+        spread = max(options.lame_duck_duration - options.lame_duck_grace_period, 0.0)
+        pause = min(spread / max(len(clients), 1), 1.0)
+        for client in clients:
+            client.close(Reason.SERVER_SHUTDOWN)
+            await self._sleep(pause * (0.5 + self.runtime.random.random() / 2))
+
+    def connect_local(
+        self, received: Callable[[bytes], None], closed: Callable[[], None] | None = None
+    ) -> LocalConnection:
+        """A client connection through memory: `received` gets what the server sends, `closed` its end."""
+        client = ClientConnection(self, self._next_cid(), local=True)
+        return LocalConnection(self.runtime, client, received, closed)
+
+    # -- what connections ask for -------------------------------------------------------------------------------
+
+    def account(self, name: str) -> Account:
+        """The account of that name; made when it does not exist."""
+        account = self.accounts.get(name)
+        if account is None:
+            account = Account(name, self.stats, self.runtime.random.getrandbits(31))
+            self.accounts[name] = account
+        return account
+
+    def info_line(self, client: ClientConnection, *, connected: bool = False) -> bytes:
+        """INFO for one client: the greeting, or the one that names its account after the first PING."""
+        auth = self.authenticator
+        if not connected:
+            shown = auth.required and auth.default is None
+            return self.info.encode(client.cid, client.ip, auth_required=shown)
+        account = client.account
+        return self.info.encode(
+            client.cid,
+            client.ip,
+            auth_required=auth.required,
+            account=account.name,
+            system=account is self.system_account,
+        )
+
+    def forget(self, client: ClientConnection) -> None:
+        """A client is closed: keep its record for monitoring."""
+        self.clients.pop(client.cid, None)
+        self.closed.append(client)
+        if self._gone is not None and not self.clients:
+            self._gone.set()
+
+    def set_connect_urls(self, urls: list[str]) -> None:
+        """The client URLs of the cluster changed: tell clients that understand it."""
+        if urls != self.info.connect_urls:
+            self.info.connect_urls = urls
+            for client in list(self.clients.values()):
+                client.tell_info()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> ClientConnection:
+        return ClientConnection(self, self._next_cid())
+
+    def _next_cid(self) -> int:
+        self._last_cid += 1
+        self.stats.total_connections += 1
+        return self._last_cid
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _wait_gone(self, clients: list[ClientConnection]) -> None:
+        """Wait until the transports have written out and closed, for a limited time."""
+        loop = self.runtime.loop
+        deadline = loop.time() + _CLOSE_PATIENCE
+        while any(client.transport is not None for client in clients) and loop.time() < deadline:
+            await self._sleep(0.005)
+        for client in clients:
+            if client.transport is not None:
+                client.transport.abort()
+
+    async def _sleep(self, delay: float) -> None:
+        await self.runtime.sleep(delay)
+
+    def _server_info(self) -> ServerInfo:
+        options = self.options
+        host, port = options.host or "0.0.0.0", self.port or max(options.port, 0)
+        if options.client_advertise:
+            advertised, _, given = options.client_advertise.rpartition(":")
+            host, port = (
+                (advertised, int(given)) if given.isdigit() and advertised else (options.client_advertise, port)
+            )
+        return ServerInfo(
+            server_id=self.server_id,
+            server_name=self.server_name,
+            version=NATS_VERSION,
+            host=host,
+            port=port,
+            max_payload=options.max_payload,
+            api_level=API_LEVEL,
+            runtime=f"python{platform.python_version()}",
+            headers=options.headers,
+            auth_required=self.authenticator.required,
+            jetstream=options.jetstream,
+            cluster=options.cluster_name,
+        )

@@ -1,0 +1,406 @@
+"""The client protocol, server side: bytes in, calls on a `Commands` out. No socket, clock or loop in here.
+
+Owns framing: verbs, arguments, sizes, what is an error and what only ends the connection. It never decides what a
+command means; it does not know subscriptions, and routes are opaque values that it got from `Commands.route`.
+
+Two ways through:
+
+- **The run** (`Parser.parse`). A control line that was seen before (`Commands.lines`: whole line -> route, payload
+  size, offset of the tail) costs one dictionary look-up. The *tail* of a PUB after its subject, `[reply ]size CRLF
+  payload CRLF`, is byte for byte the tail of the MSG that it becomes, so consecutive messages with one route are
+  collected as slices of the input and handed over as one list. No call, no object per message.
+- **The line** (`Parser._line`). Everything else, one control line at a time, by nats-server's rules and quirks.
+
+The yardstick is nats-server's state machine; where it looks at bytes before the line is complete (unknown verbs, the
+control line limit, who may speak before CONNECT) so does this.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Final, Generic, Protocol, TypeVar
+
+R = TypeVar("R")
+
+LINES_KEPT: Final = 8192
+"""Known control lines kept per account; when full the table starts anew."""
+
+_CONNECT_FIRST: Final = frozenset(b"Cc")
+_BLANKS: Final = frozenset(b" \t")
+_VERBS: Final = (
+    b"PUB", b"HPUB", b"SUB", b"UNSUB", b"PING", b"PONG", b"CONNECT", b"INFO", b"+OK", b"-ERR",
+)  # fmt: skip
+_BARE: Final = (b"PING", b"PONG", b"+OK")
+_JSON: Final = (b"CONNECT", b"INFO")
+_VERB: Final = re.compile(
+    rb"(?i:(PUB|HPUB|SUB|UNSUB|-ERR)[ \t]+|(CONNECT|INFO)[ \t]*|(PING|PONG|\+OK))",
+)
+_FIELDS: Final = re.compile(rb"[^ \t\r\n]+").findall
+
+
+class Failure(Enum):
+    """Why a connection cannot go on. The value is the text of the `-ERR` line, empty for a silent close."""
+
+    UNKNOWN = "Unknown Protocol Operation"
+    CONTROL_LINE = "maximum control line exceeded"
+    PAYLOAD = "Maximum Payload Violation"
+    AUTHORIZATION = "Authorization Violation"
+    VIOLATION = ""
+
+
+class Commands(Protocol[R]):
+    """What a parser drives: one connection. A call may close it by setting `Parser.stopped`."""
+
+    lines: dict[bytes, tuple[R, int, int]]
+    """Known control lines (up to and without LF) -> (route, payload size, offset of the tail in the line)."""
+
+    headers: bool
+    """Whether HPUB is allowed."""
+
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> R | None:
+        """Where messages on `subject` go when runs of them may be handed over as tails; None: one by one."""
+        ...
+
+    def run(self, route: R, tails: list[bytes], size: int) -> None:
+        """Consecutive messages with one route; `size` is the sum of their payload bytes. The list is the callee's."""
+        ...
+
+    def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
+        """One message: `data[start:end]` is header and payload, CRLF follows; `header` is its length, -1 for PUB."""
+        ...
+
+    def announced(self, subject: bytes) -> None:
+        """The control line of a message that will go to `message` is valid (the payload may not have come yet)."""
+        ...
+
+    def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None: ...
+
+    def unsubscribe(self, sid: bytes, limit: int) -> None:
+        """`limit` is 0 when absent and -1 when it is not a number."""
+        ...
+
+    def ping(self) -> None: ...
+
+    def pong(self) -> None: ...
+
+    def connect(self, arg: bytes) -> None: ...
+
+    def info(self, arg: bytes) -> None: ...
+
+    def error(self, text: bytes) -> None: ...
+
+    def early(self) -> bool:
+        """A verb other than CONNECT before authentication: whether it may be processed."""
+        ...
+
+    def fail(self, failure: Failure, detail: str) -> None:
+        """The input is invalid; the parser has stopped."""
+        ...
+
+
+def parse_size(text: bytes) -> int:
+    """A size of 1 to 9 ASCII digits; -1 for anything else."""
+    if 0 < len(text) <= 9 and text.isdigit():
+        return int(text)
+    return -1
+
+
+class Parser(Generic[R]):
+    """Turns one client's bytes into calls on `commands`."""
+
+    __slots__ = (
+        "_announced", "_commands", "_have", "_parts", "_wanted",
+        "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "tail",
+    )  # fmt: skip
+
+    def __init__(self, commands: Commands[R], max_payload: int, max_control_line: int) -> None:
+        self._commands = commands
+        self.max_payload = max_payload
+        self.max_control_line = max_control_line
+        self.awaiting_connect = False
+        """Authentication is required and has not happened: any verb but CONNECT asks `Commands.early` first."""
+        self.stopped = False
+        self.paused = False
+        self.tail = b""
+        """Input that waits for more; always begins with a control line."""
+        self._parts: list[bytes] | None = None
+        self._have = 0
+        self._wanted = 0
+        self._announced = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the connection, cut anywhere."""
+        if self.stopped:
+            return
+        parts = self._parts
+        if parts is not None:
+            parts.append(data)
+            self._have += len(data)
+            if self._have < self._wanted or self.paused:
+                return
+            self._parts = None
+            self.parse(b"".join(parts))
+            return
+        tail = self.tail
+        if tail:
+            if len(tail) + len(data) < self._wanted or self.paused:
+                self._parts = [tail, data]
+                self._have = len(tail) + len(data)
+                self.tail = b""
+                return
+            data = tail + data
+            self.tail = b""
+        elif self.paused:
+            self.tail = data
+            return
+        self.parse(data)
+
+    def front(self, most: int) -> bytes:
+        """What a reader may put in front of its next read before it calls `joined`; b"" when it should call `feed`.
+
+        Spares `feed` the copy that joins the leftover with the next read. Nothing changes until `joined`.
+        """
+        tail = self.tail
+        return b"" if len(tail) > most or self._wanted > most or self.paused else tail
+
+    def joined(self, data: bytes) -> None:
+        """Take the next bytes, with what `front` returned put before them."""
+        if not self.stopped:
+            self.tail = b""
+            self.parse(data)
+
+    def resume(self) -> None:
+        """Go on after a command had set `paused`."""
+        self.paused = False
+        self._wanted = 0
+        self.feed(b"")
+
+    def parse(self, data: bytes) -> None:
+        """Process everything complete in `data`, which begins with what was left over before.
+
+        The hot loop of the server, and longer than its neighbours for that reason: a call per message would cost
+        more than all the rest of it.
+        """
+        commands = self._commands
+        known = commands.lines.get
+        find = data.find
+        length = len(data)
+        pos = total = self._wanted = 0
+        tails: list[bytes] = []
+        add = tails.append
+        current: R | None = None
+        while pos < length:
+            lf = find(10, pos)
+            if lf < 0:
+                break
+            entry = known(data[pos:lf])
+            if entry is not None:
+                route, size, skip = entry
+                end = lf + size + 3
+                if end <= length and data[end - 1] == 10 and data[end - 2] == 13:
+                    if route is not current:
+                        if current is not None:
+                            commands.run(current, tails, total)
+                            if self.stopped:
+                                return
+                            tails = []
+                            add = tails.append
+                            total = 0
+                        current = route
+                    add(data[pos + skip : end])
+                    total += size
+                    pos = end
+                    continue
+            if current is not None:
+                commands.run(current, tails, total)
+                if self.stopped:
+                    return
+                current = None
+                tails = []
+                add = tails.append
+                total = 0
+            pos = self._line(data, pos, lf)
+            if pos < 0:
+                return
+            known = commands.lines.get
+        if current is not None:
+            commands.run(current, tails, total)
+        if pos < length and not self.stopped:
+            self._partial(data[pos:])
+
+    # -- one line at a time -------------------------------------------------------------------------------------
+
+    def _line(self, data: bytes, pos: int, lf: int) -> int:
+        """Process the control line `data[pos:lf]`; the position after it (and its payload), -1 to stop here."""
+        if self.awaiting_connect and data[pos] not in _CONNECT_FIRST and not self._commands.early():
+            return self._fail(Failure.AUTHORIZATION, "authentication required")
+        line = data[pos:lf]
+        if line[-1:] == b"\r" and (line[:4] == b"PUB " or line[:5] == b"HPUB "):
+            words = line[:-1].split(b" ")
+            if b"" not in words and b"\t" not in line and line.find(13) == len(line) - 1:
+                skip = len(words[0]) + len(words[1]) + 2
+                return self._publish(words, data, pos, lf, skip)
+        match = _VERB.match(line)
+        if match is None:
+            return self._unknown(data, pos)
+        start = pos + match.end()
+        if match[3]:
+            self._bare(match[3].upper())
+            return -1 if self.stopped else lf + 1
+        if start == lf:  # in nats-server the byte after the blanks belongs to the argument, whatever it is
+            lf = data.find(10, lf + 1)
+            if lf < 0:
+                self._partial(data[pos:])
+                return -1
+        arg = data[start:lf]
+        if arg.find(13, 1) >= 0:  # and a CR anywhere in the argument drops its last byte
+            arg = arg[:-1]
+        if match[2]:
+            return self._json(match[2].upper(), arg, data, lf + 1)
+        verb = match[1].upper()
+        if verb == b"PUB" or verb == b"HPUB":
+            return self._publish([verb, *_FIELDS(arg)], data, pos, lf, 0, arg)
+        if len(arg) > self.max_control_line:
+            return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
+        if verb == b"-ERR":
+            self._commands.error(arg)
+        elif not self._interest(verb, arg):
+            return -1
+        return -1 if self.stopped else lf + 1
+
+    def _bare(self, verb: bytes) -> None:
+        if verb == b"PING":
+            self._commands.ping()
+        elif verb == b"PONG":
+            self._commands.pong()
+
+    def _json(self, verb: bytes, arg: bytes, data: bytes, after: int) -> int:
+        if len(arg) > self.max_control_line:
+            return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
+        if verb == b"INFO":
+            self._commands.info(arg)
+        else:
+            self._commands.connect(arg)
+        if self.stopped:
+            return -1
+        if self.paused:
+            self.tail = data[after:]
+            return -1
+        return after
+
+    def _interest(self, verb: bytes, arg: bytes) -> bool:
+        """SUB and UNSUB; False when the arguments were wrong."""
+        words = _FIELDS(arg)
+        if verb == b"SUB":
+            if len(words) == 2:
+                self._commands.subscribe(words[0], b"", words[1])
+            elif len(words) == 3:
+                self._commands.subscribe(words[0], words[1], words[2])
+            else:
+                self._fail(Failure.VIOLATION, f"processSub Parse Error: {_quoted(arg)}")
+                return False
+        elif len(words) == 1:
+            self._commands.unsubscribe(words[0], 0)
+        elif len(words) == 2:
+            self._commands.unsubscribe(words[0], parse_size(words[1]))
+        else:
+            self._fail(Failure.VIOLATION, f"processUnsub Parse Error: {_quoted(arg)}")
+            return False
+        return True
+
+    def _publish(self, words: list[bytes], data: bytes, pos: int, lf: int, skip: int, arg: bytes = b"") -> int:
+        """PUB and HPUB with `words` split already; `skip` is the offset of the tail, 0 when it is not canonical."""
+        commands = self._commands
+        hpub = words[0] == b"HPUB"
+        length = len(arg) if arg else lf - pos - len(words[0]) - 2
+        if length > self.max_control_line:
+            return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
+        size, header, problem = self._sizes(words, hpub)
+        if problem is not None:
+            return self._fail(problem[0], problem[1])
+        subject = words[1]
+        reply = words[2] if len(words) == (5 if hpub else 4) else b""
+        route = commands.route(subject, hpub, reply) if skip else None
+        if route is None and not self._announced:
+            commands.announced(subject)
+        end = lf + 1 + size
+        if end + 2 > len(data):
+            if end < len(data) and data[end] != 13:
+                return self._unknown(data, end)
+            self.tail = data[pos:]
+            self._wanted = end + 2 - pos
+            self._announced = True
+            return -1
+        self._announced = False
+        if data[end] != 13 or data[end + 1] != 10:
+            return self._unknown(data, end)
+        if route is None:
+            commands.message(subject, reply, header, data, lf + 1, end)
+        elif reply:
+            commands.run(route, [data[pos + skip : end + 2]], size)
+        else:
+            lines = commands.lines
+            if len(lines) >= LINES_KEPT:
+                lines.clear()
+            lines[data[pos:lf]] = (route, size, skip)
+            return pos  # the loop finds it there now
+        return -1 if self.stopped else end + 2
+
+    def _sizes(self, words: list[bytes], hpub: bool) -> tuple[int, int, tuple[Failure, str] | None]:
+        """Payload size, header size (-1: none), and what is wrong with them or with the number of words."""
+        name, fewest = ("processHeaderPub", 4) if hpub else ("processPub", 3)
+        problem: tuple[Failure, str] | None = None
+        size = header = -1
+        if hpub and not self._commands.headers:
+            problem = Failure.VIOLATION, "message headers not supported"
+        elif not fewest <= len(words) <= fewest + 1:
+            problem = Failure.VIOLATION, f"{name} Parse Error: {_quoted(b' '.join(words[1:]))}"
+        else:
+            size = parse_size(words[-1])
+            header = parse_size(words[-2]) if hpub else -1
+            if size < 0 or (hpub and header < 0):
+                problem = Failure.VIOLATION, f"{name} Bad or Missing Size: {_quoted(b' '.join(words[1:]))}"
+            elif header > size:
+                problem = Failure.VIOLATION, f"{name} Header Size larger then TotalSize: {_quoted(words[-2])}"
+            elif size > self.max_payload:
+                problem = Failure.PAYLOAD, f"maximum payload exceeded: {size} vs {self.max_payload}"
+        return size, header, problem
+
+    def _partial(self, rest: bytes) -> None:
+        """`rest` ends within a control line: keep it, or say now what is already wrong with it."""
+        if self.awaiting_connect and rest[0] not in _CONNECT_FIRST and not self._commands.early():
+            self._fail(Failure.AUTHORIZATION, "authentication required")
+            return
+        head = rest[:8].upper()
+        verb = next((verb for verb in _VERBS if head.startswith(verb) or verb.startswith(head)), None)
+        if verb is None:
+            self._unknown(rest, 0)
+            return
+        if len(rest) > len(verb):
+            if verb in _BARE:  # the remainder of the line means nothing
+                rest = rest[: len(verb)]
+            elif verb not in _JSON and rest[len(verb)] not in _BLANKS:
+                self._unknown(rest, len(verb))
+                return
+            else:
+                arg = rest[len(verb) :].lstrip(b" \t")
+                if len(arg) - arg.endswith(b"\r") > self.max_control_line:
+                    self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
+                    return
+                if not arg:
+                    rest = verb + b" "
+        self.tail = rest
+
+    def _unknown(self, data: bytes, at: int) -> int:
+        snippet = _quoted(data[at : at + 32])
+        return self._fail(Failure.UNKNOWN, f"Client parser ERROR, i={at}: proto='{snippet}...'")
+
+    def _fail(self, failure: Failure, detail: str) -> int:
+        self.stopped = True
+        self._commands.fail(failure, detail)
+        return -1
+
+
+def _quoted(text: bytes) -> str:
+    return '"' + text.decode("ascii", "backslashreplace").replace('"', '\\"') + '"'
