@@ -1,0 +1,487 @@
+"""The leader's volatile view of one consumer: which message comes next, what is outstanding, when to try again.
+
+Owns the order of delivery (redeliveries, then the last_per_subject list, then new messages), the acknowledgement
+waits and what has happened since the last entry was proposed. Sans-IO: it is told `now` (nanoseconds), it reads the
+stream through `MessageSource`, and whoever sends the messages tells it what was sent. It never sends, proposes or sets
+a timer.
+
+The replicated state lags behind by the entries that are not applied yet. So a message is outstanding when it is in the
+state's `pending`, in an entry on its way (`flying`) or delivered in this tick (`fresh`), unless its acknowledgement is
+on its way (`acking`).
+
+Waits: first deliveries expire in the order of delivery, so looking at the front of those maps is enough. Everything
+else (redeliveries, delayed negative acknowledgements, work in progress) has an explicit time in `due` and in a heap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import chain, repeat
+
+from nimsnats.jetstream.consumer.config import ConsumerConfig
+from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
+from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.source import Filters, MessageSource
+
+NEVER = (1 << 63) - 1
+"""A time that does not come."""
+
+ACKNOWLEDGED = ("explicit", "all")
+
+
+class Delivery:
+    """See the module. `wanted` is a sequence that must be loaded before `pick` can go on (0: none)."""
+
+    __slots__ = (
+        "_counted_to",
+        "_heap",
+        "_loaded",
+        "_queued",
+        "_remaining",
+        "_replay",
+        "_replay_to",
+        "_source",
+        "acking",
+        "again",
+        "attempts",
+        "config",
+        "due",
+        "exhausted",
+        "filters",
+        "flying",
+        "fresh",
+        "initial_at",
+        "last_sent",
+        "last_sent_at",
+        "moved",
+        "next_number",
+        "next_seq",
+        "noted",
+        "outstanding",
+        "picked_again",
+        "queue",
+        "spent",
+        "state",
+        "touched",
+        "tracked",
+        "wanted",
+    )
+
+    def __init__(self, config: ConsumerConfig, filters: Filters, state: ConsumerState, source: MessageSource) -> None:
+        self._source = source
+        self.state = state
+        self.configure(config, filters)
+        self.next_number = state.delivered_number + 1
+        self.next_seq = state.delivered_seq + 1
+        self.initial_at = 0
+        if state.initial:
+            while self.initial_at < len(state.initial) and state.initial[self.initial_at] <= state.delivered_seq:
+                self.initial_at += 1
+        if state.resume >= self.next_seq:
+            self.next_seq = state.resume + 1
+        self.last_sent = state.delivered_seq
+        """Highest stream sequence delivered so far."""
+        self.last_sent_at = state.last_delivered
+        self.fresh: dict[int, Delivered] = {}
+        self.flying: deque[dict[int, Delivered]] = deque()
+        self.again: list[tuple[int, int]] = []
+        """Redeliveries since the last entry: (sequence, deliveries so far)."""
+        self.exhausted: list[int] = []
+        """Messages that reached max_deliver since the last entry."""
+        self.touched: list[int] = []
+        """Flat (sequence, time) pairs for the next entry: waits that were restarted."""
+        self.moved = False
+        """Whether the delivered position changed since the last entry."""
+        self.acking: set[int] = set()
+        self.spent: set[int] = set(state.exhausted)
+        """Messages that reached max_deliver, including those whose entry is not applied yet."""
+        self.attempts: dict[int, int] = dict(state.redelivered)
+        self.queue: deque[int] = deque()
+        self._queued: set[int] = set()
+        self.due: dict[int, int] = {}
+        self._heap: list[tuple[int, int]] = []
+        self.outstanding = len(state.pending) - len(state.exhausted)
+        self.wanted = 0
+        self._loaded: StoredMessage | None = None
+        self.picked_again = False
+        self._remaining = -1
+        self._counted_to = 0
+        self._replay: tuple[int, int] | None = None
+        self._replay_to = source.last_seq if config.replay_policy == "original" else 0
+        self._schedule_restored()
+
+    def configure(self, config: ConsumerConfig, filters: Filters) -> None:
+        """Take over a new configuration (positions stay)."""
+        self.config = config
+        self.filters = filters
+        self.tracked = config.ack_policy in ACKNOWLEDGED
+        self.noted = self.tracked or self._source.retention != "limits"
+        """Whether the entry must name each message: for acknowledgements, or because delivery removes it."""
+        self._remaining = -1
+
+    def _schedule_restored(self) -> None:
+        """Give an explicit time to what is not in order of delivery, so that the front of `pending` can be trusted."""
+        newest = 0
+        for seq, (_, time) in self.state.pending.items():
+            if seq in self.spent:
+                continue
+            if seq in self.attempts or time < newest:
+                self._schedule(seq, time + self.wait(self.attempts.get(seq, 1)))
+            newest = max(newest, time)
+
+    # --- what is left
+
+    def remaining(self) -> int:
+        """Matching messages that were not delivered yet."""
+        source = self._source
+        if self._remaining < 0:
+            self._remaining = source.count_match(self.filters, self.next_seq) if self.next_seq <= source.last_seq else 0
+        elif source.last_seq > self._counted_to:
+            self._remaining += source.count_match(self.filters, max(self._counted_to + 1, self.next_seq))
+        self._counted_to = source.last_seq
+        return self._remaining + len(self.state.initial) - self.initial_at
+
+    def recount(self) -> None:
+        """The stream lost messages that may have counted."""
+        self._remaining = -1
+
+    def is_outstanding(self, seq: int) -> bool:
+        """Delivered, not acknowledged, still to be redelivered one day."""
+        return self.record(seq) is not None and seq not in self.acking and seq not in self.spent
+
+    def record(self, seq: int) -> Delivered | None:
+        """Consumer sequence and time of a delivery whose acknowledgement has not been applied."""
+        record = self.fresh.get(seq) or self.state.pending.get(seq)
+        if record is None:
+            for batch in self.flying:
+                if (record := batch.get(seq)) is not None:
+                    return record
+        return record
+
+    def _full(self) -> bool:
+        limit = self.config.max_ack_pending
+        return self.tracked and 0 < limit <= self.outstanding
+
+    def room(self, want: int) -> int:
+        """How many of `want` new messages max_ack_pending admits."""
+        limit = self.config.max_ack_pending
+        return min(want, limit - self.outstanding) if self.tracked and limit > 0 else want
+
+    # --- choosing
+
+    def pick(self, want: int) -> list[StoredMessage]:
+        """Up to `want` messages that come next, without moving on; empty when there is nothing to deliver now.
+
+        Either all of them are redeliveries (`picked_again`) or none. When a message must be read from disk first,
+        `wanted` names it and the pick ends there. Tell `sent` what was really delivered.
+        """
+        self.wanted = 0
+        if self.queue:
+            again = self._pick_again()
+            if again is not None:
+                self.picked_again = True
+                return [again]
+            if self.wanted:
+                return []
+        self.picked_again = False
+        want = self.room(want)
+        if want <= 0:
+            return []
+        if self.initial_at < len(self.state.initial):
+            return self._pick_initial()
+        return self._pick_new(want) if self.filters else self._pick_unfiltered(want)
+
+    def _cached(self, seq: int) -> StoredMessage | None:
+        message = self._source.get(seq)
+        if message is None and self._loaded is not None and self._loaded.seq == seq:
+            return self._loaded
+        return message
+
+    def _pick_again(self) -> StoredMessage | None:
+        while self.queue:
+            seq = self.queue[0]
+            if seq in self._queued and self.is_outstanding(seq) and not self._exhausts(seq):
+                message = self._cached(seq)
+                if message is not None:
+                    return message
+                if self._source.live(seq):
+                    self.wanted = seq
+                    return None
+            self.queue.popleft()
+            self._queued.discard(seq)
+        return None
+
+    def _exhausts(self, seq: int) -> bool:
+        """Whether the message may not be tried again; then it is noted as exhausted."""
+        limit = self.config.max_deliver
+        if limit <= 0 or self.attempts.get(seq, 1) < limit:
+            return False
+        self._exhaust(seq)
+        return True
+
+    def _exhaust(self, seq: int) -> None:
+        self.exhausted.append(seq)
+        self.spent.add(seq)
+        self.outstanding -= 1
+        self.due.pop(seq, None)
+
+    def _pick_initial(self) -> list[StoredMessage]:
+        initial = self.state.initial
+        while self.initial_at < len(initial):
+            seq = initial[self.initial_at]
+            message = self._cached(seq)
+            if message is not None:
+                return [message]
+            if self._source.live(seq):
+                self.wanted = seq
+                return []
+            self.initial_at += 1
+        return []
+
+    def _pick_unfiltered(self, want: int) -> list[StoredMessage]:
+        """The hot loop for consumers without filters: one look-up a message while they are dense and in memory."""
+        get = self._source.get
+        picked: list[StoredMessage] = []
+        seq = self.next_seq
+        end = seq + want
+        while seq < end:
+            message = get(seq)
+            if message is None:
+                break
+            picked.append(message)
+            seq += 1
+        if picked:
+            return picked
+        return self._pick_new(want)
+
+    def _pick_new(self, want: int) -> list[StoredMessage]:
+        source, filters = self._source, self.filters
+        picked: list[StoredMessage] = []
+        seq = self.next_seq
+        while len(picked) < want:
+            found = source.next_match(filters, seq)
+            if found == 0:
+                if not picked:
+                    self._caught_up()
+                break
+            message = self._cached(found)
+            if message is None:
+                if not picked:
+                    self.wanted = found
+                    self.next_seq = found
+                break
+            picked.append(message)
+            seq = found + 1
+        return picked
+
+    def _caught_up(self) -> None:
+        """Nothing more matches: never look at these sequences again."""
+        self.next_seq = max(self.next_seq, self._source.last_seq + 1)
+        self._remaining = 0
+        self._counted_to = self._source.last_seq
+
+    def loaded(self, seq: int, message: StoredMessage | None) -> None:
+        """The answer to `wanted`. None: the message is gone or damaged, and is passed over."""
+        self._loaded = message
+        if message is not None:
+            return
+        if self.queue and self.queue[0] == seq:
+            self.queue.popleft()
+            self._queued.discard(seq)
+        elif self.initial_at < len(self.state.initial) and self.state.initial[self.initial_at] == seq:
+            self.initial_at += 1
+        elif self.next_seq == seq:
+            self.next_seq = seq + 1
+            self._remaining = -1
+
+    # --- telling what happened
+
+    def sent(self, messages: Sequence[StoredMessage], now: int) -> None:
+        """These, the first of the last pick, have been delivered, with consecutive consumer sequences."""
+        count = len(messages)
+        if count == 0:
+            return
+        first = self.next_number
+        self.next_number += count
+        self.moved = True
+        self.last_sent_at = now
+        if self.picked_again:
+            self._sent_again(messages[0].seq, now)
+            return
+        last = messages[-1].seq
+        if self.initial_at < len(self.state.initial):
+            self.initial_at += 1
+        else:
+            self.next_seq = last + 1
+            if self._remaining >= count:
+                self._remaining -= count
+        self.last_sent = last
+        if self.tracked:
+            self.outstanding += count
+        if self.noted:
+            numbers = range(first, first + count)
+            self.fresh.update(zip([m.seq for m in messages], zip(numbers, repeat(now)), strict=False))
+        if self._replay_to:
+            self._replay = (messages[-1].time, now) if last < self._replay_to else None
+
+    def _sent_again(self, seq: int, now: int) -> None:
+        self.queue.popleft()
+        self._queued.discard(seq)
+        deliveries = self.attempts.get(seq, 1) + 1
+        self.attempts[seq] = deliveries
+        self.again.append((seq, deliveries))
+        self._schedule(seq, now + self.wait(deliveries))
+
+    def not_before(self, message: StoredMessage) -> int:
+        """When replay policy `original` wants this message delivered (0: at once)."""
+        if self._replay is None or self.picked_again or message.seq > self._replay_to:
+            return 0
+        before, sent = self._replay
+        return sent + message.time - before
+
+    @property
+    def replaying(self) -> bool:
+        """Whether messages are spaced as they were stored."""
+        return self._replay_to >= self.next_seq and self._replay_to > 0
+
+    def acknowledge(self, seq: int) -> bool:
+        """An acknowledgement of one message arrived. False when there is nothing to acknowledge."""
+        if self.record(seq) is None or seq in self.acking:
+            return False
+        self.acking.add(seq)
+        if seq in self.spent:
+            self.spent.discard(seq)
+        else:
+            self.outstanding -= 1
+        if self._queued:
+            self._queued.discard(seq)
+        if self.due:
+            self.due.pop(seq, None)
+        if self.attempts:
+            self.attempts.pop(seq, None)
+        return True
+
+    def acknowledge_all(self, seq: int) -> bool:
+        """An acknowledgement of everything up to a sequence arrived. False when there is nothing to acknowledge."""
+        candidates: list[int] = []
+        for candidate in self._in_order():
+            if candidate > seq:
+                break
+            candidates.append(candidate)
+        return sum([self.acknowledge(candidate) for candidate in candidates]) > 0
+
+    def negative(self, seq: int, delay: int, now: int) -> bool:
+        """A negative acknowledgement: try again at once, or after `delay` nanoseconds."""
+        if not self.is_outstanding(seq):
+            return False
+        if delay > 0:
+            self._queued.discard(seq)
+            self._schedule(seq, now + delay)
+            self.touched += (seq, now + delay - self.wait(self.attempts.get(seq, 1)))
+        elif seq not in self._queued:
+            self.due.pop(seq, None)
+            self._enqueue(seq)
+        return True
+
+    def progress(self, seq: int, now: int) -> bool:
+        """Work in progress: the wait starts again."""
+        if not self.is_outstanding(seq):
+            return False
+        self._queued.discard(seq)
+        self._schedule(seq, now + self.wait(self.attempts.get(seq, 1)))
+        self.touched += (seq, now)
+        return True
+
+    def _enqueue(self, seq: int) -> None:
+        self._queued.add(seq)
+        self.queue.append(seq)
+
+    def lost(self, seqs: Sequence[int], pending: Sequence[int]) -> None:
+        """The stream lost single messages; `pending` of them were in the replicated state, which forgot them first."""
+        for seq in pending:
+            if seq not in self.acking and seq not in self.spent:
+                self.outstanding -= 1
+            self._drop(seq)
+        for seq in seqs:
+            if seq >= self.next_seq:
+                self._remaining = -1
+            elif self.noted and (seq in self.fresh or any(seq in batch for batch in self.flying)):
+                if self.tracked and seq not in self.acking:
+                    self.outstanding -= 1
+                self._drop(seq)
+
+    def _drop(self, seq: int) -> None:
+        self.fresh.pop(seq, None)
+        for batch in self.flying:
+            batch.pop(seq, None)
+        self._queued.discard(seq)
+        self.due.pop(seq, None)
+        self.attempts.pop(seq, None)
+        self.acking.discard(seq)
+        self.spent.discard(seq)
+
+    def purged(self) -> None:
+        """The stream lost many messages: look at everything again."""
+        live = self._source.live
+        for seq in [seq for seq in chain(self.fresh, *self.flying) if not live(seq)]:
+            self._drop(seq)
+        self._remaining = -1
+        self.next_seq = max(self.next_seq, self._source.first_seq)
+        self.outstanding = sum(1 for seq in self._in_order() if seq not in self.acking and seq not in self.spent)
+
+    # --- acknowledgement waits
+
+    def wait(self, attempt: int) -> int:
+        """How long the acknowledgement of this attempt (1, 2, …) may take, in nanoseconds."""
+        backoff = self.config.backoff
+        if backoff:
+            return backoff[min(attempt, len(backoff)) - 1]
+        return self.config.ack_wait
+
+    def _schedule(self, seq: int, at: int) -> None:
+        self.due[seq] = at
+        heappush(self._heap, (at, seq))
+
+    def _in_order(self) -> Iterator[int]:
+        return chain(self.state.pending, *self.flying, self.fresh)
+
+    def expire(self, now: int) -> None:
+        """Queue what has waited long enough, or note it as exhausted."""
+        if not self.tracked:
+            return
+        expired: list[int] = []
+        wait = self.wait(1)
+        due, queued, exhausted, acking = self.due, self._queued, self.spent, self.acking
+        for batch in (self.state.pending, *self.flying, self.fresh):
+            for seq, (_, time) in batch.items():
+                if seq in due or seq in queued or seq in exhausted or seq in acking:
+                    continue
+                if time + wait > now:
+                    break
+                expired.append(seq)
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, seq = heappop(heap)
+            if due.get(seq) == at:
+                del due[seq]
+                expired.append(seq)
+        for seq in sorted(expired):
+            if self.is_outstanding(seq) and not self._exhausts(seq):
+                self._enqueue(seq)
+
+    def next_expiry(self) -> int:
+        """When `expire` has something to do, at the earliest."""
+        if not self.tracked or self.outstanding <= 0:
+            return NEVER
+        heap, due = self._heap, self.due
+        while heap and due.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        when = heap[0][0] if heap else NEVER
+        queued, exhausted, acking = self._queued, self.spent, self.acking
+        for batch in (self.state.pending, *self.flying, self.fresh):
+            for seq, (_, time) in batch.items():
+                if not (seq in due or seq in queued or seq in exhausted or seq in acking):
+                    return min(when, time + self.wait(1))
+        return when

@@ -1,0 +1,126 @@
+"""One `CONSUMER.MSG.NEXT` request: how its body is read, what it still wants, and the statuses that can end it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.decode import BOOL, DURATION, INT, INT64, STRING, Struct, decode
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.headers import status_block
+
+BODY: Final = Struct(
+    "JSApiConsumerGetNextRequest",
+    {
+        "expires": DURATION,
+        "batch": INT,
+        "max_bytes": INT,
+        "no_wait": BOOL,
+        "idle_heartbeat": DURATION,
+        "group": STRING,
+        "min_pending": INT64,
+        "min_ack_pending": INT64,
+        "id": STRING,
+        "priority": INT,
+    },
+    strict=False,
+)
+
+TIMEOUT: Final = (408, "Request Timeout")
+SIZE: Final = (409, "Message Size Exceeds MaxBytes")
+COMPLETED: Final = (409, "Batch Completed")
+SHUTDOWN: Final = (409, "Server Shutdown")
+WRONG_PIN: Final = (423, "Nats-Wrong-Pin-Id")
+NO_MESSAGES: Final = status_block(404, "No Messages")
+REQUESTS_PENDING: Final = status_block(408, "Requests Pending")
+MAX_WAITING: Final = status_block(409, "Exceeded MaxWaiting")
+PUSH_BASED: Final = status_block(409, "Consumer is push based")
+DELETED: Final = status_block(409, "Consumer Deleted")
+LEADERSHIP: Final = status_block(409, "Leadership Change")
+API_LEVEL: Final = status_block(412, "Required Api Level")
+PIN_MISMATCH: Final = status_block(423, "Nats-Pin-Id mismatch")
+
+
+def bad_request(text: str) -> bytes:
+    """The status block that refuses a body."""
+    return status_block(400, f"Bad Request - {text}")
+
+
+def heartbeat(number: int, seq: int, stalled: bytes = b"") -> bytes:
+    """The header block of an idle heartbeat: last consumer and stream sequence."""
+    pairs = [(b"Nats-Last-Consumer", b"%d" % number), (b"Nats-Last-Stream", b"%d" % seq)]
+    if stalled:
+        pairs.append((b"Nats-Consumer-Stalled", stalled))
+    return status_block(100, "Idle Heartbeat", pairs)
+
+
+class BadRequest(Exception):
+    """The body is not a request; the text goes into the 400 status."""
+
+
+class PullRequest:
+    """An open request. Times in nanoseconds on the consumer's clock, 0 for none."""
+
+    __slots__ = (
+        "bytes_left",
+        "delivered",
+        "expires",
+        "expires_at",
+        "group",
+        "heartbeat",
+        "heartbeat_at",
+        "left",
+        "limited",
+        "min_ack_pending",
+        "min_pending",
+        "no_wait",
+        "pin_id",
+        "plain",
+        "priority",
+        "reply",
+    )
+
+    def __init__(self, reply: bytes, fields: dict[str, Any], plain: bool, now: int) -> None:
+        self.reply = reply
+        self.plain = plain
+        """Whether the request had no JSON body, which exempts it from the rules of priority groups."""
+        self.left = max(fields.get("batch", 1), 1)
+        self.bytes_left = max(fields.get("max_bytes", 0), 0)
+        self.limited = self.bytes_left > 0
+        self.expires = max(fields.get("expires", 0), 0)
+        self.expires_at = now + self.expires if self.expires else 0
+        self.no_wait = bool(fields.get("no_wait", False))
+        self.heartbeat = max(fields.get("idle_heartbeat", 0), 0)
+        self.heartbeat_at = now + self.heartbeat if self.heartbeat else 0
+        self.group = str(fields.get("group", ""))
+        self.min_pending = int(fields.get("min_pending", 0))
+        self.min_ack_pending = int(fields.get("min_ack_pending", 0))
+        self.pin_id = str(fields.get("id", ""))
+        self.priority = int(fields.get("priority", 0))
+        self.delivered = 0
+
+    def status(self, status: tuple[int, str]) -> bytes:
+        """A status block that tells what the request did not get."""
+        return status_block(
+            *status,
+            ((b"Nats-Pending-Messages", b"%d" % self.left), (b"Nats-Pending-Bytes", b"%d" % self.bytes_left)),
+        )
+
+
+def read_request(body: bytes, reply: bytes, now: int) -> PullRequest:
+    """A request from its body. Raises BadRequest."""
+    text = body.strip()
+    fields: dict[str, Any] = {}
+    if text[:1] == b"{":
+        try:
+            fields = decode(text, BODY, strict=False)
+        except ApiError as error:
+            prefix = errors.INVALID_JSON(err="").description
+            raise BadRequest(error.description.removeprefix(prefix)) from None
+        request = PullRequest(reply, fields, False, now)
+        if request.heartbeat * 2 > request.expires:
+            raise BadRequest("heartbeat value too large")
+        return request
+    if text.isdigit():
+        fields["batch"] = int(text)
+    return PullRequest(reply, fields, True, now)

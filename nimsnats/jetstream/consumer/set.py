@@ -1,0 +1,595 @@
+"""All consumers of one stream: the consumer half of the stream's replicated state machine.
+
+Owns applying and proposing consumer entries, the one timer and the one flush a tick that all consumers share, the
+acknowledgement and flow control subscriptions, and the watch on interest. What a single consumer does is in
+`consumer.py`; the stream itself is seen through `MessageSource`.
+
+Per tick and stream there is at most one entry for deliveries and one for acknowledgements. A client that asked for an
+answer to its acknowledgement gets it when that entry has been applied, so it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Final
+
+from nimsnats.identity import node_hash
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.clock import parse_time
+from nimsnats.jetstream.consumer.config import ConsumerConfig
+from nimsnats.jetstream.consumer.consumer import Consumer
+from nimsnats.jetstream.consumer.delivery import NEVER
+from nimsnats.jetstream.consumer.entries import Acks, Deliveries, Operation, read_acks, read_deliveries
+from nimsnats.jetstream.consumer.push import PushSide
+from nimsnats.jetstream.consumer.request import DELETED, LEADERSHIP
+from nimsnats.jetstream.consumer.retention import Retention
+from nimsnats.jetstream.consumer.rules import (
+    EPHEMERAL_THRESHOLD,
+    ServerLimits,
+    StreamTraits,
+    check_update,
+    check_workqueue,
+)
+from nimsnats.jetstream.consumer.start import place
+from nimsnats.jetstream.consumer.state import ConsumerState
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.kinds import (
+    CONSUMER_ACKS,
+    CONSUMER_CREATE,
+    CONSUMER_DELETE,
+    CONSUMER_DELIVERED,
+    CONSUMER_PAUSE,
+    CONSUMER_RESET,
+)
+from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.jetstream.source import MessageSource
+from nimsnats.jetstream.subjects import matches
+from nimsnats.raft.machine import Entry, NotLeader
+from nimsnats.runtime import Runtime
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.subscription import Subscription
+
+RETRY: Final = 0.25
+"""Seconds until an entry that was dropped (disk full) is proposed again."""
+
+
+class ConsumerSet:
+    """See the module. All methods are called on the loop; `traits` tells the stream's present configuration."""
+
+    def __init__(
+        self,
+        source: MessageSource,
+        account: Account,
+        runtime: Runtime,
+        traits: Callable[[], StreamTraits],
+        limits: ServerLimits,
+        log: logging.Logger,
+        domain: str = "",
+    ) -> None:
+        self.source = source
+        self.account = account
+        self.runtime = runtime
+        self.traits = traits
+        self.limits = limits
+        self.log = log
+        self.domain = domain
+        self.leading = False
+        self._consumers: dict[str, Consumer] = {}
+        self._by_id: dict[int, Consumer] = {}
+        self._retention = Retention(source, self._consumers)
+        self._marked: dict[int, Consumer] = {}
+        self._hungry: dict[int, Consumer] = {}
+        self._flush_handle: asyncio.Handle | None = None
+        self._replies: list[bytes] = []
+        self._flying_acks: list[Acks] = []
+        self._heap: list[tuple[int, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
+        self._loads: dict[int, asyncio.Task[None]] = {}
+        self._subscriptions: list[Subscription] = []
+        self._by_token: dict[bytes, Consumer] = {}
+        self._pushes: dict[int, Consumer] = {}
+        self._unwatch: Callable[[], None] | None = None
+        self._anchor = runtime.time_ns() - int(runtime.monotonic() * 1e9)
+
+    # --- look-up
+
+    def __len__(self) -> int:
+        return len(self._consumers)
+
+    def names(self) -> list[str]:
+        """Names of all consumers, sorted."""
+        return sorted(self._consumers)
+
+    def get(self, name: str) -> Consumer | None:
+        """A consumer by name."""
+        return self._consumers.get(name)
+
+    def interested(self, subject: bytes) -> bool:
+        """Whether any consumer's filter matches (deterministic, for interest retention)."""
+        return any(
+            not consumer.filters or any(matches(subject, pattern) for pattern in consumer.filters)
+            for consumer in self._consumers.values()
+        )
+
+    def now(self) -> int:
+        """The consumers' clock: nanoseconds since the epoch that advance steadily with the loop's clock."""
+        return self._anchor + int(self.runtime.monotonic() * 1e9)
+
+    # --- proposing
+
+    def propose_create(
+        self, config: ConsumerConfig, *, name: str, generated: bool, action: str
+    ) -> asyncio.Future[Consumer]:
+        """Create or update a consumer; the result is the consumer, or ApiError."""
+        body = {
+            "name": name,
+            "config": config.to_json(),
+            "created": self.runtime.time_ns(),
+            "generated": generated,
+            "action": action,
+        }
+        return self._propose(CONSUMER_CREATE, body)
+
+    def propose_delete(self, name: str) -> asyncio.Future[Consumer]:
+        """Delete a consumer; the result is what it was, or ApiError 10014."""
+        return self._propose(CONSUMER_DELETE, {"name": name})
+
+    def propose_pause(self, name: str, until: int) -> asyncio.Future[Consumer]:
+        """Pause until a time (nanoseconds since the epoch; 0 resumes)."""
+        return self._propose(CONSUMER_PAUSE, {"name": name, "until": until})
+
+    def propose_reset(self, name: str, start: int) -> asyncio.Future[Consumer]:
+        """Begin again at a stream sequence."""
+        self._flush_now()
+        return self._propose(CONSUMER_RESET, {"name": name, "start": start})
+
+    def propose_removal(self, consumer: Consumer) -> None:
+        """Delete a consumer that nobody uses any more."""
+        self.log.debug("consumer %s > %s is removed: inactive", consumer.stream, consumer.name)
+        future = self._propose(CONSUMER_DELETE, {"name": consumer.name, "id": consumer.id})
+        future.add_done_callback(lambda done: done.exception())
+
+    def _propose(self, kind: int, body: dict[str, Any]) -> asyncio.Future[Consumer]:
+        operation = Operation(self.runtime.loop.create_future())
+        try:
+            self.source.propose(kind, pack(body), operation)
+        except NotLeader:
+            operation.fail(errors.CLUSTER_NOT_AVAIL())
+        return operation.future
+
+    # --- applying
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one consumer entry."""
+        context = entry.context
+        if entry.kind == CONSUMER_DELIVERED:
+            items = context.items if isinstance(context, Deliveries) else None
+            self._apply_delivered(items if items is not None else read_deliveries(entry.data, self.source.live))
+        elif entry.kind == CONSUMER_ACKS:
+            self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data))
+            if isinstance(context, Acks):
+                self._acks_applied(context)
+        else:
+            operation = context if isinstance(context, Operation) else None
+            try:
+                consumer = self._apply_operation(entry.kind, entry.index, unpack(entry.data))
+            except ApiError as error:
+                if operation is not None:
+                    operation.fail(error)
+            else:
+                if operation is not None:
+                    operation.succeed(consumer)
+
+    def _apply_operation(self, kind: int, index: int, body: dict[str, Any]) -> Consumer:
+        name: str = body["name"]
+        if kind == CONSUMER_CREATE:
+            existing = self._consumers.get(name)
+            return self._update(existing, body) if existing is not None else self._create(index, body)
+        consumer = self._consumers.get(name)
+        if consumer is None or body.get("id", consumer.id) != consumer.id:
+            raise errors.CONSUMER_NOT_FOUND()
+        if kind == CONSUMER_DELETE:
+            self._delete(consumer)
+        elif kind == CONSUMER_PAUSE:
+            consumer.state.paused_until = body["until"]
+            if self.leading:
+                consumer.pause_changed(self.now())
+        else:
+            assert kind == CONSUMER_RESET, kind
+            self._reset(consumer, index, body["start"])
+        return consumer
+
+    def _create(self, index: int, body: dict[str, Any]) -> Consumer:
+        if body["action"] == "update":
+            raise errors.CONSUMER_DOES_NOT_EXIST()
+        traits = self.traits()
+        config = ConsumerConfig.from_json(body["config"])
+        if 0 < traits.max_consumers <= len(self._consumers):
+            raise errors.MAXIMUM_CONSUMERS_LIMIT()
+        if traits.retention == "workqueue":
+            check_workqueue(config, [other.config for other in self._consumers.values()], updating=False)
+        if not config.durable and not config.inactive_threshold:
+            config.inactive_threshold = EPHEMERAL_THRESHOLD
+        consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
+        consumer.state = place(config, consumer.filters, self.source)
+        if config.pause_until:
+            consumer.state.paused_until = parse_time(config.pause_until)
+        self._add(consumer)
+        if self.leading:
+            self._lead(consumer)
+            consumer.advise("CREATED", "consumer_action", {**consumer.names(), "action": "create"})
+        return consumer
+
+    def _update(self, consumer: Consumer, body: dict[str, Any]) -> Consumer:
+        config = ConsumerConfig.from_json(body["config"])
+        config.pause_until = consumer.config.pause_until
+        if body["action"] == "create":
+            if config != consumer.config:
+                raise errors.CONSUMER_ALREADY_EXISTS()
+            return consumer
+        if self.traits().retention == "workqueue":
+            others = [other.config for other in self._consumers.values() if other is not consumer]
+            check_workqueue(config, others, updating=True)
+        check_update(consumer.config, config, bound=False)
+        if not config.durable and not config.inactive_threshold:
+            config.inactive_threshold = EPHEMERAL_THRESHOLD
+        before = consumer.filters
+        consumer.configure(config)
+        if before != consumer.filters:
+            self._retention.unneeded(before, consumer.state)
+        if self.leading:
+            consumer.reconfigured(self.now())
+            self._watch(consumer)
+        return consumer
+
+    def _delete(self, consumer: Consumer) -> None:
+        del self._consumers[consumer.name]
+        del self._by_id[consumer.id]
+        del self._by_token[consumer.name.encode()]
+        self._pushes.pop(consumer.id, None)
+        self._marked.pop(consumer.id, None)
+        self._hungry.pop(consumer.id, None)
+        if self.leading:
+            consumer.follow(DELETED)
+            consumer.advise("DELETED", "consumer_action", {**consumer.names(), "action": "delete"})
+        self._retention.unneeded(consumer.filters, consumer.state)
+
+    def _reset(self, consumer: Consumer, index: int, start: int) -> None:
+        del self._by_id[consumer.id]
+        self._pushes.pop(consumer.id, None)
+        consumer.id = index
+        consumer.state.reset(start)
+        self._by_id[index] = consumer
+        if self.leading:
+            consumer.restart(self.now())
+            self._watch(consumer)
+
+    def _apply_delivered(self, items: Sequence[list[Any]]) -> None:
+        for id, time, last_number, last_seq, fresh, again, exhausted in items:
+            consumer = self._by_id.get(id)
+            if consumer is None:
+                continue
+            state, delivery = consumer.state, consumer.delivery
+            if delivery is not None and delivery.flying and delivery.flying[0] is fresh:
+                delivery.flying.popleft()
+            if consumer.config.ack_policy == "none":
+                state.advance(last_number, last_seq, time)
+                state.floor_to_delivered()
+                self._retention.settle(consumer, list(fresh))
+                continue
+            state.deliver(last_number, last_seq, fresh, time)
+            for seq, deliveries in again:
+                state.redeliver(seq, deliveries, time)
+            if exhausted:
+                state.exhaust(exhausted, consumer.config.max_deliver)
+
+    def _apply_acks(self, items: Sequence[list[Any]]) -> None:
+        for id, time, acked, to, touched in items:
+            consumer = self._by_id.get(id)
+            if consumer is None:
+                continue
+            state = consumer.state
+            settled = state.ack(acked, time) if acked else []
+            if to is not None:
+                settled += state.ack_all(to[0], to[1], time)
+            for index in range(0, len(touched), 2):
+                state.touch(touched[index], touched[index + 1])
+            if consumer.delivery is not None:
+                consumer.delivery.acking.difference_update(settled)
+            self._retention.settle(consumer, settled)
+
+    def _acks_applied(self, acks: Acks) -> None:
+        if acks in self._flying_acks:
+            self._flying_acks.remove(acks)
+        for reply in acks.replies:
+            self.account.publish(reply)
+
+    def refuse(self, context: object, error: Exception) -> None:
+        """A proposal was dropped: operations fail, deliveries and acknowledgements are proposed again while leading."""
+        if isinstance(context, Operation):
+            context.fail(errors.INSUFFICIENT_RESOURCES())
+        elif isinstance(context, Deliveries | Acks):
+            if isinstance(context, Acks) and context in self._flying_acks:
+                self._flying_acks.remove(context)
+            if self.leading and not isinstance(error, NotLeader):
+                self.log.warning("stream %s: consumer state could not be stored (%s)", self.source.name, error)
+                self.runtime.call_later(RETRY, self._propose_batch, context)
+
+    # --- what the stream tells
+
+    def stored(self, first: int, last: int) -> None:
+        """Messages were added: consumers that wait for new ones have work."""
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for consumer in hungry.values():
+                self.mark(consumer)
+
+    def removed(self, seqs: Sequence[int]) -> None:
+        """Single messages are gone."""
+        for consumer in self._consumers.values():
+            gone = consumer.state.forget(seqs) if consumer.state.pending else []
+            delivery = consumer.delivery
+            if delivery is None:
+                continue
+            counts = {seq: delivery.attempts.get(seq, 1) for seq in gone}
+            delivery.lost(seqs, gone)
+            for seq, deliveries in counts.items():
+                consumer.terminated(seq, 0, deliveries, "Unacknowledged message was deleted")
+
+    def purged(self) -> None:
+        """Many messages are gone: compare everything with the stream."""
+        for consumer in self._consumers.values():
+            consumer.state.purge(self.source.first_seq, self.source.live)
+            if consumer.delivery is not None:
+                consumer.delivery.purged()
+                self.mark(consumer)
+
+    # --- leadership
+
+    def leadership(self, leading: bool) -> None:
+        """This node became, or stopped being, the one that delivers."""
+        if leading == self.leading:
+            return
+        self.leading = leading
+        if leading:
+            self._subscribe()
+            for consumer in list(self._consumers.values()):
+                self._lead(consumer)
+        else:
+            self._quiet(LEADERSHIP)
+
+    def _lead(self, consumer: Consumer) -> None:
+        consumer.lead(self.now())
+        self._watch(consumer)
+        self.mark(consumer)
+
+    def _quiet(self, status: bytes) -> None:
+        for consumer in self._consumers.values():
+            consumer.follow(status)
+        for subscription in self._subscriptions:
+            self.account.unsubscribe(subscription)
+        self._subscriptions.clear()
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+        for handle in (self._timer, self._flush_handle):
+            if handle is not None:
+                handle.cancel()
+        self._timer, self._timer_at, self._flush_handle = None, NEVER, None
+        self._heap.clear()
+        self._marked.clear()
+        self._hungry.clear()
+        self._replies.clear()
+        self._flying_acks.clear()
+        self._pushes.clear()
+        for task in self._loads.values():
+            task.cancel()
+
+    async def close(self, *, deleted: bool = False) -> None:
+        """Stop for good: open requests hear that the stream was deleted, or that the server stops."""
+        if self.leading:
+            if not deleted:
+                self._flush_now()
+            self.leading = False
+            self._quiet(DELETED if deleted else b"")
+        loads = list(self._loads.values())
+        await asyncio.gather(*loads, return_exceptions=True)
+
+    # --- snapshots
+
+    def snapshot(self) -> object:
+        """All consumers, in msgpack's types."""
+        return [
+            [c.id, c.name, c.config.to_json(), c.created, c.generated, c.state.snapshot()]
+            for c in self._consumers.values()
+        ]
+
+    def restore(self, snapshot: Any) -> None:
+        """Become what `snapshot` returned."""
+        for id, name, config, created, generated, state in snapshot:
+            consumer = Consumer(self, id, name, ConsumerConfig.from_json(config), created, generated)
+            consumer.state = ConsumerState.restored(state)
+            self._add(consumer)
+
+    def _add(self, consumer: Consumer) -> None:
+        self._consumers[consumer.name] = consumer
+        self._by_id[consumer.id] = consumer
+        self._by_token[consumer.name.encode()] = consumer
+
+    # --- the tick
+
+    def mark(self, consumer: Consumer) -> None:
+        """Serve this consumer, and write down what it did, in the next tick."""
+        self._marked[consumer.id] = consumer
+        if self._flush_handle is None and self.leading:
+            self._flush_handle = self.runtime.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        now = self.now()
+        marked, self._marked = self._marked, {}
+        more: list[Consumer] = []
+        for consumer in marked.values():
+            if consumer.serve(now):
+                more.append(consumer)
+            elif consumer.waits:
+                self._hungry[consumer.id] = consumer
+        self._write({**marked, **self._marked}, now)
+        self._marked.clear()
+        for consumer in more:
+            self.mark(consumer)
+
+    def _flush_now(self) -> None:
+        marked, self._marked = self._marked, {}
+        self._write(marked, self.now())
+
+    def _write(self, marked: dict[int, Consumer], now: int) -> None:
+        """Propose what these consumers have delivered and what was acknowledged to them."""
+        deliveries = Deliveries()
+        acks = Acks()
+        for consumer in marked.values():
+            if (item := consumer.take_delivered(now)) is not None:
+                deliveries.items.append(item)
+            if (item := consumer.take_acks(now)) is not None:
+                acks.items.append(item)
+        if deliveries.items:
+            self._propose_batch(deliveries)
+        replies, self._replies = self._replies, []
+        if acks.items:
+            acks.replies = replies
+            self._flying_acks.append(acks)
+            self._propose_batch(acks)
+        elif self._flying_acks:
+            self._flying_acks[-1].replies += replies
+        else:
+            for reply in replies:
+                self.account.publish(reply)
+
+    def _propose_batch(self, batch: Deliveries | Acks) -> None:
+        if not self.leading:
+            return
+        kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS
+        try:
+            self.source.propose(kind, batch.encode(), batch)
+        except NotLeader:
+            self.log.debug("stream %s: not the leader any more, consumer state of this tick is void", self.source.name)
+
+    def answer(self, consumer: Consumer, reply: bytes) -> None:
+        """Answer an acknowledgement once everything acknowledged so far is durable."""
+        self._replies.append(reply)
+        self.mark(consumer)
+
+    # --- time
+
+    def wake(self, consumer: Consumer, at: int) -> None:
+        """Have this consumer's `tick` called at a time, or earlier."""
+        if at >= consumer.wake_at:
+            return
+        consumer.wake_at = at
+        heappush(self._heap, (at, consumer.id))
+        if at < self._timer_at:
+            self._arm(at)
+
+    def _arm(self, at: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self.runtime.call_later(max(at - self.now(), 0) / 1e9, self._fire)
+
+    def _fire(self) -> None:
+        self._timer, self._timer_at = None, NEVER
+        now = self.now()
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, id = heappop(heap)
+            consumer = self._by_id.get(id)
+            if consumer is None or consumer.wake_at != at:
+                continue
+            consumer.wake_at = NEVER
+            when = consumer.tick(now)
+            if consumer.waits:
+                self._hungry[consumer.id] = consumer
+            if when != NEVER:
+                self.wake(consumer, max(when, now + 1_000_000))
+        if heap and heap[0][0] < self._timer_at:
+            self._arm(heap[0][0])
+
+    # --- reading from disk
+
+    def loading(self, consumer: Consumer) -> bool:
+        """Whether a message of this consumer is being read."""
+        return consumer.id in self._loads
+
+    def load(self, consumer: Consumer, seq: int) -> None:
+        """Read a message for a consumer; one at a time."""
+        if consumer.id not in self._loads:
+            name = f"load {consumer.stream} > {consumer.name}"
+            self._loads[consumer.id] = self.runtime.spawn(self._load(consumer, consumer.id, seq), name)
+
+    async def _load(self, consumer: Consumer, id: int, seq: int) -> None:
+        delivery = consumer.delivery
+        try:
+            message = await self.source.load(seq)
+        finally:
+            self._loads.pop(id, None)
+        if delivery is not None and consumer.delivery is delivery:
+            delivery.loaded(seq, message)
+            self.mark(consumer)
+
+    # --- subscriptions
+
+    def _subscribe(self) -> None:
+        stream = self.source.name.encode()
+        ack = b"$JS.ACK.%b.>" % stream
+        ack_v2 = b"$JS.ACK.*.%b.%b.>" % (node_hash(self.account.name).encode(), stream)
+        flow = b"$JS.FC.%b.>" % stream
+        for subject, handler in ((ack, self._on_ack), (ack_v2, self._on_ack), (flow, self._on_flow)):
+            self._subscriptions.append(self.account.subscribe(subject, handler))
+
+    def _on_ack(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        """`….<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`, one handler for both forms."""
+        parts = subject.rsplit(b".", 6)
+        consumer = self._by_token.get(parts[1]) if len(parts) == 7 else None
+        if consumer is None or consumer.config.ack_policy == "none":
+            return False
+        try:
+            deliveries, seq, number = int(parts[2]), int(parts[3]), int(parts[4])
+        except ValueError:
+            return None
+        consumer.receive_ack(seq, number, deliveries, payload, reply, self.now())
+        return None
+
+    def _on_flow(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        tokens = subject.split(b".")
+        consumer = self._by_token.get(tokens[3]) if len(tokens) == 5 else None
+        if consumer is None or not isinstance(consumer.side, PushSide):
+            return False
+        consumer.side.flow_answered(subject)
+        return None
+
+    def _watch(self, consumer: Consumer) -> None:
+        if not consumer.config.push:
+            return
+        self._pushes[consumer.id] = consumer
+        if self._unwatch is None:
+            self._unwatch = self.account.watch_interest(self._interest_changed)
+
+    def _interest_changed(self, subject: bytes, queue: bytes, added: bool) -> None:
+        for consumer in self._pushes.values():
+            side = consumer.side
+            if isinstance(side, PushSide) and side.concerns(subject) and side.interest_changed():
+                if side.bound:
+                    self.mark(consumer)
+                else:
+                    consumer.interest_lost(self.now())

@@ -1,0 +1,239 @@
+"""What a consumer has delivered and what has been acknowledged: its part of the stream's replicated state.
+
+Changed only by applying committed entries, so every replica holds the same. Deterministic: no clock, no set order. The
+leader's faster, volatile view lives in `delivery.py`.
+
+`pending` keeps insertion order, and new messages are delivered in ascending stream sequence, so its first key is always
+the lowest one: the acknowledgement floor needs no search.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, cast
+
+Delivered = tuple[int, int]
+"""Consumer sequence of the first delivery, time of the newest (nanoseconds since the epoch)."""
+
+
+def runs_of(seqs: Iterable[int]) -> list[int]:
+    """Sequences as flat pairs (first, count) of contiguous runs, in the given order."""
+    runs: list[int] = []
+    expected = -1
+    for seq in seqs:
+        if seq == expected:
+            runs[-1] += 1
+        else:
+            runs += (seq, 1)
+        expected = seq + 1
+    return runs
+
+
+def expand(runs: Sequence[int]) -> list[int]:
+    """The sequences of `runs_of`."""
+    seqs: list[int] = []
+    for index in range(0, len(runs), 2):
+        seqs.extend(range(runs[index], runs[index] + runs[index + 1]))
+    return seqs
+
+
+def delivery_runs(fresh: dict[int, Delivered]) -> list[int]:
+    """New deliveries as flat triples (stream sequence, consumer sequence, count), both counting up in a run."""
+    runs: list[int] = []
+    next_seq = next_number = -1
+    for seq, (number, _) in fresh.items():
+        if seq == next_seq and number == next_number:
+            runs[-1] += 1
+        else:
+            runs += (seq, number, 1)
+        next_seq, next_number = seq + 1, number + 1
+    return runs
+
+
+def expand_deliveries(runs: Sequence[int], time: int) -> dict[int, Delivered]:
+    """The deliveries of `delivery_runs`, all at `time`."""
+    fresh: dict[int, Delivered] = {}
+    for index in range(0, len(runs), 3):
+        seq, number, count = runs[index : index + 3]
+        fresh.update(zip(range(seq, seq + count), zip(range(number, number + count), repeat(time)), strict=False))
+    return fresh
+
+
+class ConsumerState:
+    """Positions, unacknowledged messages and delivery counts of one consumer."""
+
+    __slots__ = (
+        "_front",
+        "delivered_number",
+        "delivered_seq",
+        "exhausted",
+        "floor_number",
+        "floor_seq",
+        "initial",
+        "last_acked",
+        "last_delivered",
+        "paused_until",
+        "pending",
+        "redelivered",
+        "resume",
+    )
+
+    def __init__(self, start: int) -> None:
+        """`start` is the first stream sequence that may be delivered."""
+        self.delivered_number = 0
+        """Consumer sequence of the last delivery."""
+        self.delivered_seq = start - 1
+        self.floor_number = 0
+        self.floor_seq = start - 1
+        self.pending: dict[int, Delivered] = {}
+        self.redelivered: dict[int, int] = {}
+        """How often a message has been delivered, for those that were delivered more than once."""
+        self.exhausted: set[int] = set()
+        """Messages still in `pending` that reached max_deliver: never delivered again, but a late ack counts."""
+        self.initial: list[int] = []
+        """For last_per_subject: what to deliver first, ascending; then everything after `resume`."""
+        self.resume = 0
+        self.last_delivered = 0
+        self.last_acked = 0
+        self.paused_until = 0
+        self._front: int = 0
+
+    def deliver(self, last_number: int, last_seq: int, fresh: dict[int, Delivered], time: int) -> None:
+        """Take over new deliveries, all live and in ascending order, and the new positions."""
+        if fresh:
+            if not self.pending:
+                self._front = next(iter(fresh))
+            self.pending.update(fresh)
+        self.advance(last_number, last_seq, time)
+
+    def advance(self, last_number: int, last_seq: int, time: int) -> None:
+        """Move the delivered position only (acknowledgement policy none)."""
+        self.delivered_number = max(self.delivered_number, last_number)
+        self.delivered_seq = max(self.delivered_seq, last_seq)
+        self.last_delivered = max(self.last_delivered, time)
+        if self.initial and self.delivered_seq >= self.initial[-1]:
+            self.initial = []
+
+    def floor_to_delivered(self) -> None:
+        """For acknowledgement policy none: delivered is acknowledged."""
+        self.floor_number, self.floor_seq = self.delivered_number, self.delivered_seq
+
+    def redeliver(self, seq: int, deliveries: int, time: int) -> None:
+        """Another attempt; the record keeps the consumer sequence of the first one."""
+        before = self.pending.get(seq)
+        if before is not None:
+            self.pending[seq] = (before[0], time)
+            self.redelivered[seq] = deliveries
+
+    def touch(self, seq: int, time: int) -> None:
+        """Restart the acknowledgement wait from `time` (work in progress, delayed negative acknowledgement)."""
+        before = self.pending.get(seq)
+        if before is not None:
+            self.pending[seq] = (before[0], time)
+
+    def exhaust(self, seqs: Sequence[int], deliveries: int) -> None:
+        """These will not be attempted again."""
+        for seq in seqs:
+            if seq in self.pending:
+                self.exhausted.add(seq)
+                self.redelivered[seq] = deliveries
+
+    def ack(self, seqs: Sequence[int], time: int) -> list[int]:
+        """Acknowledge single messages; what was pending of them is returned."""
+        pending = self.pending
+        known = [seq for seq in seqs if seq in pending]
+        deque(map(cast("Callable[..., Any]", pending.pop), known, repeat(None)), maxlen=0)
+        if self.redelivered:
+            for seq in known:
+                self.redelivered.pop(seq, None)
+                self.exhausted.discard(seq)
+        self.last_acked = max(self.last_acked, time)
+        self._move_floor()
+        return known
+
+    def ack_all(self, seq: int, number: int, time: int) -> list[int]:
+        """Acknowledge everything up to a sequence; what was pending of it is returned."""
+        if seq <= self.floor_seq:
+            return []
+        done: list[int] = []
+        for candidate in self.pending:
+            if candidate > seq:
+                break
+            done.append(candidate)
+        self.ack(done, time)
+        self.floor_number = max(self.floor_number, min(number, self.delivered_number))
+        self.floor_seq = max(self.floor_seq, min(seq, self.delivered_seq))
+        return done
+
+    def forget(self, seqs: Iterable[int]) -> list[int]:
+        """The stream lost these messages; what was pending of them is returned."""
+        gone = [seq for seq in seqs if seq in self.pending]
+        for seq in gone:
+            del self.pending[seq]
+            self.redelivered.pop(seq, None)
+            self.exhausted.discard(seq)
+        if gone:
+            self._move_floor()
+        return gone
+
+    def purge(self, first_seq: int, live: Callable[[int], bool]) -> list[int]:
+        """The stream lost many messages and now starts at `first_seq`; what was pending of them is returned."""
+        self.delivered_seq = max(self.delivered_seq, first_seq - 1)
+        if self.floor_seq < first_seq - 1:
+            below = [number for seq, (number, _) in self.pending.items() if seq < first_seq]
+            self.floor_seq = first_seq - 1
+            self.floor_number = max(below, default=self.floor_number)
+        gone = self.forget([seq for seq in self.pending if not live(seq)])
+        if not self.pending:
+            self.floor_to_delivered()
+        return gone
+
+    def reset(self, start: int) -> None:
+        """Begin again at `start` with consumer sequence 1."""
+        paused = self.paused_until
+        self.__init__(start)
+        self.paused_until = paused
+
+    def done(self, seq: int) -> bool:
+        """Whether the consumer needs this message no more (as far as it matches its filters)."""
+        return seq <= self.floor_seq or (seq <= self.delivered_seq and seq not in self.pending)
+
+    def _move_floor(self) -> None:
+        if not self.pending:
+            self._front = 0
+            self.floor_to_delivered()
+        elif self._front not in self.pending:
+            self._front, (number, _) = next(iter(self.pending.items()))
+            self.floor_number = max(self.floor_number, number - 1)
+            self.floor_seq = max(self.floor_seq, self._front - 1)
+
+    def snapshot(self) -> list[Any]:
+        """Everything, in msgpack's types."""
+        pending: list[int] = []
+        for seq, (number, time) in self.pending.items():
+            pending += (seq, number, time)
+        return [
+            [self.delivered_number, self.delivered_seq, self.floor_number, self.floor_seq],
+            [self.last_delivered, self.last_acked, self.paused_until, self.resume],
+            pending,
+            [part for pair in self.redelivered.items() for part in pair],
+            sorted(self.exhausted),
+            runs_of(seq for seq in self.initial if seq > self.delivered_seq),
+        ]
+
+    @classmethod
+    def restored(cls, snapshot: list[Any]) -> ConsumerState:
+        """The state that `snapshot` described."""
+        state = cls(1)
+        positions, marks, pending, redelivered, exhausted, initial = cast("list[list[int]]", snapshot)
+        state.delivered_number, state.delivered_seq, state.floor_number, state.floor_seq = positions
+        state.last_delivered, state.last_acked, state.paused_until, state.resume = marks
+        for index in range(0, len(pending), 3):
+            state.pending[pending[index]] = (pending[index + 1], pending[index + 2])
+        state.redelivered = dict(zip(redelivered[::2], redelivered[1::2], strict=True))
+        state.exhausted = set(exhausted)
+        state.initial = expand(initial)
+        state._front = next(iter(state.pending), 0)
+        return state
