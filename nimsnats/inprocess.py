@@ -72,7 +72,7 @@ class MemoryTransport(Transport):
         """Whether the broker has closed and all it sent was read."""
         return self._reader.at_eof()
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride] - nats-py annotates none
         """nats-py asks whether it has a transport: it has."""
         return True
 

@@ -1,4 +1,4 @@
-"""A node or server as a process: signals, the pid and ports files, fatal errors as one line, the exit code.
+"""A node or server as a process: signals, the ports file, fatal errors as one line, the exit code.
 
 Owns what only exists because there is a process around the server (nats-server's conventions: INT and TERM stop, HUP
 reloads, USR1 reopens the log, USR2 is lame duck mode). What is started and stopped is handed in.
@@ -70,7 +70,6 @@ class Process:
         for number in _NAMES:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
-            self._write_pid(settings)
             await self._service.start()
         except StartError as error:
             self._log.log(FATAL, "%s", error)
@@ -136,13 +135,6 @@ class Process:
         outputs = [handler for handler in self._log.handlers if isinstance(handler, LogOutput)]
         for output in outputs:
             output.reopen()
-
-    def _write_pid(self, settings: Settings) -> None:
-        if settings.pid_file:
-            try:
-                Path(settings.pid_file).write_text(str(os.getpid()))
-            except OSError as error:
-                raise StartError(f"Could not write pidfile: {error}") from error
 
     def _write_ports(self, settings: Settings) -> None:
         if not settings.ports_file_dir:

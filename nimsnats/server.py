@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,7 @@ from nimsnats.config.settings import Settings, for_server
 from nimsnats.jetstream.engine import JetStream
 from nimsnats.monitor.view import NodeView
 from nimsnats.raft.host import Host
+from nimsnats.reload import reload
 from nimsnats.runtime import Runtime
 from nimsnats.storage import Database, open_database
 
@@ -72,7 +73,7 @@ class Server:
             host, port, store_dir, jetstream=jetstream, monitor_port=monitor_port, name=name
         )
         self.log = log or logging.getLogger("nimsnats")
-        self.on_http: list[Callable[[MonitorServer], None]] = []
+        self.on_http: list[Callable[[MonitorServer], Awaitable[None]]] = []
         """Called with the HTTP server before it listens, so that others add their routes."""
         self._runtime: Runtime | None = None
         self._broker: Broker | None = None
@@ -152,7 +153,7 @@ class Server:
         host = settings.host or self.settings.broker.host
         self.monitor = MonitorServer(view, host, settings.port, base_path=settings.base_path)
         for install in self.on_http:
-            install(self.monitor)
+            await install(self.monitor)
         await self.monitor.start()
         self.log.info("Starting http monitor on %s:%d", host, self.monitor.port)
 
@@ -177,6 +178,21 @@ class Server:
         self._broker = self.jetstream = self._host = self.storage = self.monitor = self._system = self.view = None
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    async def lame_duck(self) -> None:
+        """Send the clients away gently; returns when the last one has gone."""
+        await self.broker.enter_lame_duck()
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take over what can change while running; a line for each change. Raises StartError naming what cannot."""
+        return reload(self.broker, self.settings, settings)
+
+    def listening(self) -> dict[str, list[str]]:
+        """URLs by kind, as the ports file has them."""
+        urls = {"nats": [self.url]}
+        if self.monitor is not None:
+            urls["monitoring"] = [f"http://{self.monitor.host or '127.0.0.1'}:{self.monitor.port}"]
+        return urls
 
     async def client(self, **options: Any) -> Client:
         """A nats-py client of this server, connected through memory; `options` are those of `nats.connect`."""

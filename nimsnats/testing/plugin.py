@@ -47,4 +47,4 @@ async def nats_client(nats_server: Server) -> AsyncIterator[Client]:
 @pytest.fixture
 def jetstream(nats_client: Client) -> JetStreamContext:
     """The JetStream context of `nats_client`."""
-    return nats_client.jetstream()
+    return nats_client.jetstream()  # pyright: ignore[reportUnknownMemberType] - nats-py leaves its options untyped

@@ -1,0 +1,276 @@
+"""A NimsForest node: the composition root. The only module that knows all the rooms.
+
+Owns the eight steps of the start and the order of the stop:
+
+    1  start the embedded server (storage, streams, clients' port, HTTP)      5  wait for the cluster to settle
+    2  register in the registry                                               6  streams with the right replication
+    3  ask the registry for peers                                             7  the forest
+    4  connect to the peers                                                   8  ready
+
+Stop is the reverse: the application first, then the registration, then the server, storage last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from nimsnats.cluster import ClusterManager, ClusterState
+from nimsnats.config import Settings, for_node, split_address
+from nimsnats.monitor.view import Application, ClusterView
+from nimsnats.process import Process
+from nimsnats.registry import NodeInfo, Registry
+from nimsnats.runtime import StartError
+from nimsnats.server import Server
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+    from forest.app import Forest
+    from nimsnats.monitor.server import MonitorServer, Slot
+    from nimsnats.registry.server import RegistryServer
+
+_FOREST_PATIENCE: Final = 2.0
+"""Seconds that the forest gets at the stop to finish what is under way; what it cannot finish is redelivered."""
+
+
+class Node:
+    """One node. `settings` default to those of `python -m nimsnats` without any flag."""
+
+    def __init__(self, settings: Settings | None = None, *, log: logging.Logger | None = None) -> None:
+        self.settings = settings or for_node()
+        self.log = log or logging.getLogger("nimsnats")
+        self.server = Server(self.settings, log=self.log)
+        self.server.on_http.append(self._add_routes)
+        self.cluster: ClusterManager | None = None
+        self.registry: Registry | None = None
+        self.forest: Forest | None = None
+        self._own_registry: RegistryServer | None = None
+        self._webhooks: Slot | None = None
+        self._client: Client | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients of this machine connect."""
+        return self.server.url
+
+    async def client(self, **options: Any) -> Client:
+        """A nats-py client of this node, connected through memory; `options` are those of `nats.connect`."""
+        return await self.server.client(**options)
+
+    # Start ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Walk the eight steps. Raises StartError in one clear line; then nothing is left running."""
+        try:
+            self.log.info("Starting nimsforest...")
+            self.log.info("Starting embedded NATS cluster node: %s", self.settings.node_name)
+            await self.server.start()
+            await self._join_cluster()
+            await self._grow_forest()
+            self.log.info("nimsforest is ready")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _add_routes(self, http: MonitorServer) -> None:
+        """The embedded registry and the webhooks live in the node's HTTP port."""
+        from nimsnats.registry.server import RegistryServer
+
+        registry = self.settings.registry
+        self._own_registry = RegistryServer(
+            self.server.runtime, ttl=registry.ttl, data_dir=self.settings.data_dir, token=registry.token
+        )
+        await self._own_registry.open()
+        http.add_routes(self._own_registry.add_routes)
+        if self.settings.forest.enabled:
+            self._webhooks = http.slot("POST", "/webhooks/{name}")
+
+    async def _join_cluster(self) -> None:
+        info = await self._describe()
+        self.registry = self._open_registry(info)
+        self.cluster = ClusterManager(info, self.registry, self.server.runtime)
+        assert self.server.view is not None
+        self.server.view.registry = lambda: self.registry.status if self.registry else None
+        self.server.view.cluster = self._cluster_view
+        await self.cluster.start()
+        self.cluster.jetstream_initialized()
+
+    async def _describe(self) -> NodeInfo:
+        """What peers are told of this node."""
+        cluster = self.settings.cluster
+        address, port = _advertised(cluster.advertise, cluster.port if cluster.port > 0 else _free_port())
+        if not address:
+            from nimsnats.registry.address import find_address
+
+            found = await find_address()
+            address = found.address
+            self.log.info("Advertising %s to other nodes (%s)", address, found.reason)
+        storage, http = self.server.storage, self.server.monitor
+        host = f"[{address}]" if ":" in address else address
+        return NodeInfo(
+            name=self.settings.node_name,
+            address=address,
+            port=port,
+            instance=storage.identity.instance if storage is not None else "",
+            http=f"http://{host}:{http.port}" if http is not None else "",
+        )
+
+    def _open_registry(self, info: NodeInfo) -> Registry:
+        settings = self.settings.registry
+        if settings.url:
+            from nimsnats.registry.morpheus import MorpheusRegistry, RegistryTls
+
+            tls = RegistryTls(settings.ca_file, settings.cert_file, settings.key_file)
+            return MorpheusRegistry(
+                settings.url,
+                settings.service,
+                runtime=self.server.runtime,
+                token=settings.token,
+                tls=tls if settings.ca_file or settings.cert_file else None,
+                heartbeat_interval=settings.heartbeat_interval,
+            )
+        from nimsnats.registry.local import LocalRegistry
+
+        if self._own_registry is None:
+            raise StartError("no registry: set --registry-url, or a --monitor-port for the embedded one")
+        self.log.info(
+            "No registry configured: using the embedded one. A second node joins with --registry-url %s", info.http
+        )
+        return LocalRegistry(
+            self._own_registry.directory,
+            settings.service,
+            url=info.http,
+            heartbeat_interval=settings.heartbeat_interval,
+        )
+
+    async def _grow_forest(self) -> None:
+        settings = self.settings.forest
+        if not settings.enabled:
+            return
+        from forest.app import Forest
+        from forest.metrics import HELP
+        from forest.options import ForestOptions
+        from forest.wind import DEFAULT_SUBJECTS
+
+        assert self.cluster is not None and self.server.view is not None
+        self._client = await self.client(name="nimsforest")
+        options = ForestOptions(
+            trees=settings.trees,
+            nims=settings.nims,
+            builtin=settings.builtin,
+            wind_subjects=settings.wind_subjects or DEFAULT_SUBJECTS,
+            replicas=self.cluster.replication_factor,
+            demo=settings.demo,
+        )
+        self.forest = forest = Forest(self._client, options, clock=self._clock, rng=self.server.runtime.random)
+        await forest.start()
+        self.server.view.application = Application(forest.metrics.samples, HELP)
+        self.server.view.problems = self._forest_problems
+        self.cluster.subscribe(self._cluster_changed)
+        if self._webhooks is not None:
+            from forest.webhook import endpoints, webhook_handler
+
+            hooks = settings.webhooks
+            self._webhooks.handler = webhook_handler(
+                forest.river,
+                endpoints(
+                    {name: hook.secrets for name, hook in hooks.items() if not hook.unsigned},
+                    [name for name, hook in hooks.items() if hook.unsigned],
+                ),
+                clock=self._clock,
+                metrics=forest.metrics,
+                log=logging.getLogger("forest.webhook"),
+                max_body=settings.webhook_max_size,
+                tolerance=settings.webhook_tolerance,
+            )
+
+    def _clock(self) -> float:
+        return self.server.runtime.time_ns() / 1e9
+
+    # While running ----------------------------------------------------------------------------------------------
+
+    def _cluster_view(self) -> ClusterView:
+        assert self.cluster is not None
+        state = self.cluster.state
+        return ClusterView(state.size, state.peers, state.replication_factor)
+
+    def _cluster_changed(self, state: ClusterState) -> None:
+        if self.forest is not None and self.forest.running:
+            self.server.runtime.spawn(self.forest.adjust_replicas(state.replication_factor), "forest replicas")
+
+    def _forest_problems(self) -> Sequence[str]:
+        return ()
+
+    async def lame_duck(self) -> None:
+        """Send the clients away gently; returns when the last one has gone."""
+        await self.server.lame_duck()
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Take over what can change while running; a line for each change."""
+        return self.server.reload(settings)
+
+    def listening(self) -> dict[str, list[str]]:
+        """URLs by kind."""
+        return self.server.listening()
+
+    # Stop -------------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Application, registration, server, storage: in this order, losing nothing. Idempotent."""
+        if self.forest is not None:
+            if self._webhooks is not None:
+                self._webhooks.handler = None
+            try:
+                async with asyncio.timeout(_FOREST_PATIENCE):
+                    await self.forest.stop()
+            except TimeoutError:
+                self.log.warning("The forest did not stop in time; what was under way will be delivered again")
+            self.forest = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        if self.cluster is not None:
+            await self.cluster.stop()
+            self.cluster = None
+        if self.registry is not None:
+            await self.registry.close()
+            self.registry = None
+        await self.server.stop()
+        if self._own_registry is not None:
+            await self._own_registry.stop()
+            self._own_registry = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+
+def _advertised(text: str, port: int) -> tuple[str, int]:
+    """Host and port out of `host`, `host:port`, `[ipv6]:port` or a bare IPv6 address; empty stays empty."""
+    if text.count(":") == 1 or "]:" in text:
+        return split_address(text)
+    return text.strip("[]"), port
+
+
+def _free_port() -> int:
+    """A port for `--cluster-port -1`: the registry must be told a number."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+async def run_node(settings: Settings) -> int:
+    """Run a node until a signal ends it; the process's exit code."""
+    return await Process(Node(settings)).run()
+
+
+async def run_server(settings: Settings) -> int:
+    """Run the server alone until a signal ends it; the process's exit code."""
+    return await Process(Server(settings)).run()

@@ -1,0 +1,58 @@
+"""Taking over a changed configuration while running (SIGHUP).
+
+Owns the decision which settings of the broker may change under its clients. Either everything that changed is taken
+over or nothing is: a setting that needs a restart refuses the whole reload, as in nats-server.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import Final
+
+from nimsnats.broker.auth import ConfiguredAuthenticator
+from nimsnats.broker.server import Broker
+from nimsnats.config.settings import Settings
+from nimsnats.runtime import StartError
+
+_CHANGEABLE: Final = {
+    "client_advertise",
+    "lame_duck_duration",
+    "lame_duck_grace_period",
+    "max_connections",
+    "max_control_line",
+    "max_payload",
+    "max_pending",
+    "max_subscriptions",
+    "ping_interval",
+    "ping_max",
+    "write_deadline",
+    "debug",
+    "trace",
+}
+_IDENTITY: Final = {"users", "token", "no_auth_user", "auth_timeout"}
+_SECRET: Final = {"users", "token"}
+
+
+def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
+    """Apply what differs; one line for each change. Raises StartError, and changes nothing, for what cannot change."""
+    old, new = broker.options, wanted.broker
+    changed = [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
+    for name in changed:
+        if name not in _CHANGEABLE | _IDENTITY:
+            title = name.title().replace("_", "")
+            raise StartError(
+                f"config reload not supported for {title}: old={getattr(old, name)}, new={getattr(new, name)}"
+            )
+    for name in changed:
+        setattr(old, name, getattr(new, name))
+    lines = [f"{name} = {getattr(new, name)}" for name in changed if name not in _SECRET]
+    lines += [f"authorization {name}" for name in changed if name in _SECRET]
+    if _IDENTITY & set(changed):
+        broker.authenticator = ConfiguredAuthenticator(old, broker.runtime)
+    if wanted.log.level() != running.log.level():
+        logging.getLogger("nimsnats").setLevel(wanted.log.level())
+        logging.getLogger("forest").setLevel(wanted.log.level())
+    running.log = wanted.log
+    running.config_digest = wanted.config_digest
+    return lines
