@@ -214,7 +214,7 @@ class Forest:
         for spec, plugin in self._plugins(ground, "forest.aftersales:AfterSalesNim", self.options.nims):
             try:
                 nim = as_nim(spec, plugin)
-                durable = consumer_name("nim", plugin_name(plugin))
+                durable = f"nim-{plugin_name(spec, plugin)}"
                 if durable in taken:
                     raise BrokenPlugin(spec, "start", f"there is another nim with its name ({durable})")
                 worker = self._worker(WIND, durable, tuple(nim.subjects), nim_handler(nim))
@@ -232,13 +232,13 @@ class Forest:
         for spec, plugin in self._plugins(ground, "forest.payments:PaymentTree", self.options.trees):
             try:
                 tree = as_tree(spec, plugin)
-                declared = leaf_subjects(spec, plugin)
+                name, declared = plugin_name(spec, plugin), leaf_subjects(spec, plugin)
                 _refuse_overlap(spec, tree.patterns, groups)
             except BrokenPlugin as error:
                 self._report(error)
                 continue
             for pattern in dict.fromkeys(tree.patterns):
-                groups.setdefault(pattern, []).append(Planted(plugin_name(plugin), tree))
+                groups.setdefault(pattern, []).append(Planted(name, tree))
                 leaves.setdefault(pattern, []).extend(declared)
                 specs.setdefault(pattern, spec)
         for pattern, trees in groups.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from forest.ground import Ground
 from forest.nim import NimLike
 from forest.subject import family, is_pattern
 from forest.tree import TreeLike
+
+_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -60,10 +63,12 @@ def as_nim(spec: str, plugin: object) -> NimLike:
     return plugin
 
 
-def plugin_name(plugin: object) -> str:
-    """The plug-in's `name`, or its class's."""
-    name = getattr(plugin, "name", "")
-    return name if isinstance(name, str) and name else type(plugin).__name__
+def plugin_name(spec: str, plugin: object) -> str:
+    """The plug-in's `name`, or its class's: part of its consumer's name. Raises BrokenPlugin if it cannot be."""
+    name = getattr(plugin, "name", "") or type(plugin).__name__
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise BrokenPlugin(spec, "construct", f"name {name!r} must be letters, digits, - and _")
+    return name
 
 
 def leaf_subjects(spec: str, plugin: object) -> list[str]:

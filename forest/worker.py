@@ -103,6 +103,7 @@ class Worker:
         self._rng = rng
         self._log = log
         self._loop_task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._running: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(limits.batch)
         self._failures: OrderedDict[int, int] = OrderedDict()
@@ -120,10 +121,12 @@ class Worker:
     def start(self) -> None:
         """Begin to pull."""
         assert self._loop_task is None
+        self._stopping = False
         self._loop_task = asyncio.create_task(self._run(), name=f"forest:{self.durable}")
 
     async def stop(self) -> None:
         """Stop pulling, let running handlers finish for `stop_grace` seconds, then cancel them."""
+        self._stopping = True  # nats-py turns a cancellation on a closed connection into an error of its own
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
@@ -136,11 +139,13 @@ class Worker:
 
     async def _run(self) -> None:
         pause = self._limits.backoff
-        while True:
+        while not self._stopping:
             try:
                 await self._pull_until_trouble()
                 pause = self._limits.backoff
             except ForestError as error:
+                if self._stopping:
+                    return
                 self._say(logging.WARNING, "pull", "%s: %s; trying again", self.durable, error)
                 pause = min(pause * 2, self._limits.backoff_cap)
             await asyncio.sleep(pause * (0.5 + self._rng.random()))
