@@ -199,6 +199,8 @@ class Consumer:
                 self.wake(now + delivery.wait(1))
         elif delivery.exhausted:
             self.mark()
+        if not more and self.waits:
+            self.owner.hunger(self)
         return more
 
     @property
@@ -427,6 +429,9 @@ class Consumer:
         last_seq = delivery.last_sent
         delivery.fresh, delivery.again, delivery.exhausted = {}, [], []
         delivery.flying.append(fresh)
+        for seq in exhausted:
+            fields = {"stream_seq": seq, "deliveries": self.config.max_deliver}
+            self.advise("MAX_DELIVERIES", "max_deliver", {**self.names(), **fields})
         return [self.id, now, delivery.next_number - 1, last_seq, fresh, again, exhausted]
 
     def take_acks(self, now: int) -> list[Any] | None:

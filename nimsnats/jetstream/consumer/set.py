@@ -431,6 +431,10 @@ class ConsumerSet:
         if self._flush_handle is None and self.leading:
             self._flush_handle = self.runtime.call_soon(self._flush)
 
+    def hunger(self, consumer: Consumer) -> None:
+        """Mark this consumer when messages are stored: it could deliver them."""
+        self._hungry[consumer.id] = consumer
+
     def _flush(self) -> None:
         self._flush_handle = None
         now = self.now()
@@ -439,8 +443,6 @@ class ConsumerSet:
         for consumer in marked.values():
             if consumer.serve(now):
                 more.append(consumer)
-            elif consumer.waits:
-                self._hungry[consumer.id] = consumer
         self._write({**marked, **self._marked}, now)
         self._marked.clear()
         for consumer in more:
@@ -514,8 +516,6 @@ class ConsumerSet:
                 continue
             consumer.wake_at = NEVER
             when = consumer.tick(now)
-            if consumer.waits:
-                self._hungry[consumer.id] = consumer
             if when != NEVER:
                 self.wake(consumer, max(when, now + 1_000_000))
         if heap and heap[0][0] < self._timer_at:
