@@ -25,7 +25,7 @@ from forest.worker import WorkerLimits
 QUICK = WorkerLimits(ack_wait=0.6, handler_timeout=0.5, backoff=0.02, backoff_cap=0.2, max_attempts=3, stop_grace=0.0)
 """Retries and redeliveries within fractions of a second."""
 
-_OWN_SERVER = importlib.util.find_spec("nimsnats.node") is not None
+_OWN_SERVER = importlib.util.find_spec("nimsnats.jetstream.engine") is not None
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def _announced_url(home: Path, process: subprocess.Popen[bytes]) -> str:
 @pytest.fixture(
     params=[
         "oracle",
-        pytest.param("nimsnats", marks=pytest.mark.skipif(not _OWN_SERVER, reason="no nimsnats.node yet")),
+        pytest.param("nimsnats", marks=pytest.mark.skipif(not _OWN_SERVER, reason="our server has no JetStream yet")),
     ]
 )
 async def nats_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
