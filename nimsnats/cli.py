@@ -64,7 +64,9 @@ def server_main(arguments: Sequence[str] | None = None) -> int:
     if flags.test:
         return _check(flags.config)
     from nimsnats.config import load_server
+    from nimsnats.secret_arguments import hide
 
+    hide(flags.password, flags.token)
     return _run(_SERVER, lambda: load_server(flags, warn=_warn), whole=False)
 
 
@@ -113,7 +115,9 @@ def node(ctx: click.Context, **flags: Any) -> int:
     if ctx.invoked_subcommand is not None:
         return 0
     from nimsnats.config import NodeFlags, load_node
+    from nimsnats.secret_arguments import hide
 
+    hide(flags["registry_token"])
     return _run(_PROGRAM, lambda: load_node(NodeFlags(**flags), warn=_warn), whole=True)
 
 

@@ -162,8 +162,6 @@ def _users(item: Item, account: str, report: Report) -> list[User]:
         if not login.user:
             if not any(key.lower() == "nkey" for key in entry.value):
                 report.error(entry.at, "User entry requires a user")
-        elif any(user.name == login.user for user in users):
-            raise FieldError(f'Duplicate user "{login.user}" detected')
         else:
             users.append(User(login.user, login.password, account))
     return users

@@ -82,18 +82,25 @@ def read_block(tree: Tree, block: Block, report: Report, *, ignore: Collection[s
             except FieldError as error:
                 report.error(error.at or item.at, str(error))
         elif not item.used and name not in ignore:
-            close = difflib.get_close_matches(name, block, n=1, cutoff=0.7)
+            supported = [other for other, reads in block.items() if not isinstance(reads, Unsupported)]
+            close = difflib.get_close_matches(name, supported, n=1, cutoff=0.7)
             report.error(item.at, f'unknown field "{key}"' + (f' (did you mean "{close[0]}"?)' if close else ""))
 
 
-def not_supported(keys: str, *harmless: Value) -> Block:
-    """Keys that nats-server knows and we do not: an error, unless the value asks for what we do anyway."""
+class Unsupported:
+    """Reader of a key that nats-server knows and we do not: an error, unless the value asks for what we do anyway."""
 
-    def read(item: Item, key: str, report: Report) -> None:
-        if not any(type(item.value) is type(value) and item.value == value for value in harmless):
+    def __init__(self, harmless: tuple[Value, ...]) -> None:
+        self._harmless = harmless
+
+    def __call__(self, item: Item, key: str, report: Report) -> None:
+        if not any(type(item.value) is type(value) and item.value == value for value in self._harmless):
             report.error(item.at, f'field "{key}" is not supported by nimsnats {__version__} yet')
 
-    return dict.fromkeys(keys.split(), read)
+
+def not_supported(keys: str, *harmless: Value) -> Block:
+    """Readers for keys that we do not support, but for the `harmless` values."""
+    return dict.fromkeys(keys.split(), Unsupported(harmless))
 
 
 def switched_off(keys: str) -> Block:

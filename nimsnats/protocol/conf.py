@@ -12,8 +12,8 @@ The rules (nats-server documentation, "Configuration", verified against the Go s
   read as a value; `$2a$…` is a bcrypt hash and stands for itself;
 - `include path` merges another file's keys into the map where it stands; the path is relative to the including file.
 
-We are stricter than nats-server where it drops what was written (an unknown size suffix, a key without a value), and
-more lenient where it refuses valid JSON (`[1,2]`).
+We are stricter than nats-server where it drops what was written (an unknown size suffix, a key without a value, the end
+of a file that stops inside its outer braces), and more lenient where it refuses valid JSON (`[1,2]`).
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class _Parser:
             if char == ",":
                 raise source.error("Unexpected array value terminator ','.")
             if char and char != "]":
-                at = source.position(source.offset + (char in "\"'"))
+                at = source.position(source.offset + (char in "\"'({["))
                 items.append(Item(self._value(), at))
                 source.skip(_BLANKS)
                 self._skip_comment()
