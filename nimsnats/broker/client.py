@@ -247,16 +247,16 @@ class ClientConnection(Connection):
 
     def run(self, route: Route, tails: list[bytes], size: int) -> None:
         """Queue a run of messages: one piece of output per distinct prefix, shared by all who have it."""
-        count = len(tails)
+        count = len(tails) - 1
         self.in_msgs += count
         self.in_bytes += size
         mark = self.broker.outbox.mark
         for prefix, members in route.groups:
             if size < count * _CHUNK:
-                pieces = [prefix + prefix.join(tails)]
+                pieces = [prefix.join(tails)]
                 length = len(pieces[0])
             else:
-                pieces = [piece for tail in tails for piece in (prefix, tail)]
+                pieces = [piece for tail in tails[1:] for piece in (prefix, tail)]
                 length = sum(map(len, pieces))
             for client, sub in members:
                 sub.delivered += count

@@ -41,8 +41,7 @@ class ConnectOptions:
 
 
 _BOOLS = {
-    field: field
-    for field in ("verbose", "pedantic", "echo", "headers", "no_responders", "tls_required", "new_account")
+    field: field for field in ("verbose", "pedantic", "echo", "headers", "no_responders", "tls_required", "new_account")
 }
 _TEXTS = {
     "name": "name",

@@ -37,6 +37,7 @@ _VERB: Final = re.compile(
     rb"(?i:(PUB|HPUB|SUB|UNSUB|-ERR)[ \t]+|(CONNECT|INFO)[ \t]*|(PING|PONG|\+OK))",
 )
 _FIELDS: Final = re.compile(rb"[^ \t\r\n]+").findall
+_PUBLISH_FIELDS: Final = re.compile(rb"[^ \t]+").findall  # nats-server: a CR or LF is part of the word here
 
 
 class Failure(Enum):
@@ -63,7 +64,10 @@ class Commands(Protocol[R]):
         ...
 
     def run(self, route: R, tails: list[bytes], size: int) -> None:
-        """Consecutive messages with one route; `size` is the sum of their payload bytes. The list is the callee's."""
+        """Consecutive messages with one route; `size` is the sum of their payload bytes. The list is the callee's.
+
+        Its first item is empty, so that `prefix.join(tails)` puts the prefix in front of every message.
+        """
         ...
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
@@ -137,14 +141,14 @@ class Parser(Generic[R]):
         if parts is not None:
             parts.append(data)
             self._have += len(data)
-            if self._have < self._wanted or self.paused:
+            if self._have < self._wanted - 1 or self.paused:  # the byte after the payload may be wrong already
                 return
             self._parts = None
             self.parse(b"".join(parts))
             return
         tail = self.tail
         if tail:
-            if len(tail) + len(data) < self._wanted or self.paused:
+            if len(tail) + len(data) < self._wanted - 1 or self.paused:
                 self._parts = [tail, data]
                 self._have = len(tail) + len(data)
                 self.tail = b""
@@ -187,7 +191,7 @@ class Parser(Generic[R]):
         find = data.find
         length = len(data)
         pos = total = self._wanted = 0
-        tails: list[bytes] = []
+        tails: list[bytes] = [b""]
         add = tails.append
         current: R | None = None
         while pos < length:
@@ -204,7 +208,7 @@ class Parser(Generic[R]):
                             commands.run(current, tails, total)
                             if self.stopped:
                                 return
-                            tails = []
+                            tails = [b""]
                             add = tails.append
                             total = 0
                         current = route
@@ -217,7 +221,7 @@ class Parser(Generic[R]):
                 if self.stopped:
                     return
                 current = None
-                tails = []
+                tails = [b""]
                 add = tails.append
                 total = 0
             pos = self._line(data, pos, lf)
@@ -260,7 +264,7 @@ class Parser(Generic[R]):
             return self._json(match[2].upper(), arg, data, lf + 1)
         verb = match[1].upper()
         if verb == b"PUB" or verb == b"HPUB":
-            return self._publish([verb, *_FIELDS(arg)], data, pos, lf, 0, arg)
+            return self._publish([verb, *_PUBLISH_FIELDS(arg)], data, pos, lf, 0, arg)
         if len(arg) > self.max_control_line:
             return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
         if verb == b"-ERR":
@@ -338,7 +342,7 @@ class Parser(Generic[R]):
         if route is None:
             commands.message(subject, reply, header, data, lf + 1, end)
         elif reply:
-            commands.run(route, [data[pos + skip : end + 2]], size)
+            commands.run(route, [b"", data[pos + skip : end + 2]], size)
         else:
             lines = commands.lines
             if len(lines) >= LINES_KEPT:

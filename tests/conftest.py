@@ -1,0 +1,35 @@
+"""What every test room shares: the Go server as oracle, and leaving long campaigns out unless asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.oracle import Oracle
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect `extended` tests unless a marker expression was given on the command line."""
+    if config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("extended")]
+    if long:
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(scope="session")
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    """A Go nats-server with default settings on an ephemeral loopback port, shared by the whole session."""
+    with Oracle(tmp_path_factory.mktemp("oracle")) as server:
+        yield server
+
+
+@pytest.fixture
+def configured_oracle(tmp_path: Path) -> Iterator[Oracle]:
+    """A Go nats-server that the test starts itself: `configured_oracle.start("<configuration text>")`."""
+    server = Oracle(tmp_path)
+    yield server
+    server.stop()

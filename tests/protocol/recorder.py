@@ -1,0 +1,79 @@
+"""A `Commands` that writes down what the parser tells it."""
+
+from __future__ import annotations
+
+from nimsnats.protocol.parser import Failure, Parser
+
+
+class Recorder:
+    """Events as tuples. Runs are written down message by message, so that they compare with the other way through.
+
+    With `routed`, every subject without an `x` has a route (itself), so that the parser's fast path is exercised.
+    """
+
+    def __init__(self, *, routed: bool = True, headers: bool = True, max_payload: int = 1024) -> None:
+        self.lines: dict[bytes, tuple[bytes, int, int]] = {}
+        self.headers = headers
+        self.routed = routed
+        self.runs = 0
+        self.events: list[tuple[object, ...]] = []
+        self.early_allowed = False
+        self.parser: Parser[bytes] = Parser(self, max_payload, 64)
+
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> bytes | None:
+        if not self.routed or b"x" in subject:
+            return None
+        return (b"H" if headers else b"") + subject
+
+    def run(self, route: bytes, tails: list[bytes], size: int) -> None:
+        self.runs += 1
+        seen = 0
+        for tail in tails[1:]:
+            line, _, body = tail.partition(b"\r\n")
+            words = line.split(b" ")
+            header = route.startswith(b"H")
+            reply = words[0] if len(words) > 1 + header else b""
+            body = body[:-2]
+            assert int(words[-1]) == len(body)
+            seen += len(body)
+            self.events.append(
+                ("message", route[1:] if header else route, reply, int(words[-2]) if header else -1, body)
+            )
+        assert seen == size
+
+    def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
+        assert data[end : end + 2] == b"\r\n"
+        self.events.append(("message", subject, reply, header, data[start:end]))
+
+    def announced(self, subject: bytes) -> None:
+        pass
+
+    def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None:
+        self.events.append(("sub", subject, queue, sid))
+
+    def unsubscribe(self, sid: bytes, limit: int) -> None:
+        self.events.append(("unsub", sid, limit))
+
+    def ping(self) -> None:
+        self.events.append(("ping",))
+
+    def pong(self) -> None:
+        self.events.append(("pong",))
+
+    def connect(self, arg: bytes) -> None:
+        self.events.append(("connect", arg))
+        if b"wait" in arg:
+            self.parser.paused = True
+        self.parser.awaiting_connect = False
+
+    def info(self, arg: bytes) -> None:
+        self.events.append(("info", arg))
+
+    def error(self, text: bytes) -> None:
+        self.events.append(("error", text))
+
+    def early(self) -> bool:
+        return self.early_allowed
+
+    def fail(self, failure: Failure, detail: str) -> None:
+        self.events.append(("fail", failure))
