@@ -1,7 +1,7 @@
 """One hosted Raft group: its log position, its proposals, its state machine.
 
-Owns the way of an entry through this node: proposed, stored, committed, applied, compacted. It does not decide when the
-disk is synced (`host.py`) nor how (`storage`).
+Owns the way of an entry through this node: proposed, stored, committed, applied, compacted. It does not
+decide when the disk is synced (`host.py`) nor how (`storage`).
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ class HostedGroup:
         self._queue: deque[Entry] = deque()
         self._unflushed: list[Entry] = []
         self._blocks_since: list[int] = []
+        self._lost: list[int] = []
         self._entries_since = 0
         self._bytes_since = 0
         self._compacting = False
 
-    # The face towards the state machine -------------------------------------------------------------------------
+    # The face towards the state machine
+    # -------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -113,7 +115,29 @@ class HostedGroup:
         else:
             self._home.blocks[index] = data
 
-    # Driven by the host -----------------------------------------------------------------------------------------
+    # Recovery
+    # ---------------------------------------------------------------------------------------------------
+
+    def position(self, term: int, index: int, index_term: int, total: int) -> None:
+        """Stand at a snapshot."""
+        self.term_now, self.applied_term = term, index_term
+        self.last = self.applied_index = self.snapshot_index = index
+        self.total = self.applied_total = total
+
+    def replay(self, entry: Entry, total: int) -> None:
+        """Apply a recorded entry."""
+        self.apply(entry)
+        self.last = entry.index
+        self.total = self.applied_total = total
+
+    def skip(self, index: int, messages: int) -> None:
+        """Pass over lost entries up to `index`; their indexes are never used again."""
+        self._lost.extend(range(self.last + 1, index + 1))
+        self.last = self.applied_index = index
+        self.total = self.applied_total = self.total + messages
+
+    # Driven by the host
+    # -----------------------------------------------------------------------------------------
 
     def lead(self) -> None:
         """Begin to serve."""
@@ -182,7 +206,7 @@ class HostedGroup:
                 self._home.blocks.pop(index, None)
         else:
             notes = {record.index: record.note for record in snapshot.blocks}
-            dropped = set(snapshot.dropped)
+            dropped = {*snapshot.dropped, *self._lost}
             for index in self._blocks_since:
                 if index not in notes and index not in dropped:
                     notes[index] = b""
@@ -198,7 +222,7 @@ class HostedGroup:
             self._home.storage.compact(self._home.number, point)
             self._home.storage.sync(_ignore)
         self.snapshot_index = self.applied_index
-        self._blocks_since = []
+        self._blocks_since, self._lost = [], []
         self._entries_since = self._bytes_since = 0
 
 

@@ -1,7 +1,7 @@
 """Drives many Raft groups on one loop: one disk sync a tick for all of them, one timer.
 
-Owns the groups and the order in which things happen: propose, make durable, commit, apply. What Raft decides is
-`core`'s, what one group keeps is `group.py`'s, how bytes reach the disk is `storage`'s.
+Owns the groups and the order in which things happen: propose, make durable, commit, apply. What Raft decides
+is `core`'s, what one group keeps is `group.py`'s, how bytes reach the disk is `storage`'s.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Host:
     async def open_group(
         self, name: str, machine: StateMachine, *, storage: Literal["file", "memory"] = "file"
     ) -> Group:
-        """Create a group or recover it: `restore`, `apply` for every entry of the log, `damaged` where some are lost.
+        """Create a group or recover it: `restore`, `apply` for every entry of the log, `damaged` where some
+        are lost.
 
         Returns when everything recorded is applied and this member (of a group of one) leads.
         Raises StorageFull, StorageFailed, Corrupt.
@@ -70,7 +71,9 @@ class Host:
             await self.synced()
             return HostedGroup(name, machine, self, Durable(self.storage, number))
         group = HostedGroup(name, machine, self, Durable(self.storage, stored.id))
-        await recover(group, stored, self.storage, self.log)
+        if await recover(group, stored, self.storage, self.log):
+            group.compact()  # so that the loss becomes part of the state, and is told once
+            await self.synced()
         return group
 
     async def remove_group(self, name: str) -> None:
@@ -86,7 +89,8 @@ class Host:
             await self.synced()
 
     async def stop(self) -> None:
-        """Let what is proposed become durable, store snapshots so that the next start is short, end all groups."""
+        """Let what is proposed become durable, store snapshots so that the next start is short, end all
+        groups."""
         self._stopped = True
         deadline = self.runtime.monotonic() + _STOP_PATIENCE
         self._flush()
@@ -103,7 +107,8 @@ class Host:
             group.stop("the node is stopping")
         self._groups.clear()
 
-    # Driving ----------------------------------------------------------------------------------------------------
+    # Driving
+    # ----------------------------------------------------------------------------------------------------
 
     def mark(self, group: HostedGroup) -> None:
         """A group has something to write; all groups marked in one turn of the loop go to disk together."""

@@ -1,17 +1,18 @@
 """The face of Raft towards the state machines above it: entries in, snapshots out.
 
-Owns the vocabulary (`Entry`, `Snapshot`, `StateMachine`, `Group`) that `jetstream` programs against. It never touches
-the log, the disk or the network; `host.py` does that.
+Owns the vocabulary (`Entry`, `Snapshot`, `StateMachine`, `Group`) that `jetstream` programs against. It never
+touches the log, the disk or the network; `host.py` does that.
 
 Rules of the game:
 
-- Everything that changes replicated state is proposed, becomes durable, commits, and is then *applied* in log order on
-  every member. `apply` is deterministic: it reads no clock, no random source, no local setting.
-- An entry whose `kind` has `BLOCK` set carries message bytes. Its row in storage outlives the log: when the log is
-  compacted the row becomes the state machine's *block*, until the machine names it in `Snapshot.dropped`. So payload
-  bytes are written once.
-- `Entry.context` is whatever the local proposer passed to `propose` (decoded messages, reply subjects). It is None on
-  other members and during replay, so it may only save work or carry replies, never change the outcome.
+- Everything that changes replicated state is proposed, becomes durable, commits, and is then *applied* in log
+  order on every member. `apply` is deterministic: it reads no clock, no random source, no local setting.
+- An entry whose `kind` has `BLOCK` set carries message bytes. Its row in storage outlives the log: when the
+  log is compacted the row becomes the state machine's *block*, until the machine names it in
+  `Snapshot.dropped`. So payload bytes are written once.
+- `Entry.context` is whatever the local proposer passed to `propose` (decoded messages, reply subjects). It is
+  None on other members and during replay, so it may only save work or carry replies, never change the
+  outcome.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 BLOCK: Final = 0x80
-"""Bit in `Entry.kind`: the entry's data is a message block that the state machine owns after log compaction."""
+"""Bit in `Entry.kind`: the entry's data is a message block that the state machine owns after log
+compaction."""
 
 
 class NotLeader(Exception):
@@ -33,7 +35,8 @@ class NotLeader(Exception):
 
 
 class ProposalDropped(Exception):
-    """A local proposal that will not commit (disk full, leadership lost, group stopped). The reason is its text."""
+    """A local proposal that will not commit (disk full, leadership lost, group stopped). The reason is its
+    text."""
 
 
 @dataclass(slots=True)
@@ -51,7 +54,8 @@ class Entry:
 
 @dataclass(slots=True)
 class BlockRecord:
-    """What the machine wants remembered beside one of its blocks: an opaque, checksummed note (sequences, dead ones).
+    """What the machine wants remembered beside one of its blocks: an opaque, checksummed note (sequences,
+    dead ones).
 
     Notes are stored twice, so they outlive a damaged page that takes the block itself.
     """
@@ -64,8 +68,8 @@ class BlockRecord:
 class Snapshot:
     """State as of the last applied entry, stored in one transaction with the compaction of the log.
 
-    `state` is everything but message bytes. `blocks` are new or changed block notes since the previous snapshot;
-    `dropped` are blocks that hold no live message any more.
+    `state` is everything but message bytes. `blocks` are new or changed block notes since the previous
+    snapshot; `dropped` are blocks that hold no live message any more.
     """
 
     state: bytes
@@ -74,8 +78,8 @@ class Snapshot:
 
 
 class StoredBlock:
-    """A block as read back at start. Its bytes are read when `data` is asked for, so that a stream larger than memory
-    can be restored block by block; keep what you decode, not this object."""
+    """A block as read back at start. Its bytes are read when `data` is asked for, so that a stream larger
+    than memory can be restored block by block; keep what you decode, not this object."""
 
     __slots__ = ("_data", "_load", "index", "note")
 
@@ -95,9 +99,11 @@ class StoredBlock:
 
 @dataclass(slots=True)
 class LogDamage:
-    """What recovery could not read back of a group: indexes of lost entries, and how many messages they held at most.
+    """What recovery could not read back of a group: indexes of lost entries, and how many messages they held
+    at most.
 
-    `entries` maps a lost log index to the number of messages its entry carried (0 when it was not a message batch).
+    `entries` maps a lost log index to the number of messages its entry carried (0 when it was not a message
+    batch).
     """
 
     entries: dict[int, int]
@@ -108,11 +114,13 @@ class StateMachine(Protocol):
     """What a group replicates. All methods are called on the loop, in log order, and must not block."""
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
-        """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is none)."""
+        """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is
+        none)."""
         ...
 
     def damaged(self, damage: LogDamage) -> None:
-        """Recovery lost log entries after what `restore`/`apply` have shown so far; never reuse their sequences."""
+        """Recovery lost log entries after what `restore`/`apply` have shown so far; never reuse their
+        sequences."""
         ...
 
     def apply(self, entry: Entry) -> None:
@@ -154,7 +162,8 @@ class Group(Protocol):
     def committed(self) -> int: ...
 
     def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
-        """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` gets `context`.
+        """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` gets
+        `context`.
 
         `messages` is the number of messages in a block entry, so that damage can be named in messages.
         Raises NotLeader at once when this member cannot propose.
@@ -166,5 +175,6 @@ class Group(Protocol):
         ...
 
     def rewrite_block(self, index: int, data: bytes) -> None:
-        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable later."""
+        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable
+        later."""
         ...

@@ -1,7 +1,8 @@
-"""Storage: one SQLite database per node, one fsync for everything that waited for it, checksums on everything.
+"""Storage: one SQLite database per node, one fsync for everything that waited for it, checksums on
+everything.
 
-Owns the data directory. It knows groups by number and entries by index; what they mean is `raft`'s and the state
-machines' business. Start with `open_database`; `interface.py` is what callers see.
+Owns the data directory. It knows groups by number and entries by index; what they mean is `raft`'s and the
+state machines' business. Start with `open_database`; `interface.py` is what callers see.
 """
 
 from nimsnats.storage.database import CommitReport, Database, open_database

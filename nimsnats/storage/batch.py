@@ -1,11 +1,12 @@
-"""What one commit writes: steps gathered on the loop, carried out by the writer's thread in a single transaction.
+"""What one commit writes: steps gathered on the loop, carried out by the writer's thread in a single
+transaction.
 
 Owns the batch and the SQLite connection that writes it. It knows SQL and nothing of groups or time.
 
-Why `Writer.commit` does the writing: aiosqlite runs each call in the connection's thread and every call costs two
-thread switches. SQLite releases the interpreter lock at each statement, and getting it back from a busy loop may take a whole
-switch interval. So a batch is one call, and a batch of entries only, the common one, is one statement in autocommit
-mode: insert, commit and fsync happen inside a single release of the lock.
+Why `Writer.commit` does the writing: aiosqlite runs each call in the connection's thread and every call costs
+two thread switches. SQLite releases the interpreter lock at each statement, and getting it back from a busy
+loop may take a whole switch interval. So a batch is one call, and a batch of entries only, the common one, is
+one statement in autocommit mode: insert, commit and fsync happen inside a single release of the lock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _DELETE_SOME: Final = "DELETE FROM entries WHERE id IN (SELECT id FROM entries W
 REWRITE: Final = "REWRITE"
 """Pseudo statement: (id, data) replaces a block's bytes and keeps its other columns."""
 REAP: Final = "REAP"
-"""Pseudo statement: (low, high, limit, tally) deletes up to `limit` entries and appends their number to `tally`."""
+"""Pseudo statement: (low, high, limit, tally) deletes up to `limit` entries and appends their number to
+`tally`."""
 
 
 class Batch:
@@ -58,7 +60,8 @@ class Disk(Protocol):
     """What stands between the writer and the device. Tests put in disks that are full, fail or are slow."""
 
     def commit(self, write: Callable[[], None]) -> None:
-        """Carry out `write` (in the writer's thread); raise sqlite3.Error or a StorageError instead to make it fail."""
+        """Carry out `write` (in the writer's thread); raise sqlite3.Error or a StorageError instead to make
+        it fail."""
         ...
 
 
@@ -77,7 +80,8 @@ class Writer(sqlite3.Connection):
     staged: Batch | None = None
 
     def commit(self) -> None:
-        """Write the staged batch in one transaction. On an error nothing of it is stored. Raises sqlite3.Error."""
+        """Write the staged batch in one transaction. On an error nothing of it is stored. Raises
+        sqlite3.Error."""
         if self.staged is None:
             super().commit()
         else:

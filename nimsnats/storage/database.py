@@ -1,11 +1,11 @@
 """The database of a node: one writer with group commit, a few readers, own checkpoints.
 
-Owns the connections, the queue of writes and the life of a commit. Checksums and row formats are `layout`, the
-transaction itself is `batch`, the data directory is `directory`.
+Owns the connections, the queue of writes and the life of a commit. Checksums and row formats are `layout`,
+the transaction itself is `batch`, the data directory is `directory`.
 
-A commit's life: callers queue writes and `sync`; if no commit runs, one starts at once, otherwise the writes gather
-and go together into the next. When a commit is done the next one is handed to the thread *before* the callbacks of
-the first run, so the disk works while the loop applies.
+A commit's life: callers queue writes and `sync`; if no commit runs, one starts at once, otherwise the writes
+gather and go together into the next. When a commit is done the next one is handed to the thread *before* the
+callbacks of the first run, so the disk works while the loop applies.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, opening
 from nimsnats.storage.batch import INSERT_ENTRIES, REWRITE, Batch, Disk, RealDisk
-from nimsnats.storage.directory import Directory, claim
-from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed
+from nimsnats.storage.checkpoint import WAL_BYTES, Checkpointer
+from nimsnats.storage.directory import Directory, claim, sync_file
+from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed, Unwritable
 from nimsnats.storage.failure import classify
 from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup, Synced
 from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
-from nimsnats.storage.opening import Connections, SmallTables
+from nimsnats.storage.opening import Connections, Contents
 from nimsnats.storage.reaper import Reaper
+from nimsnats.storage.witness import Witness, entry_item, removed_item, term_item, truncate_item
 
 _BLOCK: Final = 0x80
 _DELETE_FROM: Final = "DELETE FROM entries WHERE id >= ? AND id <= ?"
@@ -52,24 +55,38 @@ async def open_database(
     *,
     log: logging.Logger | None = None,
     sync_always: bool = True,
+    sync_interval: float = 0.1,
     disk: Disk | None = None,
+    wal_bytes: int = WAL_BYTES,
 ) -> Database:
-    """Open or create the data directory at `path`.
+    """Open or create the data directory at `path`, repairing what is damaged (`Database.damage` tells).
 
+    `sync_always=False` acknowledges before fsync and syncs every `sync_interval` seconds; `wal_bytes` is the
+    amount written between two checkpoints.
     Raises InUse, Foreign, Unwritable, NewerVersion, Corrupt; each text is one line for the operator.
     """
     log = log or logging.getLogger("nimsnats.storage")
     directory = claim(path, node_name, runtime.random)
+    connections: Connections | None = None
     try:
-        await asyncio.to_thread(opening.prepare, directory)
+        stamp = datetime.fromtimestamp(runtime.time_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%S")
+        contents = await asyncio.to_thread(opening.prepare, directory, log, stamp)
         connections = await opening.connect(directory.database, sync_always)
+        witness = Witness(path, contents.generation)
+        try:
+            witness.start((row[0], contents.last.get(row[0], 0), row[3]) for row in contents.groups.values() if row[2])
+        except OSError as error:
+            raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
     except BaseException:
+        if connections is not None:
+            await connections.close()
         directory.release()
         raise
-    tables = opening.read_small_tables(connections.direct)
+    database = Database(directory, runtime, log, contents, witness, connections, disk or RealDisk(), wal_bytes)
     if not sync_always:
-        log.warning("sync is not 'always': acknowledged messages of the last moments are lost in a power failure")
-    return Database(directory, runtime, log, disk or RealDisk(), connections, tables)
+        log.warning("Storage sync is not 'always': a power failure loses what was acknowledged in the last moments")
+        database.sync_every(sync_interval)
+    return database
 
 
 class Database:
@@ -80,9 +97,11 @@ class Database:
         directory: Directory,
         runtime: Runtime,
         log: logging.Logger,
-        disk: Disk,
+        contents: Contents,
+        witness: Witness,
         connections: Connections,
-        tables: SmallTables,
+        disk: Disk,
+        wal_bytes: int,
     ) -> None:
         assert directory.identity is not None
         self.path: Path = directory.path
@@ -91,45 +110,77 @@ class Database:
         """Called after each commit, on the loop."""
         self.failure: StorageFailed | None = None
         """Why nothing is acknowledged any more, once that is so."""
+        self.damage: list[str] = contents.damage
+        """What was found damaged at start, one line each."""
+        self.damaged_reads = 0
+        """Reads since start that met a bad checksum or page."""
         self._directory = directory
         self._runtime = runtime
         self._log = log
+        self._contents = contents
+        self._witness = witness
+        self._witness_blind = False
         self._connections = connections
         self._connections.writer.disk = disk
         self._turn = 0
-        self._groups: dict[int, GroupRow] = dict(tables.groups)
-        self._committed: dict[int, GroupRow] = dict(tables.groups)
-        self._newest_group = max(tables.groups, default=0)
+        self._groups: dict[int, GroupRow] = dict(contents.groups)
+        self._committed: dict[int, GroupRow] = dict(contents.groups)
+        self._newest_group = max(contents.groups, default=0)
         self._gathering = Batch()
         self._reaper = Reaper()
-        for row in tables.groups.values():
+        for row in contents.groups.values():
             if not row[2]:
                 self._reaper.add_group(row[0])
+        self._checkpointer = Checkpointer(connections.checkpointing, connections.writing, wal_bytes)
+        self._checkpoint: asyncio.Task[None] | None = None
+        self._finish_checkpoint = False
+        self._syncing: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
+        self._committing = False
+        self._reaping_rests = False
+        """The disk refused; deleting waits for the next commit that goes well instead of trying all the time."""
         self._task = runtime.spawn(self._write_loop(), "storage writer")
 
+    async def idle(self) -> None:
+        """Wait until nothing is being written, deleted or folded in."""
+        while self._reaper or self._gathering.done or self._committing or self._checkpointer.running:
+            done = asyncio.Event()
+            self._runtime.call_later(0.001, done.set)
+            await done.wait()
+
     async def close(self) -> None:
-        """Commit what is queued and close. Afterwards everything raises or is refused."""
+        """Commit what is queued and close. Afterwards reads raise and writes are refused."""
+        if self._closing:
+            return
         self._closing = True
         self._wake.set()
         await self._task
+        for task in (self._checkpoint, self._syncing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)  # the last commit's callbacks are still on their way
         self.failure = self.failure or StorageFailed(f"{self.path} is closed")
         await self._connections.close()
+        self._witness.close()
         self._directory.release()
 
-    # Queueing ---------------------------------------------------------------------------------------------------
+    # Queueing
+    # ---------------------------------------------------------------------------------------------------
 
     def group_names(self) -> list[str]:
         """Names of the groups that exist now, in order of creation."""
         return [row[2] for row in self._groups.values() if row[2]]
 
     def create_group(self, name: str, term: int, vote: str, members: bytes) -> int:
-        """Queue a new group and return its id. Ids are never used twice: old rows cannot come back as its own."""
+        """Queue a new group and return its id. Ids are never used twice: old rows cannot come back as its
+        own."""
         group = self._newest_group + 1
         assert group <= layout.MAX_GROUP and name and name not in self.group_names()
         self._newest_group = group
         self._put_group(layout.group_row(group, name, term, vote, 0, 0, 0, members))
+        self._gathering.witness.append(term_item(group, term))
         return group
 
     def remove_group(self, group: int) -> None:
@@ -139,12 +190,14 @@ class Database:
         for suffix in ("", "_mirror"):
             self._gathering.add(f"DELETE FROM snapshots{suffix} WHERE id = ?", (group,))
             self._gathering.add(f"DELETE FROM blocks{suffix} WHERE id >= ? AND id <= ?", (low, high))
+        self._gathering.witness.append(removed_item(group))
         self._reaper.add_group(group)
 
     def set_hard_state(self, group: int, term: int, vote: str) -> None:
         """Queue term and vote."""
         row = self._groups[group]
         self._put_group(layout.group_row(group, row[2], term, vote, *row[5:]))
+        self._gathering.witness.append(term_item(group, term))
 
     def append(self, group: int, index: int, term: int, kind: int, messages: int, total: int, data: bytes) -> None:
         """Queue one log entry."""
@@ -152,6 +205,7 @@ class Database:
         crc = layout.entry_crc(row, term, kind, messages, total, data)
         batch = self._gathering
         batch.add(INSERT_ENTRIES, (row, crc, term, kind, messages, total, data))
+        batch.witness.append(entry_item(group, index, messages))
         batch.entries += 1
         batch.messages += messages
         batch.size += len(data)
@@ -159,9 +213,11 @@ class Database:
     def truncate(self, group: int, index: int) -> None:
         """Queue the removal of all entries from `index` on."""
         self._gathering.add(_DELETE_FROM, (row_id(group, index), row_id(group, INDEX_MASK)))
+        self._gathering.witness.append(truncate_item(group, index))
 
     def compact(self, group: int, point: CompactionPoint) -> None:
-        """Queue a snapshot and the end of the log before it. Dropped blocks are deleted later, in small bites."""
+        """Queue a snapshot and the end of the log before it. Dropped blocks are deleted later, in small
+        bites."""
         row, batch = self._groups[group], self._gathering
         before = row_id(group, row[5])
         notes = [layout.block_row(row_id(group, index), note) for index, note in point.notes]
@@ -194,19 +250,23 @@ class Database:
         self._gathering.add(layout.UPSERTS["groups"], row)
         self._gathering.add(layout.UPSERTS["groups_mirror"], row)
 
-    # Committing -------------------------------------------------------------------------------------------------
+    # Committing
+    # -------------------------------------------------------------------------------------------------
 
     async def _write_loop(self) -> None:
         while not self._closing or self._gathering.done:
-            if not self._gathering.done:
-                if self._reaper and self.failure is None:
-                    self._reaper.bite(self._gathering, self._newest_group)
-                    continue
+            if self._finish_checkpoint:
+                await self._end_checkpoint()
+            if self._gathering.done:
+                batch, self._gathering = self._gathering, Batch()
+                self._committing = True
+                await self._commit(batch)
+                self._committing = False
+            elif self._reaper and not self._reaping_rests and self.failure is None and not self._closing:
+                self._reaper.bite(self._gathering, self._newest_group)
+            else:
                 self._wake.clear()
                 await self._wake.wait()
-                continue
-            batch, self._gathering = self._gathering, Batch()
-            await self._commit(batch)
 
     async def _commit(self, batch: Batch) -> None:
         if self.failure is not None:
@@ -219,21 +279,38 @@ class Database:
         except (sqlite3.Error, StorageError) as error:
             self._fail(batch, classify(error, self.path))
             return
-        self._committed.update(batch.groups)
         report = CommitReport(self._runtime.monotonic() - started, batch.entries, batch.messages, batch.size)
         self._runtime.call_soon(self._finish, batch, report)
+        self._checkpointer.written += batch.size + batch.entries * layout.PAGE_SIZE
+        if self._checkpointer.due():
+            self._checkpointer.running = True
+            self._checkpoint = self._runtime.spawn(self._begin_checkpoint(), "storage checkpoint")
 
     def _finish(self, batch: Batch, report: CommitReport) -> None:
+        """A commit is on disk: tell the witness, then everybody who waits."""
+        self._committed.update(batch.groups)
+        self._reaping_rests = False
+        if batch.witness:
+            try:
+                self._witness.write(batch.witness)
+                self._witness_blind = False
+            except OSError as error:
+                if not self._witness_blind:
+                    self._witness_blind = True
+                    self._log.warning("Storage witness cannot be written (%s): losses could go unnoticed", error)
         for observe in self.observers:
             observe(report)
         for done in batch.done:
             done(None)
+        if self._reaper:
+            self._wake.set()
 
     def _fail(self, batch: Batch, error: StorageError) -> None:
-        """Refuse a batch that was rolled back, and with it all that gathered behind: a log must not have holes."""
-        if isinstance(error, StorageFailed) and self.failure is None:
-            self.failure = error
-            self._log.error("Storage failed, nothing is acknowledged any more: %s", error)
+        """Refuse a batch that was rolled back, and with it all that gathered behind: a log must not have
+        holes."""
+        if isinstance(error, StorageFailed):
+            self._stop_for_good(error)
+        self._reaping_rests = True
         behind, self._gathering = self._gathering, Batch()
         self._groups = dict(self._committed)
         self._refuse(batch, error)
@@ -243,7 +320,55 @@ class Database:
         for done in batch.done:
             self._runtime.call_soon(done, error)
 
-    # Reading ----------------------------------------------------------------------------------------------------
+    async def _begin_checkpoint(self) -> None:
+        try:
+            await self._checkpointer.bulk()
+        except sqlite3.Error as error:
+            self._checkpoint_failed(error)
+        self._finish_checkpoint = True
+        self._wake.set()
+
+    async def _end_checkpoint(self) -> None:
+        self._finish_checkpoint = False
+        self._checkpointer.running = False
+        if self.failure is not None:
+            return
+        try:
+            await self._checkpointer.finish()
+        except sqlite3.Error as error:
+            self._checkpoint_failed(error)
+
+    def _checkpoint_failed(self, error: sqlite3.Error) -> None:
+        """A full disk can wait: the WAL keeps everything. A failed sync cannot: the WAL would be given up for
+        pages that may never have arrived."""
+        self._checkpointer.written = 0
+        kind = classify(error, self.path)
+        if isinstance(kind, StorageFailed):
+            self._stop_for_good(kind)
+        else:
+            self._log.warning("Checkpoint put off: %s", kind)
+
+    def sync_every(self, interval: float) -> None:
+        """Sync the WAL every `interval` seconds instead of at each commit."""
+        self._syncing = self._runtime.spawn(self._sync_loop(interval), "storage sync")
+
+    async def _sync_loop(self, interval: float) -> None:
+        wal = self._directory.database.with_name(self._directory.database.name + "-wal")
+        while True:
+            await self._runtime.sleep(interval)
+            try:
+                await asyncio.to_thread(sync_file, wal)
+            except OSError as error:
+                self._stop_for_good(StorageFailed(f"syncing {wal} failed: {error.strerror}"))
+                return
+
+    def _stop_for_good(self, error: StorageFailed) -> None:
+        if self.failure is None:
+            self.failure = error
+            self._log.error("Storage failed, nothing is acknowledged any more: %s", error)
+
+    # Reading
+    # ----------------------------------------------------------------------------------------------------
 
     async def load_group(self, name: str) -> StoredGroup | None:
         """The group's state, or None when there is no such group. Raises StorageFailed."""
@@ -264,8 +389,10 @@ class Database:
                 group.blocks.append((block & INDEX_MASK, note))
         if group.snapshot_index:
             group.state = await self._load_state(group)
-        newest = await self._read("SELECT max(id) FROM entries WHERE id >= ? AND id <= ?", (low, high))
-        group.last = max((newest[0][0] or 0) & INDEX_MASK, group.snapshot_index)
+        group.last = self._witness.last.get(group.id, 0)
+        seen = self._contents.testimony.get(group.id)
+        if seen is not None:
+            group.witnessed = seen.entries
         return group
 
     async def _load_state(self, group: StoredGroup) -> bytes | None:
@@ -285,7 +412,10 @@ class Database:
             rows = await self._read(query, (row_id(group, first), row_id(group, last)))
             for row, crc, term, kind, messages, total, data in rows:
                 whole = layout.entry_crc(row, term, kind, messages, total, data) == crc
-                entries.append(StoredEntry(row & INDEX_MASK, term, kind, messages, total, data if whole else None))
+                self.damaged_reads += not whole
+                body = data if whole else None
+                index, known = row & INDEX_MASK, crc == layout.LOST
+                entries.append(StoredEntry(index, term, kind, messages, total, body, known))
                 size += len(data)
             if len(rows) < step:
                 break
@@ -298,6 +428,7 @@ class Database:
         rows = await self._read(f"{_SELECT} WHERE id = ?", (row_id(group, index),))
         data = self._checked(rows)
         if data is None:
+            self.damaged_reads += 1
             raise Corrupt(f"block {index} of group {group} is {'damaged' if rows else 'missing'}")
         return data
 
@@ -316,7 +447,8 @@ class Database:
         return None
 
     async def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-        """Run a query on the next reader. Raises StorageFailed when closed, Corrupt when pages are damaged."""
+        """Run a query on the next reader. Raises StorageFailed when closed, Corrupt when pages are
+        damaged."""
         if self._closing:
             raise StorageFailed(f"{self.path} is closed")
         self._turn = (self._turn + 1) % len(self._connections.reading)

@@ -1,6 +1,7 @@
 """The data directory as a whole: who may use it, whose it is, and the names of the files inside.
 
-Owns: the lock file, the identity file and the checks before the database is touched. It never reads the database.
+Owns: the lock file, the identity file and the checks before the database is touched. It never reads the
+database.
 
     identity   JSON: format, instance id, node name. Written once; `meta` in the database is its twin
     lock       held with flock for the life of the process; its text is the pid, for the error message only
@@ -21,19 +22,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from nimsnats.identity import nuid
-from nimsnats.storage.errors import Corrupt, Foreign, InUse, NewerVersion, Unwritable
+from nimsnats.storage.errors import Foreign, InUse, NewerVersion, Unwritable
 from nimsnats.storage.layout import FORMAT
 
 DATABASE: Final = "nimsnats.db"
 IDENTITY: Final = "identity"
 LOCK: Final = "lock"
 _HARMLESS: Final = frozenset({"lost+found", LOCK})
-_SQLITE_MAGIC: Final = b"SQLite format 3\0"
 
 
 @dataclass(slots=True)
 class Identity:
-    """Who this directory belongs to. `instance` is drawn once, when the directory is made, and never changes."""
+    """Who this directory belongs to. `instance` is drawn once, when the directory is made, and never
+    changes."""
 
     instance: str
     node: str
@@ -41,7 +42,8 @@ class Identity:
 
 @dataclass(slots=True)
 class Directory:
-    """A locked data directory of ours. `identity` is None when the file is lost and the database must tell."""
+    """A locked data directory of ours. `identity` is None when the file is lost and the database must
+    tell."""
 
     path: Path
     identity: Identity | None
@@ -108,6 +110,15 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """fdatasync a file by name."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(handle)
+    finally:
+        os.close(handle)
+
+
 def _refuse_foreign(path: Path, present: set[str]) -> None:
     """A directory that holds things but neither identity nor database of ours is somebody else's."""
     if IDENTITY in present or DATABASE in present:
@@ -150,20 +161,3 @@ def _read_identity(path: Path) -> Identity | None:
     if version > FORMAT:
         raise NewerVersion(f"data directory {path} has format {version}; this version reads up to {FORMAT}")
     return identity
-
-
-def check_header(database: Path) -> None:
-    """Refuse a database file that is plainly something else. Raises Foreign, Corrupt, Unwritable."""
-    try:
-        with database.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Unwritable(f"{database} cannot be read: {error.strerror}") from error
-    if len(header) < 100:
-        if header:
-            raise Corrupt(f"{database} is truncated to {len(header)} bytes")
-        return
-    if header[:16] != _SQLITE_MAGIC:
-        raise Foreign(f"{database} is not a database of ours")

@@ -1,4 +1,5 @@
-"""Which kind of trouble an SQLite error is: no space (refuse and go on), damage, or a device that cannot be trusted.
+"""Which kind of trouble an SQLite error is: no space (refuse and go on), damage, or a device that cannot be
+trusted.
 
 Owns the classification only.
 """
@@ -21,11 +22,12 @@ _UNTRUSTED: Final = frozenset({sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_
 
 
 def classify(error: Exception, path: Path) -> StorageError:
-    """Translate what a commit raised. Anything but a full disk is final: after a failed write or fsync nobody knows
-    what the device holds, and asking again may get a false yes.
+    """Translate what a commit raised. Anything but a full disk is final: after a failed write or fsync nobody
+    knows what the device holds, and asking again may get a false yes.
 
-    SQLite reports ENOSPC as SQLITE_FULL from most places, but as an I/O error when the limit is one of file size or
-    when the shared-memory file cannot grow. So an I/O error other than a failed fsync is checked on the disk itself.
+    SQLite reports ENOSPC as SQLITE_FULL from most places, but as an I/O error when the limit is one of file
+    size or when the shared-memory file cannot grow. So an I/O error other than a failed fsync is checked on
+    the disk itself.
     """
     if isinstance(error, StorageError):
         return error
@@ -41,7 +43,8 @@ def classify(error: Exception, path: Path) -> StorageError:
 
 
 def out_of_space(path: Path) -> bool:
-    """Whether a megabyte cannot be written in the data directory for want of space (disk, quota or file size limit)."""
+    """Whether a megabyte cannot be written in the data directory for want of space (disk, quota or file size
+    limit)."""
     probe = path / _PROBE
     try:
         handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,8 +1,8 @@
 """What Raft needs from a disk. `Database` is the real one; a simulator may hand in another.
 
-Owns the `Storage` protocol and the values it returns. Writes are queued without waiting; `sync` tells when everything
-queued before it is durable. Order is kept, and a failed batch takes everything queued behind it along, so a log never
-has a hole.
+Owns the `Storage` protocol and the values it returns. Writes are queued without waiting; `sync` tells when
+everything queued before it is durable. Order is kept, and a failed batch takes everything queued behind it
+along, so a log never has a hole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Synced = Callable[[Exception | None], None]
 
 @dataclass(slots=True)
 class StoredEntry:
-    """A log entry as read back. `data` is None when its checksum failed (then the other numbers are untrusted too)."""
+    """A log entry as read back. `data` is None when its checksum failed (then the other numbers are untrusted
+    too)."""
 
     index: int
     term: int
@@ -25,6 +26,8 @@ class StoredEntry:
     messages: int
     total: int
     data: bytes | None
+    placeholder: bool = False
+    """The loss was already known at start, and `messages` can be trusted."""
 
 
 @dataclass(slots=True)
@@ -97,8 +100,8 @@ class Storage(Protocol):
         ...
 
     async def read_log(self, group: int, first: int, last: int, max_bytes: int) -> list[StoredEntry]:
-        """Entries from `first` to `last` in order, missing ones left out; at least one when any exists, then up to
-        about `max_bytes` of data."""
+        """Entries from `first` to `last` in order, missing ones left out; at least one when any exists, then
+        up to about `max_bytes` of data."""
         ...
 
     async def read_block(self, group: int, index: int) -> bytes:
@@ -106,7 +109,8 @@ class Storage(Protocol):
         ...
 
     def read_block_now(self, group: int, index: int) -> bytes | None:
-        """The same without waiting, for `StateMachine.restore`; None when damaged or missing. Blocks the loop."""
+        """The same without waiting, for `StateMachine.restore`; None when damaged or missing. Blocks the
+        loop."""
         ...
 
 

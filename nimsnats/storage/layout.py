@@ -1,20 +1,22 @@
-"""What is on disk: tables, row ids, checksums. Names and column orders here are the format: change them with `FORMAT`.
+"""What is on disk: tables, row ids, checksums. Names and column orders here are the format: change them with
+`FORMAT`.
 
 Owns the SQL text and the checksum of every kind of row. It never opens a file.
 
-One database holds all groups of a node. The row id of an entry is `group << 40 | index`, so one B-tree serves all logs,
-a group's log is one key range, and an append of all groups is one statement. The payload is the last column: reading
-the columns before it does not visit its overflow pages.
+One database holds all groups of a node. The row id of an entry is `group << 40 | index`, so one B-tree serves
+all logs, a group's log is one key range, and an append of all groups is one statement. The payload is the
+last column: reading the columns before it does not visit its overflow pages.
 
-Small tables that must survive a damaged page (`groups`, `snapshots`, `blocks`, `meta`) exist twice. The second copy
-lives in another B-tree, hence on other pages, and is written in the same transaction.
+Small tables that must survive a damaged page (`groups`, `snapshots`, `blocks`, `meta`) exist twice. The
+second copy lives in another B-tree, hence on other pages, and is written in the same transaction.
 
-Every row carries `crc`, a CRC-32 over a tag of its table, its id and all its columns. The tag makes rows of one table
-unmistakable for rows of another when pages are salvaged one by one (`salvage.py`).
+Every row carries `crc`, a CRC-32 over a tag of its table, its id and all its columns. The tag makes rows of
+one table unmistakable for rows of another when pages are salvaged one by one (`salvage.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -26,8 +28,8 @@ APPLICATION_ID: Final = 0x4E494D53
 """`PRAGMA application_id` of our databases: "NIMS"."""
 
 PAGE_SIZE: Final = 8192
-"""Measured: 4 to 64 KiB pages commit 64 KiB and 1 MiB blocks within noise of each other; 8 KiB halves the page count of
-the default and still writes only 8 KiB for a single small message."""
+"""Measured: 4 to 64 KiB pages commit 64 KiB and 1 MiB blocks within noise of each other; 8 KiB halves the
+page count of the default and still writes only 8 KiB for a single small message."""
 
 INDEX_BITS: Final = 40
 INDEX_MASK: Final = (1 << INDEX_BITS) - 1
@@ -47,18 +49,26 @@ TABLES: Final = {
 }
 """Column lists; the order is part of the format (rows are salvaged by position)."""
 
-SCHEMA: Final = tuple(
-    f"CREATE TABLE IF NOT EXISTS {name} ({columns})"
-    for table, columns in TABLES.items()
-    for name in ((table, f"{table}_mirror") if table in MIRRORED else (table,))
-)
+
+def copies(table: str) -> tuple[str, ...]:
+    """The names under which a table exists."""
+    return (table, f"{table}_mirror") if table in MIRRORED else (table,)
+
+
+SCHEMA: Final = tuple(f"CREATE TABLE {name} ({columns})" for table, columns in TABLES.items() for name in copies(table))
+
+ROOTS: Final = {name: 3 + position for position, name in enumerate(name for table in TABLES for name in copies(table))}
+"""Root page of each table: tables are created in one order in an empty file, whose page 2 maps pointers."""
 
 UPSERTS: Final = {
     name: f"INSERT OR REPLACE INTO {name} VALUES ({', '.join('?' * len(columns.split(',')))})"
     for table, columns in TABLES.items()
-    for name in ((table, f"{table}_mirror") if table in MIRRORED else (table,))
+    for name in copies(table)
 }
 """Table name -> statement that writes one complete row."""
+
+LOST: Final = -1
+"""`crc` of a placeholder: the entry is known to be lost. No CRC-32 is negative."""
 
 EntryRow = tuple[int, int, int, int, int, int, bytes]
 """id, crc, term, kind, messages, total (messages of the group's log up to and with this entry), data."""
@@ -131,3 +141,12 @@ def meta_crc(row: int, version: int, instance: str, node: str) -> int:
     """Checksum of a row of `meta`."""
     instance_raw, node_raw = instance.encode(), node.encode()
     return crc32(_META(b"m", row, version, len(instance_raw), len(node_raw)) + instance_raw + node_raw)
+
+
+CHECKS: Final[dict[str, Callable[..., int]]] = {
+    "groups": group_crc,
+    "snapshots": snapshot_crc,
+    "blocks": block_crc,
+    "meta": meta_crc,
+}
+"""Table name -> checksum of (id, columns after crc)."""

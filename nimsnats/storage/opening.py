@@ -1,29 +1,44 @@
-"""Opens a data directory: claim it, see that the database is ours and whole, connect, read the small tables.
+"""Opens a data directory: see that the database is ours and whole, repair it if not, connect.
 
-Owns the start-up order and the connections' settings. What runs afterwards is `database.py`.
+Owns the order of these steps and the connections' settings. What runs afterwards is `database.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import aiosqlite
 
-from nimsnats.storage import layout
+from nimsnats.storage import layout, repair
 from nimsnats.storage.batch import Writer
 from nimsnats.storage.directory import Directory, Identity
-from nimsnats.storage.errors import Corrupt, Foreign, NewerVersion, Unwritable
+from nimsnats.storage.errors import Corrupt, Foreign, StorageError, Unwritable
+from nimsnats.storage.inspection import View, look
 from nimsnats.storage.layout import GroupRow
+from nimsnats.storage.pages import PageImage, Wal
+from nimsnats.storage.repair import Loss
+from nimsnats.storage.witness import GroupTestimony, Testimony, read_testimony
 
 READERS: Final = 2
 _READER_CACHE_KIB: Final = 4096
 _WRITER_CACHE_KIB: Final = 16384
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
+_ENVIRONMENT: Final = frozenset(
+    {
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+"""Errors of the surroundings, not of the file's content."""
 
 
 @dataclass(slots=True)
@@ -44,127 +59,223 @@ class Connections:
 
 
 @dataclass(slots=True)
-class SmallTables:
-    """Everything but entries, as read at start from two copies."""
+class Contents:
+    """What was found in the directory."""
 
     groups: dict[int, GroupRow] = field(default_factory=dict[int, GroupRow])
-    lost: list[str] = field(default_factory=list[str])
+    last: dict[int, int] = field(default_factory=dict[int, int])
+    losses: dict[int, Loss] = field(default_factory=dict[int, Loss])
+    damage: list[str] = field(default_factory=list[str])
+    """What was damaged, one line each, for the operator; empty when all is well."""
+    testimony: dict[int, GroupTestimony] = field(default_factory=dict[int, GroupTestimony])
+    generation: int = 0
 
 
-def prepare(directory: Directory) -> None:
-    """Create the database or see that it is one of ours: format, identity, settings that live in the file.
+def prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
+    """Create the database, or check it, and get back what can be got back. `stamp` names a database set
+    aside.
 
     Blocking; run it in a thread. Raises Foreign, NewerVersion, Corrupt, Unwritable.
     """
-    path = directory.database
     try:
-        connection = sqlite3.connect(path, isolation_level=None)
-        try:
-            _prepare(connection, directory)
-        finally:
-            connection.close()
+        return _prepare(directory, log, stamp)
     except sqlite3.DatabaseError as error:
-        raise translate(error, path) from error
+        raise translate(error, directory.database) from error
+    except OSError as error:
+        raise Unwritable(f"{directory.path} cannot be used: {error.strerror or error}") from error
 
 
-def _prepare(connection: sqlite3.Connection, directory: Directory) -> None:
-    path = directory.database
-    application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if tables and application != layout.APPLICATION_ID:
-        raise Foreign(f"{path} is a database of other software")
-    if not tables:
-        connection.execute(f"PRAGMA page_size = {layout.PAGE_SIZE}")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA application_id = {layout.APPLICATION_ID}")
-    identity = _stored_identity(connection, path) if "meta" in tables else None
-    if identity is None:
-        identity = directory.identity
-        if identity is None:
-            raise Corrupt(f"{directory.path} has lost its identity (both copies)")
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in layout.SCHEMA:
-            connection.execute(statement)
-        for table in ("meta", "meta_mirror"):
-            connection.execute(layout.UPSERTS[table], layout.meta_row(identity.instance, identity.node))
-        connection.execute("COMMIT")
+def _prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
+    database = directory.database
+    repair.resume_swap(database)
+    testimony = read_testimony(directory.path)
+    if not database.exists() or _unborn(database, testimony):
+        _create(directory, testimony)
+        return Contents(generation=testimony.generation)
+    contents = Contents(testimony=testimony.groups, generation=testimony.generation)
+    try:
+        view = look(database, testimony)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT:
+            raise
+        if directory.identity is None and not _is_sqlite(database):
+            raise Foreign(f"{database} is not a database of ours") from error
+        aside = repair.rebuild(directory, stamp)
+        contents.damage.append(f"the database was damaged ({error}) and has been salvaged; the old one is {aside}")
+        view = look(database, testimony)
+    hidden = _find_hidden(database, view, testimony)
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        _confirm_identity(connection, directory)
+        if hidden is not None:
+            groups, rows = hidden
+            repair.write_groups(connection, groups)
+            count = repair.put_back(connection, rows)
+            contents.damage.append(f"pages were damaged; {count} entries behind them were found again")
+            view = look(database, testimony)
+        contents.losses = repair.settle(connection, view, testimony)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.close()
+    contents.groups = view.groups
+    for group, last in view.last.items():
+        seen = testimony.groups.get(group)
+        contents.last[group] = max(last, seen.last if seen else 0)
+    _report(contents, view, log)
+    return contents
+
+
+def _find_hidden(
+    database: Path, view: View, testimony: Testimony
+) -> tuple[dict[int, GroupRow], list[layout.EntryRow]] | None:
+    """Rows that SQLite does not see but that are there: behind a bad WAL frame, or below a bad page. None
+    when there is no sign of any.
+
+    Frames of the current generation behind the last valid one are no sign by themselves: a power failure in
+    the middle of a commit leaves such. They are when a commit among them is followed by more (it had been
+    synced), or when the witness has seen entries which the database lacks.
+    """
+    wal = Wal(database.with_name(database.name + "-wal"))
+    stray = wal.stray(view.valid_frames)
+    ends = [number for number, _, size in stray if size]
+    synced = bool(ends) and ends[0] < stray[-1][0]
+    behind = any(seen.last > view.last.get(group, 0) for group, seen in testimony.groups.items() if _alive(view, group))
+    if not view.missing and not (stray and (synced or behind)):
+        return None
+    image = PageImage(database, wal)
+    groups = repair.harvest_groups(image, view.groups) if stray else {}
+    live = {layout.row_id(group, index) for group, indexes in view.blocks.items() for index in indexes}
+    wanted = repair.wanted_rows({**view.groups, **groups}, live)
+    rows = list(repair.harvest(image, wanted, main=bool(view.missing)))
+    return groups, rows
+
+
+def _alive(view: View, group: int) -> bool:
+    """Whether the group is unknown here or has not been removed."""
+    row = view.groups.get(group)
+    return row is None or bool(row[2])
+
+
+def _report(contents: Contents, view: View, log: logging.Logger) -> None:
+    for group in sorted(view.unreadable):
+        contents.damage.append(f"the name of group {group} is lost (both copies)")
+    for group, loss in sorted(contents.losses.items()):
+        row = contents.groups.get(group)
+        name = f"group {row[2]!r}" if row is not None and row[2] else f"group {group} (its name is lost too)"
+        if loss.entries:
+            low, high = min(loss.entries), max(loss.entries)
+            contents.damage.append(
+                f"{name} lost {len(loss.entries)} acknowledged log entries between {low} and {high} "
+                f"with {sum(loss.entries.values())} messages"
+            )
+        if loss.blocks:
+            contents.damage.append(f"{name} lost {len(loss.blocks)} blocks: {', '.join(map(str, loss.blocks[:8]))}")
+    for line in contents.damage:
+        log.error("Storage damage: %s", line)
+
+
+def _create(directory: Directory, testimony: Testimony) -> None:
+    database = directory.database
+    if any(seen.last for seen in testimony.groups.values()):
+        raise Corrupt(
+            f"{database} is missing, but {directory.path} has held {len(testimony.groups)} groups: restore it"
+        )
     if directory.identity is None:
-        directory.write_identity(identity)
-    elif directory.identity.instance != identity.instance:
-        raise Foreign(f"{path} belongs to another instance than its directory says; was it copied here?")
+        raise Corrupt(f"{directory.path} has lost its identity (both copies)")
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    connection = sqlite3.connect(database, isolation_level=None)
+    try:
+        repair.create(connection, directory.identity.instance, directory.identity.node)
+    finally:
+        connection.close()
 
 
-def _stored_identity(connection: sqlite3.Connection, path: Path) -> Identity | None:
-    for table in ("meta", "meta_mirror"):
+def _unborn(database: Path, testimony: Testimony) -> bool:
+    """Whether this is what a start leaves that was killed while it created the database."""
+    if testimony.found:
+        return False
+    size = database.stat().st_size
+    if size == 0:
+        return True
+    connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)
+    try:
+        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables: int = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
+    return application == 0 and tables == 0
+
+
+def _is_sqlite(database: Path) -> bool:
+    with database.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _confirm_identity(connection: sqlite3.Connection, directory: Directory) -> None:
+    """The identity file and the database say the same; either one restores the other."""
+    found: Identity | None = None
+    for table in layout.copies("meta"):
         for row, crc, version, instance, node in connection.execute(f"SELECT * FROM {table}"):
-            if crc != layout.meta_crc(row, version, instance, node):
-                continue
-            if version > layout.FORMAT:
-                raise NewerVersion(f"{path} has format {version}; this version reads up to {layout.FORMAT}")
-            return Identity(instance, node)
-    return None
+            if crc == layout.meta_crc(row, version, instance, node):
+                found = Identity(instance, node)
+    if found is None:
+        if directory.identity is None:
+            raise Corrupt(f"{directory.path} has lost its identity (all copies)")
+        row = layout.meta_row(directory.identity.instance, directory.identity.node)
+        for table in layout.copies("meta"):
+            connection.execute(layout.UPSERTS[table], row)
+    elif directory.identity is None:
+        directory.write_identity(found)
+    elif directory.identity.instance != found.instance:
+        raise Foreign(f"{directory.database} belongs to another instance than {directory.path}; was it copied there?")
 
 
 async def connect(path: Path, sync_always: bool) -> Connections:
-    """Open the writer, the readers, the checkpointer and the direct connection."""
+    """Open the writer, the readers, the checkpointer and the direct connection. Raises Unwritable,
+    Corrupt."""
     level = "FULL" if sync_always else "NORMAL"
 
-    def open_writer() -> Writer:
-        made = sqlite3.connect(path, isolation_level=None, cached_statements=128, factory=Writer)
-        for pragma in (f"synchronous = {level}", "wal_autocheckpoint = 0", "secure_delete = OFF"):
-            made.execute(f"PRAGMA {pragma}")
-        made.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
-        return made
+    def connector(kind: type[sqlite3.Connection], *pragmas: str) -> Callable[[], sqlite3.Connection]:
+        def make() -> sqlite3.Connection:
+            made = sqlite3.connect(path, isolation_level=None, cached_statements=128, factory=kind)
+            for pragma in pragmas:
+                made.execute(f"PRAGMA {pragma}")
+            opened.append(made)
+            return made
 
-    def open_reader() -> sqlite3.Connection:
-        made = sqlite3.connect(path, isolation_level=None)
-        made.execute("PRAGMA query_only = ON")
-        made.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
-        return made
+        return make
 
-    def open_checkpointer() -> sqlite3.Connection:
-        made = sqlite3.connect(path, isolation_level=None)
-        made.execute(f"PRAGMA synchronous = {level}")
-        return made
-
-    writers: list[Writer] = []
-
-    def keep_writer() -> Writer:
-        writers.append(open_writer())
-        return writers[0]
-
-    opened: list[aiosqlite.Connection] = []
-    connectors: list[Callable[[], sqlite3.Connection]] = [keep_writer, open_checkpointer, *[open_reader] * READERS]
+    opened: list[sqlite3.Connection] = []
+    writer = connector(
+        Writer,
+        f"synchronous = {level}",
+        "wal_autocheckpoint = 0",
+        "secure_delete = OFF",
+        f"cache_size = -{_WRITER_CACHE_KIB}",
+    )
+    reader = connector(sqlite3.Connection, "query_only = ON", f"cache_size = -{_READER_CACHE_KIB}")
+    checkpointer = connector(sqlite3.Connection, f"synchronous = {level}")
+    threads: list[aiosqlite.Connection] = []
     try:
-        for connector in connectors:
-            opened.append(await aiosqlite.Connection(connector, 64))
-        direct = open_reader()
+        for make in (writer, checkpointer, *[reader] * READERS):
+            threads.append(await aiosqlite.Connection(make, 64))
+        direct = reader()
     except sqlite3.DatabaseError as error:
-        for connection in reversed(opened):
-            await connection.close()
+        for thread in reversed(threads):
+            await thread.close()
         raise translate(error, path) from error
-    return Connections(opened[0], writers[0], opened[2:], opened[1], direct)
+    first = opened[0]
+    assert isinstance(first, Writer)
+    return Connections(threads[0], first, threads[2:], threads[1], direct)
 
 
-def read_small_tables(connection: sqlite3.Connection) -> SmallTables:
-    """Groups from both copies; a row that neither copy has whole is named in `lost`."""
-    tables = SmallTables()
-    damaged: set[int] = set()
-    for table in ("groups_mirror", "groups"):
-        for row in connection.execute(f"SELECT * FROM {table} ORDER BY id"):
-            if layout.group_crc(row[0], *row[2:]) == row[1]:
-                tables.groups[row[0]] = row
-            else:
-                damaged.add(row[0])
-    tables.groups = dict(sorted(tables.groups.items()))
-    tables.lost.extend(f"group {group}" for group in sorted(damaged - tables.groups.keys()))
-    return tables
-
-
-def translate(error: sqlite3.DatabaseError, path: Path) -> Exception:
-    """What an SQLite error while opening means."""
+def translate(error: sqlite3.DatabaseError, path: Path) -> StorageError:
+    """What an SQLite error outside a commit means."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}:
-        return Unwritable(f"{path} cannot be written: {error}")
+    if code in _ENVIRONMENT:
+        return Unwritable(f"{path} cannot be used: {error}")
     return Corrupt(f"{path} is damaged: {error}")

@@ -1,8 +1,9 @@
 """Deletes what nobody needs any more, in bites small enough not to hold up a commit.
 
-Owns the queue of blocks and groups to delete. Freeing a row makes SQLite visit each of its overflow pages, so the
-blocks of a purged stream can be gigabytes of work: they are marked in the transaction that drops them (a block row without a
-note, a group row without a name), deleted while the writer is idle, and found again by the marks after a restart.
+Owns the queue of blocks and groups to delete. Freeing a row makes SQLite visit each of its overflow pages, so
+the blocks of a purged stream can be gigabytes of work: they are marked in the transaction that drops them (a
+block row without a note, a group row without a name), deleted while the writer is idle, and found again by
+the marks after a restart.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Reaper:
         self._groups.append(group)
 
     def bite(self, batch: Batch, newest_group: int) -> None:
-        """Queue the next deletions. The tombstone of `newest_group` stays, so that its id is not used again."""
+        """Queue the next deletions. The tombstone of `newest_group` stays, so that its id is not used
+        again."""
         if self._blocks:
             rows = [self._blocks.popleft() for _ in range(min(_BITE, len(self._blocks)))]
             for row in rows:
