@@ -24,7 +24,7 @@ class WatchUnsupportedError(RegistryError):
 
 
 class RegistryRefusedError(RegistryError):
-    """The registry understood and said no (4xx). `status` is the HTTP status."""
+    """The registry understood and said no (4xx, 501). `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

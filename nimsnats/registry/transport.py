@@ -199,7 +199,7 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes) -> Exception:
         pass  # an error page in another format: the status says enough
     if 300 <= status < 400:
         return RegistryAnswerError(f"answered {text}, pointing to {response.headers.get('Location', 'nowhere')[:200]}")
-    if status >= 500 or status == 429:
+    if (status >= 500 and status != 501) or status == 429:
         return RegistryUnavailableError(f"answered {text}")
     if status == 404:
         return UnknownNodeError(f"answered {text}")

@@ -87,20 +87,23 @@ class Watch:
         while True:
             mode = self._modes[rung]
             begun = runtime.monotonic()
+            worked = False
             try:
                 async with aclosing(self._follow(mode)) as changes:
                     async for events in changes:
+                        worked = True
                         self._report(mode)
                         for event in events:
                             yield event
-            except WatchUnsupportedError:
-                if rung + 1 < len(self._modes):
-                    rung += 1
-                    continue
-            except RegistryError:
-                rung = 0  # reported where it happened; whoever answers next may speak a better dialect
-            else:
                 continue
+            except WatchUnsupportedError:
+                worked = False
+            except RegistryError:
+                pass  # reported where it happened
+            if not worked and rung + 1 < len(self._modes):
+                rung += 1
+                continue
+            rung = 0  # whoever answers next may speak a better dialect
             if runtime.monotonic() - begun > _SETTLED:
                 backoff.reset()
             await runtime.sleep(backoff.delay())
@@ -121,9 +124,16 @@ class Watch:
         nodes, index = await source.fetch(None, None)
         yield self._peers.listed(nodes, source.name)
         hasty = 0
+        held = False
         while True:
             asked = source.runtime.monotonic()
-            nodes, index = await source.fetch(index, LONG_POLL)
+            try:
+                nodes, index = await source.fetch(index, LONG_POLL)
+            except RegistryError as error:
+                if held:
+                    raise
+                raise WatchUnsupportedError(f"fails at long polls: {error}") from error
+            held = True
             events = self._peers.listed(nodes, source.name)
             yield events
             if source.runtime.monotonic() - asked < _AT_ONCE:
