@@ -218,6 +218,11 @@ def start_logging(settings: LogSettings) -> LogOutput:
     return output
 
 
+def current_output() -> LogOutput | None:
+    """Where `start_logging` has sent this process's log; None when somebody else (an embedding program) owns it."""
+    return next((handler for handler in logging.getLogger().handlers if isinstance(handler, LogOutput)), None)
+
+
 class Repeats:
     """Lets a message through once an interval and counts the rest, for errors that clients can cause at will.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nimsnats.config.settings import Settings
-from nimsnats.log import FATAL, LogOutput
+from nimsnats.log import FATAL, current_output
 from nimsnats.runtime import StartError
 
 _NAMES: Final = {
@@ -132,8 +132,8 @@ class Process:
         self._log.info("Reloaded server configuration (%s)", settings.config_digest)
 
     def _reopen(self) -> None:
-        outputs = [handler for handler in self._log.handlers if isinstance(handler, LogOutput)]
-        for output in outputs:
+        output = current_output()
+        if output is not None:
             output.reopen()
 
     def _write_ports(self, settings: Settings) -> None:

@@ -6,13 +6,13 @@ over or nothing is: a setting that needs a restart refuses the whole reload, as 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import fields
 from typing import Final
 
 from nimsnats.broker.auth import ConfiguredAuthenticator
 from nimsnats.broker.server import Broker
 from nimsnats.config.settings import Settings
+from nimsnats.log import current_output
 from nimsnats.runtime import StartError
 
 _CHANGEABLE: Final = {
@@ -50,9 +50,9 @@ def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
     lines += [f"authorization {name}" for name in changed if name in _SECRET]
     if _IDENTITY & set(changed):
         broker.authenticator = ConfiguredAuthenticator(old, broker.runtime)
-    if wanted.log.level() != running.log.level():
-        logging.getLogger("nimsnats").setLevel(wanted.log.level())
-        logging.getLogger("forest").setLevel(wanted.log.level())
+    output = current_output()
+    if wanted.log != running.log and output is not None:
+        output.apply(wanted.log)
     running.log = wanted.log
     running.config_digest = wanted.config_digest
     return lines

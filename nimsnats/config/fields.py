@@ -16,7 +16,7 @@ from nimsnats.protocol.conf import Item, Position, Tree, Value
 from nimsnats.version import __version__
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """The configuration cannot be used: all the reasons, one a line."""
 
     def __init__(self, *reasons: str) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from nimsnats.log import FATAL, TRACE, JsonFormatter, LogOutput, LogSettings, Repeats, TextFormatter, start_logging
+from nimsnats.log import (
+    FATAL,
+    TRACE,
+    JsonFormatter,
+    LogOutput,
+    LogSettings,
+    Repeats,
+    TextFormatter,
+    current_output,
+    start_logging,
+)
 
 ours = logging.getLogger("nimsnats.test")
 
@@ -87,7 +97,9 @@ def test_trace_does_not_imply_debug(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_file_is_reopened_after_it_was_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "n.log"
+    assert current_output() is None
     output = start_logging(LogSettings(file=str(path)))
+    assert current_output() is output
     ours.info("one")
     assert path.stat().st_mode & 0o777 == 0o640
     path.rename(tmp_path / "old.log")

@@ -11,7 +11,9 @@ import pytest
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
 def test_passwords_do_not_stay_in_the_process_list() -> None:
-    program = "from nimsnats.secret_arguments import hide; hide('hush', 'tok', None); print(open('/proc/self/cmdline').read())"
+    program = (
+        "from nimsnats.secret_arguments import hide; hide('hush', 'tok', None); print(*open('/proc/self/cmdline'))"
+    )
     arguments = ["--pass", "hush", "--auth=tok", "--name", "hushed", "tokens=tok"]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
