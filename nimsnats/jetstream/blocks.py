@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Any, Final, cast
 
-import msgpack
-
 from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.packing import pack, unpack
 
 _TRIM: Final = 1024
 _OBJECT_BYTES: Final = 120
@@ -145,7 +144,7 @@ class Block:
             dead = None
             live = _little(array("Q", [self.seqs[at] for at in self.live_positions()]))
         rejected = None if self.rejected is None else _little(self.rejected)
-        return cast("bytes", msgpack.packb((self.first, self.count, rejected, dead, live)))
+        return pack((self.first, self.count, rejected, dead, live))
 
 
 def _little(column: array[int]) -> bytes:
@@ -169,7 +168,7 @@ class Note:
     __slots__ = ("count", "first", "live", "rejected")
 
     def __init__(self, note: bytes) -> None:
-        first, count, rejected, dead, live = cast("tuple[int, int, Any, Any, Any]", msgpack.unpackb(note))
+        first, count, rejected, dead, live = cast("tuple[int, int, Any, Any, Any]", unpack(note))
         self.first = first
         self.count = count
         self.rejected = None if rejected is None else _from_little("I", rejected)

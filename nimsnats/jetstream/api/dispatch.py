@@ -90,6 +90,8 @@ class ApiDispatcher:
         self.account = account
         self.total = 0
         self.failed = 0
+        self.audit: Callable[[ApiRequest, bytes], None] | None = None
+        """Told about every answer."""
         self._runtime = runtime
         self._log = log
         self._strict = strict
@@ -183,9 +185,11 @@ class ApiDispatcher:
 
     def answer(self, endpoint: Endpoint, request: ApiRequest, body: JsonObject) -> None:
         """Send a response with its type in front."""
+        payload = encode({"type": TYPE_PREFIX + endpoint.response, **body})
         if request.reply:
-            payload = encode({"type": TYPE_PREFIX + endpoint.response, **body})
             self.account.publish(request.reply, payload)
+        if self.audit is not None and (endpoint.response != "stream_msg_get_response" or "error" in body):
+            self.audit(request, payload)
 
     def _fail(self, endpoint: Endpoint, request: ApiRequest, error: ApiError) -> None:
         self.failed += 1

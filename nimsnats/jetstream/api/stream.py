@@ -1,0 +1,159 @@
+"""`$JS.API.STREAM.…`: creating, changing, listing, purging and deleting streams.
+
+Owns what these requests mean and the shape of the answers. Changes go through `JetStreamAccount` and `Stream.change`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.decode import BOOL, INT, STRING, UINT64, JsonObject, Struct
+from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
+from nimsnats.jetstream.config import REQUEST, StreamConfig, asks_for_unsupported
+from nimsnats.jetstream.config_rules import invalid
+from nimsnats.jetstream.info import detailed_info, stream_info
+from nimsnats.jetstream.kinds import STREAM_PURGE
+from nimsnats.jetstream.stream import Stream
+from nimsnats.jetstream.subjects import overlap
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.account import JetStreamAccount
+
+NAMES_LIMIT: Final = 1024
+LIST_LIMIT: Final = 256
+
+_NAMES: Final = Struct("JSApiStreamNamesRequest", {"offset": INT, "subject": STRING})
+_LIST: Final = Struct("JSApiStreamListRequest", {"offset": INT, "subject": STRING})
+_INFO: Final = Struct("JSApiStreamInfoRequest", {"offset": INT, "deleted_details": BOOL, "subjects_filter": STRING})
+_PURGE: Final = Struct("JSApiStreamPurgeRequest", {"seq": UINT64, "filter": STRING, "keep": UINT64})
+_PAGE: Final[JsonObject] = {"total": 0, "offset": 0, "limit": 0}
+
+
+class StreamApi:
+    """The stream endpoints of one account."""
+
+    def __init__(self, account: JetStreamAccount) -> None:
+        self._account = account
+
+    def endpoints(self) -> list[Endpoint]:
+        """What to register with the dispatcher."""
+        names: JsonObject = {**_PAGE, "streams": None}
+        listed: JsonObject = {**_PAGE, "streams": []}
+        return [
+            Endpoint("STREAM.CREATE.*", "stream_create_response", self.create, request=REQUEST),
+            Endpoint("STREAM.UPDATE.*", "stream_update_response", self.update, request=REQUEST),
+            Endpoint("STREAM.NAMES", "stream_names_response", self.names, Body.OPTIONAL, _NAMES, names),
+            Endpoint("STREAM.LIST", "stream_list_response", self.list, Body.OPTIONAL, _LIST, listed),
+            Endpoint("STREAM.INFO.*", "stream_info_response", self.info, Body.OPTIONAL, _INFO, dict(_PAGE)),
+            Endpoint("STREAM.DELETE.*", "stream_delete_response", self.delete, Body.EMPTY),
+            Endpoint("STREAM.PURGE.*", "stream_purge_response", self.purge, Body.OPTIONAL, _PURGE, {"purged": 0}),
+            Endpoint("STREAM.SNAPSHOT.*", "stream_snapshot_response", self.snapshot, Body.REQUIRED),
+            Endpoint("STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED),
+            *(
+                Endpoint(f"STREAM.{verb}.*", f"stream_{suffix}_response", self.clustered, Body.OPTIONAL)
+                for verb, suffix in _CLUSTERED
+            ),
+        ]
+
+    def _config(self, request: ApiRequest) -> StreamConfig:
+        """The configuration that is asked for. Raises ApiError for what this server does not know."""
+        name = request.params.get("name", "")
+        if name != request.tokens[2]:
+            raise errors.STREAM_MISMATCH()
+        if "/" in name or "\\" in name:
+            raise errors.STREAM_NAME_CONTAINS_PATH_SEPARATORS()
+        complaint = asks_for_unsupported(request.params)
+        if complaint is not None:
+            raise invalid(complaint)
+        return StreamConfig.from_request(request.params)
+
+    async def create(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.CREATE.<stream>`."""
+        config = self._config(request)
+        stream = await self._account.create(config, pedantic=request.params.get("pedantic", False))
+        return {**stream_info(stream), "did_create": True}
+
+    async def update(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.UPDATE.<stream>`."""
+        config = self._config(request)
+        stream = await self._account.update(config, pedantic=request.params.get("pedantic", False))
+        return stream_info(stream)
+
+    def _matching(self, request: ApiRequest) -> list[Stream]:
+        wanted = request.params.get("subject", "").encode()
+        if not wanted:
+            return list(self._account)
+        return [
+            stream
+            for stream in self._account
+            if any(overlap(wanted, subject) for subject in stream.config.subject_bytes)
+        ]
+
+    def names(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.NAMES`."""
+        names = [stream.name for stream in self._matching(request)]
+        offset = _offset(request, len(names))
+        page = names[offset : offset + NAMES_LIMIT]
+        return {"total": len(names), "offset": offset, "limit": NAMES_LIMIT, "streams": page or None}
+
+    def list(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.LIST`."""
+        streams = self._matching(request)
+        offset = _offset(request, len(streams))
+        page = [stream_info(stream, dynamic=False) for stream in streams[offset : offset + LIST_LIMIT]]
+        return {"total": len(streams), "offset": offset, "limit": LIST_LIMIT, "streams": page}
+
+    def info(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.INFO.<stream>`."""
+        body = detailed_info(self._account.stream(request.tokens[2]), request.params)
+        body["cluster"] = {"leader": self._account.engine.server_name}
+        body["ts"] = body.pop("ts")
+        return body
+
+    async def delete(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.DELETE.<stream>`."""
+        await self._account.delete(request.tokens[2])
+        return {"success": True}
+
+    async def purge(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.PURGE.<stream>`."""
+        stream = self._account.stream(request.tokens[2])
+        params = request.params
+        if stream.config.sealed:
+            raise errors.STREAM_SEALED()
+        if stream.config.deny_purge:
+            raise errors.STREAM_PURGE_FAILED(err="stream purge not permitted")
+        if params.get("seq") and params.get("keep"):
+            raise errors.BAD_REQUEST()
+        fields = {
+            "filter": params.get("filter", "").encode(),
+            "seq": params.get("seq", 0),
+            "keep": params.get("keep", 0),
+        }
+        return {"success": True, "purged": await stream.change(STREAM_PURGE, fields)}
+
+    def snapshot(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.SNAPSHOT.<stream>`."""
+        self._account.stream(request.tokens[2])
+        raise errors.STREAM_SNAPSHOT(err="snapshots are not supported by this server")
+
+    def restore(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.RESTORE.<stream>`."""
+        raise errors.STREAM_RESTORE(err="restoring snapshots is not supported by this server")
+
+    def clustered(self, request: ApiRequest) -> JsonObject:
+        """Operations on replicas, which a single server does not have."""
+        raise errors.CLUSTER_REQUIRED()
+
+
+_CLUSTERED: Final = (
+    ("LEADER.STEPDOWN", "leader_stepdown"),
+    ("PEER.REMOVE", "remove_peer"),
+    ("PEER.EVACUATE", "evacuate_peer"),
+    ("CANCEL_MOVE", "cancel_move"),
+)
+
+
+def _offset(request: ApiRequest, total: int) -> int:
+    return min(max(request.params.get("offset", 0), 0), total)

@@ -1,0 +1,128 @@
+"""The meta group: which streams every account has, and under which group names they are stored.
+
+Owns the replicated catalogue (`_meta_`). It opens no stream: `engine.py` makes the node's streams equal to it. A
+stream's configuration stands here and in the stream's own group, so that damage to one does not lose the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_REMOVE, META_STREAM_UPDATE
+from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.raft.machine import Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
+
+META_GROUP: Final = "_meta_"
+Key = tuple[str, str]
+"""Account and stream name."""
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """One stream in the catalogue; `config` in stored form, `created` in nanoseconds."""
+
+    account: str
+    name: str
+    group: str
+    created: int
+    config: dict[str, Any]
+
+    def fields(self) -> list[Any]:
+        """A msgpack-able form."""
+        return [self.account, self.name, self.group, self.created, self.config]
+
+
+class Meta:
+    """The catalogue's state machine."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, log: logging.Logger) -> None:
+        self.streams: dict[Key, StreamRecord] = {}
+        self.removed: set[str] = set()
+        """Groups of removed streams whose data may still be there."""
+        self.incomplete = False
+        """Whether damage has taken entries: streams may be missing here that still have their group."""
+        self._loop = loop
+        self._log = log
+        self._group: Group | None = None
+
+    def opened(self, group: Group) -> None:
+        """The group is open."""
+        self._group = group
+
+    # Changing the catalogue; each raises ApiError when it cannot be committed
+
+    async def add(self, record: StreamRecord) -> None:
+        """Enter a stream."""
+        await self._change(META_STREAM_ADD, record.fields())
+
+    async def update(self, key: Key, config: dict[str, Any]) -> None:
+        """Replace a stream's configuration."""
+        await self._change(META_STREAM_UPDATE, [*key, config])
+
+    async def remove(self, key: Key) -> None:
+        """Strike a stream out; its group is to be destroyed afterwards."""
+        await self._change(META_STREAM_REMOVE, list(key))
+
+    async def _change(self, kind: int, fields: list[Any]) -> None:
+        assert self._group is not None
+        done: asyncio.Future[None] = self._loop.create_future()
+        try:
+            self._group.propose(kind, pack(fields), done)
+        except NotLeader as error:
+            raise errors.CLUSTER_NOT_AVAIL() from error
+        await done
+
+    # StateMachine
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one committed entry."""
+        fields = unpack(entry.data)
+        if entry.kind == META_STREAM_ADD:
+            record = StreamRecord(*fields)
+            self.streams[record.account, record.name] = record
+        elif entry.kind == META_STREAM_UPDATE:
+            account, name, config = fields
+            if (account, name) in self.streams:
+                self.streams[account, name].config = config
+        elif entry.kind == META_STREAM_REMOVE:
+            account, name = fields
+            gone = self.streams.pop((account, name), None)
+            if gone is not None:
+                self.removed.add(gone.group)
+        else:
+            raise AssertionError(f"unknown kind {entry.kind} in the meta log")
+        done = cast("asyncio.Future[None] | None", entry.context)
+        if done is not None and not done.done():
+            done.set_result(None)
+
+    def refuse(self, context: object, error: Exception) -> None:
+        """A local proposal was dropped."""
+        done = cast("asyncio.Future[None]", context)
+        if not done.done():
+            done.set_exception(errors.STREAM_STORE_FAILED(err=error))
+
+    def leadership(self, leading: bool, term: int) -> None:
+        """This member starts or stops to lead; requests fail by themselves when it does not."""
+
+    def damaged(self, damage: LogDamage) -> None:
+        """Entries of the catalogue are lost."""
+        self.incomplete = True
+        self._log.error("JetStream catalogue: %d entries are damaged (%s)", len(damage.entries), damage.reason)
+
+    def snapshot(self) -> Snapshot:
+        """State as of the last applied entry."""
+        return Snapshot(pack([[record.fields() for record in self.streams.values()], sorted(self.removed)]))
+
+    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        """Become the state of a snapshot."""
+        assert not blocks
+        records, removed = unpack(state)
+        for fields in records:
+            record = StreamRecord(*fields)
+            self.streams[record.account, record.name] = record
+        self.removed = set(removed)

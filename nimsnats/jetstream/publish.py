@@ -1,0 +1,254 @@
+"""Taking published messages into a stream, and acknowledging them when they are durable.
+
+Owns the subscriptions on the stream's subjects and the messages that wait for the next batch. The hot path of the
+product: a message costs one list append when it arrives; everything else is done per batch, in columns. One batch is
+proposed in a tick, and while two are on their way to the disk, what arrives waits for the next: batches grow with the
+load and an idle stream answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.admission import Duplicate
+from nimsnats.jetstream.api.decode import encode
+from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.clock import SECOND, format_duration
+from nimsnats.jetstream.config import StreamConfig
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.expiry import parse_ttl
+from nimsnats.jetstream.headers import LINE, header_block, header_value, with_headers, without_header, without_status
+from nimsnats.jetstream.stream import Outcome, Publication, Stream
+from nimsnats.raft.machine import NotLeader
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.subscription import Subscription
+
+MAX_BATCH: Final = 8192
+"""Messages of one entry."""
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+MAX_FLYING: Final = 2
+"""Entries on their way to the disk before arrivals wait for a bigger batch."""
+QUEUE_MESSAGES: Final = 100_000
+QUEUE_BYTES: Final = 128 * 1024 * 1024
+"""Above these, publishes are refused (429), as in nats-server."""
+
+Message = tuple[bytes, bytes, bytes, bytes, "ClientConnection | None"]
+"""Subject, reply, headers, payload, origin: what a subscription's handler is called with."""
+
+
+class _Flight(Publication):
+    """A batch between proposal and commit, with the subjects that wait for its acknowledgements."""
+
+    __slots__ = ("bytes", "count", "ingest", "replies")
+
+    def __init__(self, ingest: Ingest, batch: Batch, replies: Sequence[bytes] | None, size: int) -> None:
+        super().__init__(batch)
+        self.ingest = ingest
+        self.replies = replies
+        self.count = len(batch)
+        self.bytes = size
+
+    def stored(self, first: int) -> None:
+        """Acknowledge all of it."""
+        self.ingest.landed(self)
+        if self.replies is not None:
+            self.ingest.acknowledge(self.replies, range(first, first + self.count))
+
+    def decided(self, outcomes: Sequence[Outcome]) -> None:
+        """Answer each message by itself."""
+        self.ingest.landed(self)
+        if self.replies is not None:
+            self.ingest.answer(self.replies, outcomes)
+
+    def refused(self, error: Exception) -> None:
+        """Tell everybody that nothing was stored."""
+        self.ingest.landed(self)
+        if self.replies is not None:
+            self.ingest.answer(self.replies, [errors.STREAM_STORE_FAILED(err=error)] * self.count)
+
+
+class Ingest:
+    """The way into one stream."""
+
+    def __init__(self, stream: Stream, account: Account, *, domain: str = "") -> None:
+        self._stream = stream
+        self._account = account
+        self._runtime = stream.runtime
+        self._domain = domain
+        self._subscriptions: dict[str, Subscription] = {}
+        self._pending: list[Message] = []
+        self._scheduled = False
+        self._flying = 0
+        self._queued = 0
+        self._queued_bytes = 0
+        self._last_time = 0
+        self._prefix = self._ack_prefix()
+        self.full: Callable[[], ApiError | None] = _room
+        """Asked before a batch is proposed: why nothing may be stored now (set by the engine)."""
+
+    def _ack_prefix(self) -> bytes:
+        fields: dict[str, str] = {"stream": self._stream.name}
+        if self._domain:
+            fields["domain"] = self._domain
+        return encode(fields)[:-1] + b',"seq":'
+
+    # Coming in
+
+    def listen(self) -> None:
+        """Subscribe to what the stream's configuration says, no more and no less."""
+        wanted = self._stream.config.subjects if self._stream.leading else []
+        for subject in [subject for subject in self._subscriptions if subject not in wanted]:
+            self._account.unsubscribe(self._subscriptions.pop(subject))
+        for subject in wanted:
+            if subject not in self._subscriptions:
+                self._subscriptions[subject] = self._account.subscribe(subject.encode(), self.receive)
+
+    def close(self) -> None:
+        """Take no more messages. Batches on their way are still answered."""
+        for subscription in self._subscriptions.values():
+            self._account.unsubscribe(subscription)
+        self._subscriptions.clear()
+        self._pending.clear()
+
+    def receive(self, *message: *Message) -> None:
+        """One message (subject, reply, headers, payload, origin) of a matching subject."""
+        if not self._pending:
+            self._schedule()
+        self._pending.append(message)
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._flying < MAX_FLYING:
+            self._scheduled = True
+            self._runtime.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        pending = self._pending
+        while pending and self._flying < MAX_FLYING:
+            if len(pending) <= MAX_BATCH:
+                self._pending = []
+                self._propose(pending)
+                return
+            self._propose(pending[:MAX_BATCH])
+            del pending[:MAX_BATCH]
+        if len(pending) > QUEUE_MESSAGES:
+            self._refuse(pending, errors.STREAM_TOO_MANY_REQUESTS())
+            pending.clear()
+
+    def _propose(self, messages: Sequence[Message]) -> None:
+        """Make a batch of these and propose it."""
+        refusal = self.full()
+        if refusal is None and self._queued_bytes > QUEUE_BYTES:
+            refusal = errors.STREAM_TOO_MANY_REQUESTS()
+        if refusal is not None:
+            self._refuse(messages, refusal)
+            return
+        config = self._stream.config
+        subjects, replies, blocks, payloads, _ = zip(*messages, strict=True)
+        headers = self._prepare(config, blocks) if any(blocks) else None
+        self._last_time = now = max(self._runtime.time_ns(), self._last_time, self._stream.store.last_time)
+        batch = Batch(now, subjects, payloads, headers)
+        data = batch.encode()
+        answered = replies if not config.no_ack and any(replies) else None
+        flight = _Flight(self, batch, answered, len(data))
+        try:
+            self._stream.propose_batch(flight, data)
+        except NotLeader:
+            return
+        self._flying += 1
+        self._queued += len(messages)
+        self._queued_bytes += len(data)
+
+    def _prepare(self, config: StreamConfig, blocks: Sequence[bytes]) -> Sequence[bytes]:
+        """Header blocks as they are stored: without a status text, short TTLs raised where markers need it."""
+        headers: Sequence[bytes] = blocks
+        if not all(block.startswith(LINE) for block in blocks if block):
+            headers = [without_status(block) for block in blocks]
+        least = config.subject_delete_marker_ttl
+        if least and config.max_msgs_per_subject != 1:
+            headers = [_raise_ttl(block, least) if b"\r\nNats-TTL:" in block else block for block in headers]
+        return headers
+
+    # Going out
+
+    def landed(self, flight: _Flight) -> None:
+        """A batch is committed or dropped; the next may go."""
+        self._flying -= 1
+        self._queued -= flight.count
+        self._queued_bytes -= flight.bytes
+        if self._pending:
+            self._schedule()
+
+    def acknowledge(self, replies: Sequence[bytes], seqs: Sequence[int]) -> None:
+        """Acknowledge messages that were stored under these sequences."""
+        publish, prefix = self._account.publish, self._prefix
+        for reply, seq in zip(replies, seqs, strict=True):
+            if reply:
+                publish(reply, b"%b%d}" % (prefix, seq))
+
+    def answer(self, replies: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
+        """Answer messages one by one."""
+        publish, prefix = self._account.publish, self._prefix
+        for reply, outcome in zip(replies, outcomes, strict=True):
+            if not reply:
+                continue
+            if isinstance(outcome, int):
+                publish(reply, b"%b%d}" % (prefix, outcome))
+            elif isinstance(outcome, Duplicate):
+                publish(reply, b'%b%d,"duplicate": true}' % (prefix, outcome.seq))
+            else:
+                publish(reply, self._error(outcome))
+
+    def _error(self, error: ApiError) -> bytes:
+        return encode({"error": error.body(), "stream": self._stream.name, "seq": 0})
+
+    def _refuse(self, messages: Sequence[Message], error: ApiError) -> None:
+        if self._stream.config.no_ack:
+            return
+        body = self._error(error)
+        headers = b"NATS/1.0 429 Too Many Requests\r\n\r\n" if error.code == 429 else b""
+        for _, reply, _, _, _ in messages:
+            if reply:
+                self._account.publish(reply, body, headers=headers)
+
+
+def _room() -> ApiError | None:
+    return None
+
+
+def _raise_ttl(block: bytes, least: int) -> bytes:
+    """The block with a `Nats-TTL` of at least `least` nanoseconds."""
+    value = header_value(block, b"Nats-TTL")
+    if value is None:
+        return block
+    try:
+        ttl = parse_ttl(value)
+    except ApiError:
+        return block
+    if not 0 < ttl < least:
+        return block
+    return with_headers(without_header(block, b"Nats-TTL"), ((b"Nats-TTL", b"%d" % (least // SECOND)),))
+
+
+class Markers(Publication):
+    """Delete markers that the stream itself publishes where a key has run out. Nobody waits for an answer."""
+
+    __slots__ = ()
+
+    @classmethod
+    def at(cls, now: int, subjects: Sequence[bytes], ttl: int) -> Markers:
+        """One marker for each subject, expiring everything that is due at `now` first."""
+        block = header_block(
+            (
+                (b"Nats-Marker-Reason", b"MaxAge"),
+                (b"Nats-TTL", format_duration(ttl).encode()),
+                (b"Nats-Rollup", b"sub"),
+            )
+        )
+        count = len(subjects)
+        return cls(Batch(now, subjects, [b""] * count, [block] * count, expire=True))

@@ -1,0 +1,544 @@
+"""One stream: the replicated state machine that stores messages and applies every change to them.
+
+Owns what an entry of a stream's group means: message batches, deletes, purges, expiry, configuration, and (passed on to
+the `ConsumerSet`) everything about consumers. `apply` is deterministic: checks and limits use the replicated state and
+the times that the leader wrote into the entries. It talks to no client: `publish.py` takes messages in and hands out
+acknowledgements, `api/` answers requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from nimsnats.jetstream import errors, search
+from nimsnats.jetstream.admission import ROLLUP, TTL, Admission, Duplicate, nats_headers
+from nimsnats.jetstream.batch import BadBatch, Batch
+from nimsnats.jetstream.blocks import BlockCache, Note
+from nimsnats.jetstream.config import StreamConfig
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.expiry import Expiry, parse_ttl
+from nimsnats.jetstream.index import covers_all
+from nimsnats.jetstream.kinds import (
+    CONSUMER_FIRST,
+    CONSUMER_LAST,
+    MESSAGES,
+    STREAM_CONFIG,
+    STREAM_DELETE_MESSAGE,
+    STREAM_EXPIRE,
+    STREAM_PURGE,
+)
+from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.jetstream.reading import BlockReader
+from nimsnats.jetstream.source import Filters
+from nimsnats.jetstream.store import MessageStore
+from nimsnats.raft.machine import BlockRecord, Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
+from nimsnats.runtime import Runtime
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.jetstream.consumer.set import ConsumerSet
+
+_STATE_VERSION: Final = 1
+
+Outcome = int | Duplicate | ApiError
+"""What became of one published message: its sequence, or why it was not stored."""
+
+
+class Publication:
+    """A batch on its way, as its local proposer remembers it (the context of a MESSAGES entry)."""
+
+    __slots__ = ("batch",)
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def stored(self, first: int) -> None:
+        """All messages were stored, from sequence `first` on."""
+
+    def decided(self, outcomes: Sequence[Outcome]) -> None:
+        """What became of each message."""
+
+    def refused(self, error: Exception) -> None:
+        """Nothing of it was stored."""
+
+
+@dataclass(slots=True)
+class Environment:
+    """What a node lends to its streams."""
+
+    runtime: Runtime
+    cache: BlockCache
+    log: logging.Logger
+    consumers: Callable[[Stream], ConsumerSet]
+    """Makes the stream's consumer set."""
+
+
+class Stream:
+    """See the module. Implements `StateMachine` for its group and `MessageSource` for its consumers."""
+
+    def __init__(self, account: Account, config: StreamConfig, created: int, environment: Environment) -> None:
+        self.account = account
+        self.config = config
+        self.created = created
+        """When the stream was created, nanoseconds."""
+        self.environment = environment
+        self.runtime = environment.runtime
+        self.log = environment.log
+        self.store = MessageStore(file=config.storage == "file", cache=environment.cache)
+        self.expiry = Expiry()
+        self.leading = False
+        self.configured = False
+        """Whether the group itself holds the configuration (it also stands in the meta group)."""
+        self.on_leadership: Callable[[bool], None] | None = None
+        self.on_config: Callable[[StreamConfig], None] | None = None
+        """Called when a configuration was applied, with the one before."""
+        self.on_change: Callable[[], None] | None = None
+        """Called when something that can expire was stored."""
+        self._admission = Admission()
+        self._subjects = config.subject_bytes
+        self._group: Group | None = None
+        self._known: set[int] = set()
+        self._reader = BlockReader(self.store, self._read_block, environment.runtime, environment.log)
+        self._set_first_seq()
+        self.consumers = environment.consumers(self)
+
+    # Life
+
+    def opened(self, group: Group) -> None:
+        """The group is open; if this member leads, it serves from now on."""
+        self._group = group
+        if self.leading:
+            self._serve(True)
+
+    @property
+    def group(self) -> Group:
+        """The stream's group. Only to be asked for while it is open."""
+        assert self._group is not None
+        return self._group
+
+    async def close(self, *, deleted: bool = False) -> None:
+        """Stop to serve; the group is closed by its owner. `deleted` is what consumers tell their clients."""
+        self.leading = False
+        await self.consumers.close(deleted=deleted)
+        await self._reader.close()
+        self.store.close()
+
+    def _read_block(self, index: int) -> Awaitable[bytes]:
+        return self.group.read_block(index)
+
+    # Proposing
+
+    def propose(self, kind: int, data: bytes, context: object | None = None) -> None:
+        """Propose a consumer entry (MessageSource)."""
+        self.group.propose(kind, data, context)
+
+    def propose_batch(self, publication: Publication, data: bytes) -> None:
+        """Propose a batch of messages. Raises NotLeader."""
+        self.group.propose(MESSAGES, data, publication, messages=len(publication.batch))
+
+    async def change(self, kind: int, fields: dict[str, Any]) -> Any:
+        """Propose a stream operation and wait until it is applied; returns its result. Raises ApiError."""
+        done: asyncio.Future[Any] = self.runtime.loop.create_future()
+        try:
+            self.group.propose(kind, pack(fields), done)
+        except NotLeader as error:
+            raise errors.CLUSTER_NOT_AVAIL() from error
+        return await done
+
+    # StateMachine
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one committed entry."""
+        kind = entry.kind
+        if kind == MESSAGES:
+            self._apply_messages(entry)
+        elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
+            self.consumers.apply(entry)
+        else:
+            self._apply_operation(entry)
+
+    def _apply_operation(self, entry: Entry) -> None:
+        operation = {
+            STREAM_CONFIG: self._apply_config,
+            STREAM_DELETE_MESSAGE: self._apply_delete,
+            STREAM_PURGE: self._apply_purge,
+            STREAM_EXPIRE: self._apply_expire,
+        }[entry.kind]
+        result: Any = None
+        error: ApiError | None = None
+        try:
+            result = operation(unpack(entry.data))
+        except ApiError as refused:
+            error = refused
+        waiting = cast("asyncio.Future[Any] | None", entry.context)
+        if waiting is None or waiting.done():
+            return
+        if error is not None:
+            waiting.set_exception(error)
+        else:
+            waiting.set_result(result)
+
+    def refuse(self, context: object, error: Exception) -> None:
+        """A local proposal was dropped."""
+        if isinstance(context, asyncio.Future):
+            if not context.done():
+                context.set_exception(errors.STREAM_STORE_FAILED(err=error))
+        elif isinstance(context, Publication):
+            context.refused(error)
+        else:
+            self.consumers.refuse(context, error)
+
+    def leadership(self, leading: bool, term: int) -> None:
+        """This member starts or stops to serve the stream."""
+        del term
+        self.leading = leading
+        if self._group is not None:
+            self._serve(leading)
+
+    def _serve(self, leading: bool) -> None:
+        self.consumers.leadership(leading)
+        if self.on_leadership is not None:
+            self.on_leadership(leading)
+
+    # Messages
+
+    def _apply_messages(self, entry: Entry) -> None:
+        publication = entry.context if isinstance(entry.context, Publication) else None
+        if publication is not None:
+            batch = publication.batch
+        else:
+            try:
+                batch = Batch.decode(entry.data)
+            except BadBatch as error:
+                self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
+                self.store.lose_run(entry.messages)
+                return
+        if batch.expire:
+            self._expire(batch.time)
+        before = self.store.last_seq
+        outcomes: list[Outcome] = []
+        if self._plain(batch, len(entry.data)):
+            self.store.append_run(entry.index, batch, cache=publication is not None)
+            self._enforce_limits()
+        else:
+            outcomes = self._store_each(entry.index, batch, cache=publication is not None)
+        last = self.store.last_seq
+        if publication is not None:
+            if outcomes:
+                publication.decided(outcomes)
+            else:
+                publication.stored(before + 1)
+        if last > before:
+            if self.on_change is not None:
+                self.on_change()
+            self.consumers.stored(before + 1, last)
+
+    def _plain(self, batch: Batch, size: int) -> bool:
+        """Whether every message of the batch can only be accepted, so that the batch is stored as a whole."""
+        config, headers = self.config, batch.headers
+        if batch.expire or config.sealed or config.max_msgs_per_subject > 0:
+            return False
+        if headers is not None:
+            if any(b"\r\nNats-" in block for block in headers) or max(map(len, headers)) > 65535:
+                return False
+            if self._admission.last_id or config.subject_delete_marker_ttl:
+                return False
+        elif self._admission.last_id:
+            self._admission.last_id = b""
+        if config.max_msg_size >= 0 and max(batch.sizes) + max(map(len, headers or (b"",))) > config.max_msg_size:
+            return False
+        if config.discard == "new" and (config.max_msgs > 0 or config.max_bytes > 0):
+            if 0 < config.max_msgs < self.store.messages + len(batch):
+                return False
+            bound = size + len(batch) * (34 + max(map(len, batch.table)))
+            if 0 < config.max_bytes < self.store.bytes + bound:
+                return False
+        return config.retention != "interest" or all(map(self.consumers.interested, batch.table))
+
+    def _store_each(self, index: int, batch: Batch, *, cache: bool) -> list[Outcome]:
+        """Store message by message: the way of everything that has to be checked."""
+        store, config, admission, now = self.store, self.config, self._admission, batch.time
+        outcomes: list[Outcome] = []
+        rejected: list[int] = []
+        per_subject = config.max_msgs_per_subject
+        interest = config.retention == "interest"
+        headers = batch.headers
+        admission.forget_ids(now - config.duplicate_window)
+        store.begin(index, batch)
+        for at, subject in enumerate(batch.subjects):
+            block = b"" if headers is None else headers[at]
+            named = nats_headers(block) if block else {}
+            if batch.expire and subject in store.index:
+                refused: Duplicate | ApiError | None = errors.SEQUENCE_NOT_FOUND(seq=0)
+            else:
+                refused = admission.check(config, store, subject, block, named, batch.sizes[at], now)
+            if refused is not None:
+                rejected.append(at)
+                outcomes.append(refused)
+                continue
+            seq = store.add(at)
+            outcomes.append(seq)
+            admission.stored(named, seq, now)
+            if interest and not self.consumers.interested(subject):
+                store.remove(seq)
+                continue
+            if named:
+                self._note_headers(subject, block, named, seq, now)
+            elif config.subject_delete_marker_ttl and b"\r\nKV-Operation: PURGE\r\n" in block:
+                self.expiry.silent.add(seq)
+            if per_subject > 0 and store.index.count(subject) > per_subject:
+                self._gone(self._evict(subject, per_subject))
+            self._enforce_limits()
+        store.finish(rejected, cache=cache)
+        self._reader.forget()
+        return outcomes
+
+    def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
+        """The lasting effects of a stored message's headers: TTL, marker, roll-up."""
+        if TTL in named and self.config.allow_msg_ttl:
+            self.expiry.add(seq, parse_ttl(named[TTL]), now)
+        if b"Nats-Marker-Reason" in named or b"\r\nKV-Operation: PURGE\r\n" in block:
+            self.expiry.silent.add(seq)
+        rollup = named.get(ROLLUP, b"").lower()
+        if rollup == b"sub":
+            self._gone(self._evict(subject, 1))
+        elif rollup == b"all":
+            self._gone(self.store.remove_below(seq))
+
+    def _evict(self, subject: bytes, keep: int) -> list[int]:
+        """Remove the oldest messages of a subject until `keep` are left."""
+        removed = list(self.store.index.seqs(subject)[:-keep])
+        for seq in removed:
+            self.store.remove(seq)
+        return removed
+
+    def _enforce_limits(self) -> None:
+        """Discard the oldest messages above `max_msgs` and `max_bytes`."""
+        config, store = self.config, self.store
+        messages = store.messages - config.max_msgs if config.max_msgs > 0 else 0
+        size = store.bytes - config.max_bytes if config.max_bytes > 0 else 0
+        if messages > 0 or size > 0:
+            self._gone(store.remove_below(search.front(store, messages, size)))
+
+    def _gone(self, seqs: list[int]) -> None:
+        if seqs and len(self.consumers):
+            self.consumers.removed(seqs)
+
+    # Operations: each returns the result that the proposer waits for
+
+    def _apply_config(self, fields: dict[str, Any]) -> None:
+        """`config` (stored form) and, when the stream is new, `created`."""
+        self.configured = True
+        before, self.config = self.config, StreamConfig.from_stored(fields["config"])
+        self._subjects = self.config.subject_bytes
+        if "created" in fields:
+            self.created = fields["created"]
+            self._set_first_seq()
+        if self.config.max_msgs_per_subject > 0 and self.config != before:
+            keep = self.config.max_msgs_per_subject
+            for subject, count in list(self.store.index.counts(())):
+                if count > keep:
+                    self._gone(self._evict(subject, keep))
+        self._enforce_limits()
+        self._reader.forget()
+        if self.on_config is not None:
+            self.on_config(before)
+
+    def _set_first_seq(self) -> None:
+        if self.config.first_seq > 1 and not self.store.last_seq:
+            self.store.first_seq, self.store.last_seq = self.config.first_seq, self.config.first_seq - 1
+
+    def _apply_delete(self, fields: dict[str, Any]) -> bool:
+        """`seq`: remove one message."""
+        seq: int = fields["seq"]
+        if not self.store.remove(seq):
+            raise errors.SEQUENCE_NOT_FOUND(seq=seq)
+        self._gone([seq])
+        return True
+
+    def _apply_purge(self, fields: dict[str, Any]) -> int:
+        """`filter` (empty: all subjects), `seq` (purge below), `keep` (newest to leave); how many were removed."""
+        store = self.store
+        wanted: bytes = fields["filter"]
+        seq: int = fields["seq"]
+        keep: int = fields["keep"]
+        before = store.messages
+        if wanted and not covers_all((wanted,), self._subjects):
+            self._purge_subjects(wanted, seq, keep)
+        elif seq > store.last_seq + 1 and not keep:
+            store.clear()
+            store.last_seq, store.first_seq = seq - 1, seq
+        elif seq or keep:
+            end = seq or search.front(store, store.messages - keep, 0)
+            store.remove_below(end)
+        else:
+            store.clear()
+        self._reader.forget()
+        self.consumers.purged()
+        return before - store.messages
+
+    def _purge_subjects(self, wanted: bytes, seq: int, keep: int) -> None:
+        found = sorted(s for subject in self.store.index.subjects((wanted,)) for s in self.store.index.seqs(subject))
+        if seq:
+            found = [s for s in found if s < seq]
+        if keep:
+            found = found[:-keep]
+        for one in found:
+            self.store.remove(one)
+
+    def _apply_expire(self, fields: dict[str, Any]) -> None:
+        """`now`: remove what has run out by then."""
+        self._expire(fields["now"])
+
+    def _expire(self, now: int) -> None:
+        removed = [seq for seq in self.expiry.take_due(now) if self.store.remove(seq)]
+        if self.config.max_age:
+            end = search.seq_at_time(self.store, now - self.config.max_age + 1)
+            removed += self.store.remove_below(end, keep=self.expiry.never)
+        self._admission.forget_ids(now - self.config.duplicate_window)
+        self._reader.forget()
+        self._gone(removed)
+
+    # Damage, snapshot, restore
+
+    def damaged(self, damage: LogDamage) -> None:
+        """Log entries are lost: their sequences are used up and named in the state."""
+        for index, messages in sorted(damage.entries.items()):
+            first = self.store.last_seq + 1
+            self.store.lose_run(messages)
+            if not messages:
+                self.log.error("Stream %s: entry %d is damaged (%s)", self.config.name, index, damage.reason)
+                continue
+            self.log.error(
+                "Stream %s: entry %d is damaged (%s): %d messages lost, sequences %d to %d",
+                *(self.config.name, index, damage.reason, messages, first, self.store.last_seq),
+            )
+
+    def snapshot(self) -> Snapshot:
+        """State as of the last applied entry."""
+        store = self.store
+        self.expiry.prune(self.live)
+        state = {
+            "version": _STATE_VERSION,
+            "config": self.config.to_stored(),
+            "created": self.created,
+            "first": store.first_seq,
+            "last": store.last_seq,
+            "time": store.last_time,
+            "lost": store.lost,
+            "admission": self._admission.dump(),
+            "expiry": self.expiry.stored(),
+            "consumers": self.consumers.snapshot(),
+        }
+        notes: list[BlockRecord] = []
+        for block in store.blocks:
+            if block.changed:
+                block.changed = False
+                notes.append(BlockRecord(block.index, block.note()))
+        dropped, store.dropped = store.dropped, []
+        return Snapshot(pack(state), notes, dropped)
+
+    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
+        fields = unpack(state)
+        store = self.store
+        self.configured = True
+        self.config = StreamConfig.from_stored(fields["config"])
+        self._subjects = self.config.subject_bytes
+        self.created = fields["created"]
+        store.last_seq = fields["last"]
+        store.last_time = fields["time"]
+        store.lost = fields["lost"]
+        for stored in blocks:
+            if stored.note:
+                self._restore_block(stored)
+            else:
+                store.dropped.append(stored.index)
+        store.first_seq = fields["first"]
+        if store.messages or store.first_seq:
+            store.advance()
+        self._admission.load(fields["admission"])
+        self.expiry.restore(fields["expiry"])
+        self.consumers.restore(fields["consumers"])
+
+    def _restore_block(self, stored: StoredBlock) -> None:
+        note = Note(stored.note)
+        data = stored.data
+        reason = "checksum failed"
+        if data is not None:
+            try:
+                self.store.restore_block(stored.index, note.first, note.live, note.rejected, Batch.decode(data))
+                return
+            except BadBatch as error:
+                reason = str(error)
+        lost = list(note.live)
+        self.store.lost.extend(lost)
+        self.store.dropped.append(stored.index)
+        self.log.error(
+            "Stream %s: block %d is damaged (%s): %d messages lost, sequences %d to %d",
+            *(self.config.name, stored.index, reason, len(lost), note.first, note.first + note.count - 1),
+        )
+
+    # MessageSource
+
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+        return self.config.name
+
+    @property
+    def retention(self) -> str:
+        """`limits`, `interest` or `workqueue`."""
+        return self.config.retention
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence of the oldest message; last_seq + 1 when there is none (0 in a new stream)."""
+        return self.store.first_seq
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence ever given out."""
+        return self.store.last_seq
+
+    def next_match(self, filters: Filters, start: int) -> int:
+        """Lowest live sequence >= `start` whose subject matches, or 0."""
+        return search.next_match(self.store, filters, start, self._subjects)
+
+    def last_match(self, filters: Filters) -> int:
+        """Highest live sequence whose subject matches, or 0."""
+        return search.last_match(self.store, filters, self._subjects)
+
+    def last_per_subject(self, filters: Filters) -> list[int]:
+        """The newest live sequence of every matching subject, ascending."""
+        return search.last_per_subject(self.store, filters)
+
+    def count_match(self, filters: Filters, start: int) -> int:
+        """How many live messages at or after `start` match."""
+        return search.count_match(self.store, filters, start, self._subjects)
+
+    def seq_at_time(self, time_ns: int) -> int:
+        """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""
+        return search.seq_at_time(self.store, time_ns)
+
+    def get(self, seq: int) -> StoredMessage | None:
+        """The message if it is live and in memory."""
+        return self._reader.get(seq)
+
+    def live(self, seq: int) -> bool:
+        """Whether the stream still holds this sequence."""
+        return search.live(self.store, seq)
+
+    def load(self, seq: int) -> Awaitable[StoredMessage | None]:
+        """The message, read from disk when needed; None when it is gone or damaged."""
+        return self._reader.load(seq)
+
+    def settled(self, seqs: list[int]) -> None:
+        """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""
+        for seq in seqs:
+            self.store.remove(seq)
