@@ -53,7 +53,7 @@ class _Service:
 class Catalog:
     """Services and their nodes. Not thread-safe, bounded by `max_services` and `max_nodes` (per service)."""
 
-    def __init__(self, first_index: int, ttl: float, *, max_services: int = 256, max_nodes: int = 4096) -> None:
+    def __init__(self, first_index: int, ttl: float, *, max_services: int = 256, max_nodes: int = 1024) -> None:
         assert ttl > 0
         self.ttl = ttl
         self._index = first_index

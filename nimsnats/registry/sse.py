@@ -11,7 +11,7 @@ from typing import Final
 
 from nimsnats.registry.errors import RegistryAnswerError
 
-MAX_MESSAGE: Final = 1 << 20
+MAX_MESSAGE: Final = 2 << 20
 _END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE: Final = re.compile(r"\r\n|\n|\r")
 KEEP_ALIVE: Final = b": keep-alive\n\n"

@@ -27,8 +27,8 @@ from nimsnats.registry.errors import (
     UnknownNodeError,
 )
 
-MAX_BODY: Final = 1 << 20
-"""Bytes of an answer that are read; thousands of nodes fit."""
+MAX_BODY: Final = 2 << 20
+"""Bytes of an answer that are read; the largest listing of our own server fits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ async def drops(request: web.Request) -> web.StreamResponse:
         (says(None), RegistryAnswerError, "not a list"),
         (says([GOOD] * 10_001), RegistryAnswerError, "10001 nodes"),
         (says(gzip.compress(b"[]"), **{"Content-Encoding": "gzip"}), RegistryAnswerError, "not JSON"),
-        (floods, RegistryAnswerError, "more than 1024 KiB"),
+        (floods, RegistryAnswerError, "more than 2048 KiB"),
         (hangs, RegistryUnavailableError, "no answer within 0.3s"),
         (drips, RegistryUnavailableError, "no answer within 0.3s"),
         (drops, RegistryUnavailableError, "isconnected"),
@@ -292,7 +292,7 @@ async def test_a_stream_of_garbage_ends_in_a_listing(chunk: bytes) -> None:
             return web.json_response(nodes)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for _ in range(20):
+        for _ in range(40):
             await response.write(chunk)
         return response
 

@@ -152,8 +152,8 @@ def test_what_is_written_is_what_is_read() -> None:
 
 def test_an_endless_event_is_refused() -> None:
     reader = EventReader()
-    with pytest.raises(RegistryAnswerError, match="1024 KiB"):
-        for _ in range(20):
+    with pytest.raises(RegistryAnswerError, match="2048 KiB"):
+        for _ in range(40):
             reader.feed(b"data: " + b"x" * 65536)
 
 
