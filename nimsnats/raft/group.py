@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
-from nimsnats.raft.machine import BLOCK, Entry, NotLeader, ProposalDropped, StateMachine
+from nimsnats.raft.machine import BLOCK, Entry, LogDamage, NotLeader, ProposalDropped, StateMachine
 from nimsnats.storage.interface import CompactionPoint, Storage
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class HostedGroup:
         self._lost: list[int] = []
         self._entries_since = 0
         self._bytes_since = 0
-        self._compacting = False
+        self._damaged = False
 
     # The face towards the state machine
     # -------------------------------------------------------------------------
@@ -130,8 +130,14 @@ class HostedGroup:
         self.last = entry.index
         self.total = self.applied_total = total
 
-    def skip(self, index: int, messages: int) -> None:
-        """Pass over lost entries up to `index`; their indexes are never used again."""
+    def damaged(self, damage: LogDamage) -> None:
+        """Tell the machine what is lost, and pass over it: those indexes are never used again."""
+        self._damaged = True
+        self.machine.damaged(damage)
+        if damage.entries:
+            self._skip(max(damage.entries), sum(damage.entries.values()))
+
+    def _skip(self, index: int, messages: int) -> None:
         self._lost.extend(range(self.last + 1, index + 1))
         self.last = self.applied_index = index
         self.total = self.applied_total = self.total + messages
@@ -198,7 +204,7 @@ class HostedGroup:
 
     def compact(self) -> None:
         """Take a snapshot and cut the log there."""
-        if self.applied_index == self.snapshot_index or self._compacting:
+        if self.applied_index == self.snapshot_index and not self._damaged:
             return
         snapshot = self.machine.snapshot()
         if isinstance(self._home, Memory):
@@ -222,7 +228,7 @@ class HostedGroup:
             self._home.storage.compact(self._home.number, point)
             self._home.storage.sync(_ignore)
         self.snapshot_index = self.applied_index
-        self._blocks_since, self._lost = [], []
+        self._blocks_since, self._lost, self._damaged = [], [], False
         self._entries_since = self._bytes_since = 0
 
 

@@ -115,7 +115,11 @@ class StateMachine(Protocol):
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is
-        none)."""
+        none).
+
+        `state` is empty when there was a snapshot but both its copies are damaged: keep what the blocks can
+        tell; a call of `damaged` follows.
+        """
         ...
 
     def damaged(self, damage: LogDamage) -> None:

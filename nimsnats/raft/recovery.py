@@ -12,7 +12,6 @@ from typing import Final
 
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
-from nimsnats.storage.errors import Corrupt
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -21,18 +20,20 @@ _CHUNK_BYTES: Final = 4 * 1024 * 1024
 async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log: logging.Logger) -> bool:
     """Make the group's machine what it was; returns whether entries were lost on the way.
 
-    Raises Corrupt when there is no readable snapshot although there was one, StorageFailed.
+    Raises Corrupt, StorageFailed.
     """
-    if stored.state is not None:
+    if stored.snapshot_index:
         blocks = [
             StoredBlock(index, note, load=partial(storage.read_block_now, stored.id, index))
             for index, note in stored.blocks
         ]
-        group.machine.restore(stored.state, blocks)
-    elif stored.snapshot_index:
-        raise Corrupt(f"group {stored.name!r}: {'; '.join(stored.damage)}; its blocks are kept")
+        group.machine.restore(stored.state or b"", blocks)
     group.position(stored.term, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
     replay = Replay(group, stored, log)
+    if stored.damage:
+        log.error("Group %s: %s", stored.name, "; ".join(stored.damage))
+        group.damaged(LogDamage({}, "; ".join(stored.damage)))
+        replay.lost_any = True
     while replay.next <= stored.last:
         entries = await storage.read_log(stored.id, replay.next, stored.last, _CHUNK_BYTES)
         if not entries:
@@ -97,5 +98,4 @@ class Replay:
         lost, self._lost, self._unknown, self.lost_any = self._lost, {}, [], True
         low, high, messages = min(lost), max(lost), sum(lost.values())
         self._log.error("Group %s lost log entries %d to %d with %d messages", self._stored.name, low, high, messages)
-        self._group.machine.damaged(LogDamage(lost, "checksum failed or missing"))
-        self._group.skip(high, messages)
+        self._group.damaged(LogDamage(lost, "checksum failed or missing"))

@@ -139,7 +139,8 @@ class Database:
         self._closing = False
         self._committing = False
         self._reaping_rests = False
-        """The disk refused; deleting waits for the next commit that goes well instead of trying all the time."""
+        """The disk refused; deleting waits for the next commit that goes well instead of trying all the
+        time."""
         self._task = runtime.spawn(self._write_loop(), "storage writer")
 
     async def idle(self) -> None:

@@ -30,13 +30,15 @@ class Recorder:
         self.damaged_blocks: list[int] = []
         self.leading: list[tuple[bool, int]] = []
         self.restored = False
+        self.state_lost = False
         self.changed = asyncio.Event()
         self.drop: list[int] = []
         self._fresh_blocks: list[int] = []
         self._blocks: set[int] = set()
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
-        kept: Any = msgpack.unpackb(state, strict_map_key=False)
+        self.state_lost = not state
+        kept: Any = {"entries": {}, "lost": {}} if not state else msgpack.unpackb(state, strict_map_key=False)
         self.restored = True
         self.entries = dict(kept["entries"])
         self.lost = dict(kept["lost"])
