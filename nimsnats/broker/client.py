@@ -109,7 +109,7 @@ class ClientConnection(Connection):
         if self._auth_task is not None:
             self._auth_task.cancel()
             self._auth_task = None
-        for sub in self.subs.values():
+        for sub in self.subs.values():  # they stay listed in the closed connection's record
             self.account.remove(sub)
         self.account.clients.pop(self.cid, None)
         broker.forget(self)
@@ -146,9 +146,8 @@ class ClientConnection(Connection):
             self.close(Reason.PROTOCOL_VIOLATION)
             return
         self._relabel()
-        for sub in self.subs.values():
-            self.account.remove(sub)
-        self.subs.clear()
+        if self._connected:
+            self._drop_all()
         if self.options.account or self.options.new_account:
             self._refuse()
             return
@@ -205,10 +204,13 @@ class ClientConnection(Connection):
             self._say(_OK)
 
     def _bind(self, identity: Identity) -> None:
-        self.account.clients.pop(self.cid, None)
+        account = self.broker.account(identity.account)
+        if account is not self.account:
+            self._drop_all()
+            self.account.clients.pop(self.cid, None)
+            self.account = account
         self.identity = identity
-        self.account = self.broker.account(identity.account)
-        self.account.clients[self.cid] = self
+        account.clients[self.cid] = self
 
     def _refuse(self) -> None:
         user = f' - User "{self.options.user}"' if self.options.user else ""
@@ -377,6 +379,11 @@ class ClientConnection(Connection):
         if self.subs.get(sub.sid) is sub:
             del self.subs[sub.sid]
             self.account.remove(sub)
+
+    def _drop_all(self) -> None:
+        for sub in self.subs.values():
+            self.account.remove(sub)
+        self.subs.clear()
 
     # -- keep-alive ---------------------------------------------------------------------------------------------
 

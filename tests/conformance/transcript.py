@@ -56,7 +56,10 @@ def normalise(received: bytes) -> list[bytes]:
     frames = _frames(received)
     if frames and frames[0].startswith(b"INFO"):
         frames = frames[1:]
-    frames = [b"INFO" if frame.startswith(b"INFO ") else frame for frame in frames]
+    frames = [_anonymous(frame) for frame in frames]
+    # nats-server says this once for each read that a message spans
+    bad = b"-ERR 'Invalid Publish Subject'\r\n"
+    frames = [frame for i, frame in enumerate(frames) if not (i and frame == bad == frames[i - 1])]
     ordered: list[bytes] = []
     group: list[bytes] = []
     for frame in frames:
@@ -65,6 +68,16 @@ def normalise(received: bytes) -> list[bytes]:
             group = []
         group.append(frame)
     return ordered + sorted(group)
+
+
+def _anonymous(frame: bytes) -> bytes:
+    if frame.startswith(b"INFO "):
+        return b"INFO"
+    if b"\r\nNATS/1.0 503\r\n" in frame:  # goes to any one subscription that matches the reply
+        words = frame.split(b" ")
+        words[2] = b"?"
+        return b" ".join(words)
+    return frame
 
 
 def _identity(frame: bytes) -> Sequence[bytes]:
