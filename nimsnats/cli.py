@@ -188,6 +188,23 @@ def registry(
     return _loop(run())
 
 
+@node.command()
+@click.option("--url", default="http://127.0.0.1:8222", show_default=True, help="The node's HTTP port.")
+@click.option("--json", "as_json", is_flag=True, help="Print the node's answer as it is.")
+def status(url: str, as_json: bool) -> int:
+    """Say how a running node is: exit code 1 when it is unhealthy or not there."""
+    from nimsnats.status import NoAnswer, ask, summary
+
+    try:
+        health = ask(url)
+    except NoAnswer as error:
+        return _fail(_PROGRAM, str(error))
+    import json
+
+    click.echo(json.dumps(health, indent=2) if as_json else summary(health))
+    return 1 if health.get("status") == "unhealthy" else 0
+
+
 def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     """Load the settings, start the log, and run the whole node or the server alone until it stops."""
     from nimsnats.config import ConfigError

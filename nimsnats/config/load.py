@@ -256,7 +256,7 @@ def _finish(settings: Settings) -> None:
     broker.debug, broker.trace = settings.log.debug, settings.log.trace
     settings.monitor.host = settings.monitor.host or broker.host
     settings.jetstream = replace(settings.jetstream, store_dir=settings.data_dir)
-    if broker.token or any(not user.password.startswith("$2") for user in broker.users):
+    if any(not user.password.startswith("$2") for user in broker.users):
         settings.notes.append((logging.WARNING, "Plaintext passwords detected, use nkeys or bcrypt"))
     if not settings.jetstream.sync_always and broker.jetstream:
         interval = format_duration(settings.jetstream.sync_interval)

@@ -64,6 +64,8 @@ def plain(value: Value) -> Plain:
         return {key: plain(item.value) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item.value) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
 
 

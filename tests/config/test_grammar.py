@@ -153,7 +153,7 @@ server_name: (a)|server_name: a#b|server_name: a # b|server_name: a // b|server_
 ping_interval: 2026-01-02T03:04:05Z|ping_interval: 2026-01-02|ping_interval: 26-01-02|listen: ":4222"|port: -x|port: .5
 port: -.5|port: 5.|port: 5.x|port: 99999999999999999999|port: 1 2|a: {b: 1,, c: 2}|a: [1,,2]|a: [1 2]|a: [1|a: {b
 a: {=|a: {]|include none.conf|include "none.conf"|include 5|include [|include|include {|include \\
-a { include none.conf }|a: {b 1
+a { include none.conf }|authorization { timeout: 2.0 }|authorization { timeout: 2.50 }|a: {b 1
 authorization { user: u, pass: $2a$10$abc }|authorization { user: u, pass: $2b$10$abc }|"debug": true|'debug': true|"deb
 server_name: }|server_name: ]|server_name: ,|server_name: ;|a: [{b: 1}, {c: 2}]|a: [{b: 1}{c: 2}]|server_name: "a" "b"
 server_name: "a"b|authorization { user: , pass: b }|include bad.conf|include sub/a.conf|include sub|{ debug
