@@ -177,7 +177,7 @@ class Consumer:
 
     def wake(self, at: int) -> None:
         """Have `tick` called at this time, or earlier."""
-        self.owner.wake(self, at)
+        self.owner.alarm.wake(self, at)
 
     def load(self, seq: int) -> None:
         """Have a message read from disk; delivery goes on when it is there."""
@@ -437,8 +437,10 @@ class Consumer:
     def take_acks(self, now: int) -> list[Any] | None:
         """What was acknowledged since the last call, as an item of an entry; None when there is nothing to write."""
         delivery = self.delivery
-        if delivery is None or not (self.acked or self.acked_to or delivery.touched):
+        if delivery is None or not (self.acked or self.acked_to or delivery.touched or delivery.vanished):
             return None
+        self.acked += delivery.vanished
+        delivery.vanished.clear()
         acked, to, touched = self.acked, self.acked_to, delivery.touched
         self.acked, self.acked_to, delivery.touched = [], None, []
         return [self.id, now, acked, to, touched]

@@ -66,6 +66,7 @@ class Delivery:
         "state",
         "touched",
         "tracked",
+        "vanished",
         "wanted",
     )
 
@@ -90,6 +91,8 @@ class Delivery:
         """Redeliveries since the last entry: (sequence, deliveries so far)."""
         self.exhausted: list[int] = []
         """Messages that reached max_deliver since the last entry."""
+        self.vanished: list[int] = []
+        """Messages that recovery could not bring back: to be acknowledged by ourselves."""
         self.touched: list[int] = []
         """Flat (sequence, time) pairs for the next entry: waits that were restarted."""
         self.moved = False
@@ -209,6 +212,8 @@ class Delivery:
                 if self._source.live(seq):
                     self.wanted = seq
                     return None
+                if self.acknowledge(seq):
+                    self.vanished.append(seq)
             self.queue.popleft()
             self._queued.discard(seq)
         return None

@@ -10,7 +10,7 @@ from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.headers import status_block
 
 BODY: Final = Struct(
-    "JSApiConsumerGetNextRequest",
+    "",
     {
         "expires": DURATION,
         "batch": INT,
@@ -107,6 +107,14 @@ class PullRequest:
         )
 
 
+def _plain_error(description: str) -> str:
+    """The text of Go's own decoder, which reads these bodies: without a prefix and without offsets."""
+    text = description.removeprefix(errors.INVALID_JSON(err="").description)
+    if text == "unexpected EOF":
+        return "unexpected end of JSON input"
+    return text.partition(" at offset ")[0]
+
+
 def read_request(body: bytes, reply: bytes, now: int) -> PullRequest:
     """A request from its body. Raises BadRequest."""
     text = body.strip()
@@ -115,8 +123,7 @@ def read_request(body: bytes, reply: bytes, now: int) -> PullRequest:
         try:
             fields = decode(text, BODY, strict=False)
         except ApiError as error:
-            prefix = errors.INVALID_JSON(err="").description
-            raise BadRequest(error.description.removeprefix(prefix)) from None
+            raise BadRequest(_plain_error(error.description)) from None
         request = PullRequest(reply, fields, False, now)
         if request.heartbeat * 2 > request.expires:
             raise BadRequest("heartbeat value too large")

@@ -140,7 +140,7 @@ def check(config: ConsumerConfig, stream: StreamTraits, server: ServerLimits) ->
     if config.flow_control and config.idle_heartbeat == 0:
         raise errors.CONSUMER_WITH_FLOW_CONTROL_NEEDS_HEARTBEATS()
     if sum(len(k) + len(v) for k, v in config.metadata.items()) > MAX_METADATA:
-        raise errors.CONSUMER_METADATA_LENGTH(limit="128.0 KB")
+        raise errors.CONSUMER_METADATA_LENGTH(limit="128KB")
     _check_priority(config)
 
 

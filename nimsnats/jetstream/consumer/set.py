@@ -1,8 +1,7 @@
 """All consumers of one stream: the consumer half of the stream's replicated state machine.
 
-Owns applying and proposing consumer entries, the one timer and the one flush a tick that all consumers share, the
-acknowledgement and flow control subscriptions, and the watch on interest. What a single consumer does is in
-`consumer.py`; the stream itself is seen through `MessageSource`.
+Owns applying and proposing consumer entries, and the one flush a tick that all consumers share. What a single consumer
+does is in `consumer.py`; the stream itself is seen through `MessageSource`.
 
 Per tick and stream there is at most one entry for deliveries and one for acknowledgements. A client that asked for an
 answer to its acknowledgement gets it when that entry has been applied, so it is durable.
@@ -13,17 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
-from nimsnats.identity import node_hash
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.clock import parse_time
+from nimsnats.jetstream.consumer.alarm import Alarm
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
-from nimsnats.jetstream.consumer.delivery import NEVER
 from nimsnats.jetstream.consumer.entries import Acks, Deliveries, Operation, read_acks, read_deliveries
-from nimsnats.jetstream.consumer.push import PushSide
+from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.request import DELETED, LEADERSHIP
 from nimsnats.jetstream.consumer.retention import Retention
 from nimsnats.jetstream.consumer.rules import (
@@ -52,8 +49,6 @@ from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
-    from nimsnats.broker.client import ClientConnection
-    from nimsnats.broker.subscription import Subscription
 
 RETRY: Final = 0.25
 """Seconds until an entry that was dropped (disk full) is proposed again."""
@@ -88,14 +83,10 @@ class ConsumerSet:
         self._flush_handle: asyncio.Handle | None = None
         self._replies: list[bytes] = []
         self._flying_acks: list[Acks] = []
-        self._heap: list[tuple[int, int]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = NEVER
         self._loads: dict[int, asyncio.Task[None]] = {}
-        self._subscriptions: list[Subscription] = []
         self._by_token: dict[bytes, Consumer] = {}
-        self._pushes: dict[int, Consumer] = {}
-        self._unwatch: Callable[[], None] | None = None
+        self.alarm = Alarm(runtime, self.now, self._by_id.get)
+        self._listening = Listening(account, self._by_token, self.now)
         self._anchor = runtime.time_ns() - int(runtime.monotonic() * 1e9)
 
     # --- look-up
@@ -246,14 +237,14 @@ class ConsumerSet:
             self._retention.unneeded(before, consumer.state)
         if self.leading:
             consumer.reconfigured(self.now())
-            self._watch(consumer)
+            self._listening.watch(consumer)
         return consumer
 
     def _delete(self, consumer: Consumer) -> None:
         del self._consumers[consumer.name]
         del self._by_id[consumer.id]
         del self._by_token[consumer.name.encode()]
-        self._pushes.pop(consumer.id, None)
+        self._listening.forget(consumer)
         self._marked.pop(consumer.id, None)
         self._hungry.pop(consumer.id, None)
         if self.leading:
@@ -263,13 +254,11 @@ class ConsumerSet:
 
     def _reset(self, consumer: Consumer, index: int, start: int) -> None:
         del self._by_id[consumer.id]
-        self._pushes.pop(consumer.id, None)
         consumer.id = index
         consumer.state.reset(start)
         self._by_id[index] = consumer
         if self.leading:
             consumer.restart(self.now())
-            self._watch(consumer)
 
     def _apply_delivered(self, items: Sequence[list[Any]]) -> None:
         for id, time, last_number, last_seq, fresh, again, exhausted in items:
@@ -359,7 +348,7 @@ class ConsumerSet:
             return
         self.leading = leading
         if leading:
-            self._subscribe()
+            self._listening.start(self.source.name)
             for consumer in list(self._consumers.values()):
                 self._lead(consumer)
         else:
@@ -367,28 +356,21 @@ class ConsumerSet:
 
     def _lead(self, consumer: Consumer) -> None:
         consumer.lead(self.now())
-        self._watch(consumer)
+        self._listening.watch(consumer)
         self.mark(consumer)
 
     def _quiet(self, status: bytes) -> None:
         for consumer in self._consumers.values():
             consumer.follow(status)
-        for subscription in self._subscriptions:
-            self.account.unsubscribe(subscription)
-        self._subscriptions.clear()
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
-        for handle in (self._timer, self._flush_handle):
-            if handle is not None:
-                handle.cancel()
-        self._timer, self._timer_at, self._flush_handle = None, NEVER, None
-        self._heap.clear()
+        self._listening.stop()
+        self.alarm.stop()
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
         self._marked.clear()
         self._hungry.clear()
         self._replies.clear()
         self._flying_acks.clear()
-        self._pushes.clear()
         for task in self._loads.values():
             task.cancel()
 
@@ -488,39 +470,6 @@ class ConsumerSet:
         self._replies.append(reply)
         self.mark(consumer)
 
-    # --- time
-
-    def wake(self, consumer: Consumer, at: int) -> None:
-        """Have this consumer's `tick` called at a time, or earlier."""
-        if at >= consumer.wake_at:
-            return
-        consumer.wake_at = at
-        heappush(self._heap, (at, consumer.id))
-        if at < self._timer_at:
-            self._arm(at)
-
-    def _arm(self, at: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self.runtime.call_later(max(at - self.now(), 0) / 1e9, self._fire)
-
-    def _fire(self) -> None:
-        self._timer, self._timer_at = None, NEVER
-        now = self.now()
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            at, id = heappop(heap)
-            consumer = self._by_id.get(id)
-            if consumer is None or consumer.wake_at != at:
-                continue
-            consumer.wake_at = NEVER
-            when = consumer.tick(now)
-            if when != NEVER:
-                self.wake(consumer, max(when, now + 1_000_000))
-        if heap and heap[0][0] < self._timer_at:
-            self._arm(heap[0][0])
-
     # --- reading from disk
 
     def loading(self, consumer: Consumer) -> bool:
@@ -542,54 +491,3 @@ class ConsumerSet:
         if delivery is not None and consumer.delivery is delivery:
             delivery.loaded(seq, message)
             self.mark(consumer)
-
-    # --- subscriptions
-
-    def _subscribe(self) -> None:
-        stream = self.source.name.encode()
-        ack = b"$JS.ACK.%b.>" % stream
-        ack_v2 = b"$JS.ACK.*.%b.%b.>" % (node_hash(self.account.name).encode(), stream)
-        flow = b"$JS.FC.%b.>" % stream
-        for subject, handler in ((ack, self._on_ack), (ack_v2, self._on_ack), (flow, self._on_flow)):
-            self._subscriptions.append(self.account.subscribe(subject, handler))
-
-    def _on_ack(
-        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
-    ) -> bool | None:
-        """`….<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`, one handler for both forms."""
-        parts = subject.rsplit(b".", 6)
-        consumer = self._by_token.get(parts[1]) if len(parts) == 7 else None
-        if consumer is None or consumer.config.ack_policy == "none":
-            return False
-        try:
-            deliveries, seq, number = int(parts[2]), int(parts[3]), int(parts[4])
-        except ValueError:
-            return None
-        consumer.receive_ack(seq, number, deliveries, payload, reply, self.now())
-        return None
-
-    def _on_flow(
-        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
-    ) -> bool | None:
-        tokens = subject.split(b".")
-        consumer = self._by_token.get(tokens[3]) if len(tokens) == 5 else None
-        if consumer is None or not isinstance(consumer.side, PushSide):
-            return False
-        consumer.side.flow_answered(subject)
-        return None
-
-    def _watch(self, consumer: Consumer) -> None:
-        if not consumer.config.push:
-            return
-        self._pushes[consumer.id] = consumer
-        if self._unwatch is None:
-            self._unwatch = self.account.watch_interest(self._interest_changed)
-
-    def _interest_changed(self, subject: bytes, queue: bytes, added: bool) -> None:
-        for consumer in self._pushes.values():
-            side = consumer.side
-            if isinstance(side, PushSide) and side.concerns(subject) and side.interest_changed():
-                if side.bound:
-                    self.mark(consumer)
-                else:
-                    consumer.interest_lost(self.now())
