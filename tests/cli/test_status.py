@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -81,10 +82,12 @@ def test_something_else_answers(port: Port, answer: tuple[int, bytes], capsys: p
     assert "is not a nimsnats node" in capsys.readouterr().err
 
 
-def test_nobody_answers(port: Port, capsys: pytest.CaptureFixture[str]) -> None:
-    port.server.server_close()
-    assert cli.main(["status", "--url", port.address]) == 1
-    assert capsys.readouterr().err == f"nimsnats: no node answers at http://{port.address}: Connection refused\n"
+def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as nobody:  # bound but not listening: the port is ours, and refuses
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        assert cli.main(["status", "--url", address]) == 1
+    assert capsys.readouterr().err == f"nimsnats: no node answers at http://{address}: Connection refused\n"
 
 
 def test_no_url(capsys: pytest.CaptureFixture[str]) -> None:
