@@ -237,6 +237,11 @@ class JetStream:
             api_errors=sum(dispatcher.failed for dispatcher in self._dispatchers),
         )
 
+    def api_requests(self, account: str) -> tuple[int, int]:
+        """API requests of one account so far: all, and those answered with an error."""
+        own = [dispatcher for dispatcher in self._dispatchers if dispatcher.account.name == account]
+        return sum(dispatcher.total for dispatcher in own), sum(dispatcher.failed for dispatcher in own)
+
 
 def _where(record: StreamRecord) -> tuple[str, str]:
     return record.account, record.name
