@@ -224,8 +224,10 @@ def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     async def run() -> int:
         try:
             return await (run_node if whole else run_server)(settings)
-        except (StartError, OSError) as error:
+        except StartError as error:
             return _fatal(str(error))
+        except OSError as error:
+            return _fatal(error.strerror or str(error))  # str() of our own ones begins with [Errno …]
 
     return _loop(run())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -35,6 +36,8 @@ def composition(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Settings]
             assert type(asyncio.get_running_loop()).__module__.startswith("uvloop")
             if settings.node_name == "broken":
                 raise StartError("client port 4222 on 0.0.0.0 is in use\nby somebody")
+            if settings.node_name == "deaf":
+                raise OSError(errno.EADDRINUSE, "client port 4222 on 0.0.0.0 is in use by somebody")
             return 3 if settings.node_name == "three" else 0
 
         return run
@@ -67,10 +70,11 @@ def test_server_takes_go_flags(composition: dict[str, Settings], tmp_path: Path)
     assert settings.data_dir == tmp_path / "jetstream"
 
 
+@pytest.mark.parametrize("name", ["broken", "deaf"])
 def test_what_cannot_start_is_one_line_of_log_and_1(
-    composition: dict[str, Settings], capsys: pytest.CaptureFixture[str]
+    name: str, composition: dict[str, Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.server_main(["-n", "broken"]) == 1
+    assert cli.server_main(["-n", name]) == 1
     line = capsys.readouterr().err
     assert re.fullmatch(
         r"\[\d+\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} \[FTL\] client port 4222 on 0.0.0.0 is in use by somebody\n",
