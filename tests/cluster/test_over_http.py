@@ -46,7 +46,7 @@ async def test_nodes_find_each_other_through_one_of_them() -> None:
         others: list[ClusterManager] = []
         for number in (2, 3):
             registry = await stack.enter_async_context(MorpheusRegistry(url, runtime=runtime))
-            info = NodeInfo(f"node-{number}", "127.0.0.1", 6220 + number)
+            info = NodeInfo(f"node-{number}", "127.0.0.1", 6300 + number)
             manager = ClusterManager(info, registry, runtime)
             await manager.start()
             others.append(manager)
