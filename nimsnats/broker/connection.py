@@ -56,8 +56,14 @@ class Connection(asyncio.BufferedProtocol):
         self.reason: Reason | None = None
         self.stalled = False
         self.stalls = 0
-        self.in_msgs = self.in_bytes = self.out_msgs = self.out_bytes = 0
-        self._told_in_msgs = self._told_in_bytes = self._told_out_msgs = self._told_out_bytes = 0
+        self.in_msgs: int = 0
+        self.in_bytes: int = 0
+        self.out_msgs: int = 0
+        self.out_bytes: int = 0
+        self._told_in_msgs: int = 0
+        self._told_in_bytes: int = 0
+        self._told_out_msgs: int = 0
+        self._told_out_bytes: int = 0
         self.ip = ""
         self.port = 0
         self.label = ""
