@@ -1,0 +1,81 @@
+"""`/healthz`: nats-server's yes or no, down to a stream or a consumer if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nimsnats.monitor.format import JsonObject
+from nimsnats.monitor.view import NodeView
+
+_UNAVAILABLE = "unavailable"
+
+
+@dataclass(slots=True)
+class _Failure(Exception):
+    """What is wrong, with the place it concerns; `status` is the HTTP status and the word that goes with it."""
+
+    type: str
+    error: str
+    code: int = 503
+    word: str = _UNAVAILABLE
+    place: JsonObject = field(default_factory=JsonObject)
+
+
+def healthz(
+    view: NodeView,
+    *,
+    js_enabled_only: bool = False,
+    js_server_only: bool = False,
+    js_meta_only: bool = False,
+    account: str = "",
+    stream: str = "",
+    consumer: str = "",
+    details: bool = False,
+) -> JsonObject:
+    """`status`, an error or with `details` a list of them, and `status_code` for HTTP."""
+    try:
+        _check_parameters(account, stream, consumer)
+        if not (js_server_only or view.jetstream is None):
+            _check_jetstream(view)
+            if not (js_enabled_only or js_meta_only):
+                _check_assets(view, account, stream, consumer)
+    except _Failure as failure:
+        if details:
+            error = {"type": failure.type, **failure.place, "error": failure.error}
+            return {"status": "error", "status_code": failure.code, "errors": [error]}
+        return {"status": failure.word, "status_code": failure.code, "error": failure.error}
+    return {"status": "ok", "status_code": 200}
+
+
+def _check_parameters(account: str, stream: str, consumer: str) -> None:
+    for missing, given, what in ((account, stream, "stream"), (stream, consumer, "consumer")):
+        if given and not missing:
+            needed = "account" if what == "stream" else "stream"
+            text = f'"{needed}" must not be empty when checking {what} health'
+            raise _Failure("BAD_REQUEST", text, 400, "error")
+
+
+def _check_jetstream(view: NodeView) -> None:
+    if view.storage is not None and view.storage.failure is not None:
+        raise _Failure("JETSTREAM", f"JetStream storage failed: {view.storage.failure}")
+    for problem in view.problems():
+        raise _Failure("JETSTREAM", problem)
+
+
+def _check_assets(view: NodeView, account: str, stream: str, consumer: str) -> None:
+    assert view.jetstream is not None
+    if not account:
+        return
+    place: JsonObject = {"account": account}
+    held = view.jetstream.accounts.get(account)
+    if held is None:
+        raise _Failure("ACCOUNT", f'JetStream account "{account}" not found', 404, place=place)
+    if not stream:
+        return
+    place |= {"stream": stream}
+    found = held.streams.get(stream)
+    if found is None:
+        raise _Failure("STREAM", f'JetStream stream "{stream}" not found on account "{account}"', 404, place=place)
+    if consumer and found.stream.consumers.get(consumer) is None:
+        text = f'JetStream consumer "{consumer}" not found for stream "{stream}" on account "{account}"'
+        raise _Failure("CONSUMER", text, 404, place={**place, "consumer": consumer})

@@ -1,0 +1,155 @@
+"""`/jsz`: JetStream's totals, and on request accounts, streams and consumers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.jetstream.clock import format_time
+from nimsnats.jetstream.info import stream_state
+from nimsnats.monitor.format import JsonObject, present, seconds_ns
+from nimsnats.monitor.query import ParameterError
+from nimsnats.monitor.view import NodeView
+from nimsnats.version import API_LEVEL
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.account import JetStreamAccount
+    from nimsnats.jetstream.stream import Stream
+
+DEFAULT_LIMIT: Final = 1024
+_UNLIMITED: Final = (1 << 64) - 1
+
+
+def jsz(
+    view: NodeView,
+    *,
+    account: str = "",
+    accounts: bool = False,
+    streams: bool = False,
+    consumer: bool = False,
+    direct_consumer: bool = False,
+    config: bool = False,
+    leader_only: bool = False,
+    offset: int = 0,
+    limit: int = 0,
+    raft: bool = False,
+    stream_leader_only: bool = False,
+) -> JsonObject:
+    """Totals, with as much detail as asked for. Asking for consumers implies streams, for streams implies accounts."""
+    offset, limit = max(offset, 0), limit or DEFAULT_LIMIT
+    streams = streams or consumer
+    head: JsonObject = {**jetstream_stats(view), "server_id": view.broker.server_id, "now": format_time(view.now_ns())}
+    if view.jetstream is None:
+        nothing = {"streams": 0, "consumers": 0, "messages": 0, "bytes": 0, "total": 0}
+        return {**head, "disabled": True, "config": {"max_memory": 0, "max_storage": 0}, **nothing}
+    answer: JsonObject = {
+        **head,
+        "config": jetstream_config(view),
+        "limits": jetstream_limits(),
+        **_totals(view, raft=raft),
+    }
+    held = view.jetstream.accounts
+    shown: list[JetStreamAccount] = []
+    if account:
+        shown = [held[account]] if account in held else []
+    elif accounts or streams:
+        shown = list(held.values())[offset : offset + limit]
+    if shown:
+        answer["account_details"] = [
+            _account(view, one, streams=streams, consumers=consumer, config=config) for one in shown
+        ]
+    answer["total"] = len(held)
+    return answer
+
+
+def account_jsz(view: NodeView, name: str) -> JsonObject:
+    """One account, as `$SYS.REQ.ACCOUNT.<name>.JSZ` answers. Raises ParameterError when it has no JetStream."""
+    if view.jetstream is None:
+        raise ParameterError("jetstream not enabled")
+    account = view.jetstream.accounts.get(name)
+    if account is None:
+        raise ParameterError(f'account "{name}" not jetstream enabled')
+    return _account(view, account, streams=False, consumers=False, config=False)
+
+
+def jetstream_stats(view: NodeView) -> JsonObject:
+    """Usage of the whole server."""
+    if view.jetstream is None:
+        usage = {"memory": 0, "storage": 0, "reserved_memory": 0, "reserved_storage": 0}
+        return {**usage, "accounts": 0, "ha_assets": 0, "api": {"level": 0, "total": 0, "errors": 0}}
+    stats = view.jetstream.stats()
+    return {
+        "memory": stats.memory,
+        "storage": stats.file,
+        "reserved_memory": stats.reserved_memory,
+        "reserved_storage": stats.reserved_file,
+        "accounts": stats.accounts,
+        "ha_assets": 0,
+        "api": {"level": API_LEVEL, "total": stats.api_total, "errors": stats.api_errors},
+    }
+
+
+def jetstream_config(view: NodeView) -> JsonObject:
+    """Settings. `sync_interval` 0 is this server's default: nothing is acknowledged before it is synced."""
+    assert view.jetstream is not None
+    options = view.jetstream.options
+    return {
+        "max_memory": options.max_memory,
+        "max_storage": options.max_file,
+        "store_dir": str(options.store_dir),
+        **present({"sync_interval": 0 if options.sync_always else seconds_ns(options.sync_interval)}),
+        **present({"sync_always": options.sync_always, "domain": options.domain, "strict": options.strict}),
+    }
+
+
+def jetstream_limits() -> JsonObject:
+    """Limits that the configuration sets for all accounts: none."""
+    return {}
+
+
+def _totals(view: NodeView, *, raft: bool) -> JsonObject:
+    assert view.jetstream is not None
+    stats = view.jetstream.stats()
+    streams = [stream for account in view.jetstream.accounts.values() for stream in account] if raft else []
+    leading = [stream for stream in streams if stream.group.leading]
+    return {
+        "streams": stats.streams,
+        **present({"streams_leader": len(leading)}),
+        "consumers": stats.consumers,
+        **present({"consumers_leader": sum(len(stream.consumers) for stream in leading)}),
+        "messages": stats.messages,
+        "bytes": stats.bytes,
+    }
+
+
+def _account(view: NodeView, account: JetStreamAccount, *, streams: bool, consumers: bool, config: bool) -> JsonObject:
+    assert view.jetstream is not None
+    memory, storage = account.usage()
+    requests, errors = view.jetstream.api_requests(account.name)
+    detail: JsonObject = {
+        "name": account.name,
+        "id": account.name,
+        "memory": memory,
+        "storage": storage,
+        "reserved_memory": _UNLIMITED,
+        "reserved_storage": _UNLIMITED,
+        "accounts": 0,
+        "ha_assets": 0,
+        "api": {"level": 0, "total": requests, "errors": errors},
+    }
+    if streams:
+        detail |= present({"stream_detail": [_stream(one, consumers=consumers, config=config) for one in account]})
+    return detail
+
+
+def _stream(stream: Stream, *, consumers: bool, config: bool) -> JsonObject:
+    detail: JsonObject = {
+        "name": stream.name,
+        "created": format_time(stream.created),
+        "cluster": {"leader": stream.group.leader},
+        **({"config": stream.config.to_json(dynamic=False)} if config else {}),
+        "state": stream_state(stream),
+    }
+    if consumers:
+        held = [stream.consumers.get(name) for name in stream.consumers.names()]
+        detail |= present({"consumer_detail": [one.info(listed=True) for one in held if one is not None]})
+    return detail

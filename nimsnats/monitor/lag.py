@@ -1,0 +1,37 @@
+"""How late the event loop runs its timers: the one number that says the process is short of processor time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from nimsnats.monitor.histogram import Histogram
+from nimsnats.runtime import Runtime
+
+_PERIOD: Final = 0.5
+_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class LagMeter:
+    """Sets a timer again and again and notes in `seconds` how much later than asked it fires."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.seconds = Histogram(_BOUNDS)
+        self._runtime = runtime
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._due = self._runtime.monotonic() + _PERIOD
+        self._timer = self._runtime.call_later(_PERIOD, self._fired)
+
+    def stop(self) -> None:
+        """Cancel the timer. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fired(self) -> None:
+        self.seconds.observe(max(0.0, self._runtime.monotonic() - self._due))
+        self.start()

@@ -1,0 +1,162 @@
+"""`/metrics`: everything a node counts, in Prometheus's and OpenMetrics' text formats.
+
+Owns names, help texts and labels. Values are read from the parts of the node when Prometheus asks, so that counting
+costs the hot paths nothing beyond what they count anyway. Each exposition has a registry of its own: several nodes in
+one process (tests, embedding) do not meet.
+
+Names: `nimsnats_` + what + unit (`_seconds`, `_bytes`), counters end in `_total`. `process_…` are the client library's,
+`forest_…` the application's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from nimsnats.monitor.histogram import Histogram
+from nimsnats.monitor.jetmetrics import jetstream_metrics
+from nimsnats.monitor.view import NodeView
+from nimsnats.version import NATS_VERSION, __version__
+
+_PREFIX = "nimsnats_"
+
+
+def expose(view: NodeView, accept: str) -> tuple[bytes, str]:
+    """The page and its content type, in the format that the Accept header asks for."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeCollector(view))
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+class NodeCollector(Collector):
+    """Reads one node each time it is asked."""
+
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """All families of the node."""
+        view = self._view
+        yield from _server(view)
+        yield from _loop(view)
+        yield from _storage(view)
+        if view.jetstream is not None:
+            yield from jetstream_metrics(view.jetstream)
+        yield from _registry(view)
+        yield from _cluster(view)
+        yield from _application(view)
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A gauge without labels."""
+    return GaugeMetricFamily(_PREFIX + name, text, value=value)
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """A counter without labels; `name` ends in `_total`."""
+    return CounterMetricFamily(_PREFIX + name, text, value=value)
+
+
+def histogram(name: str, text: str, values: Histogram) -> Metric:
+    """A histogram without labels."""
+    return HistogramMetricFamily(_PREFIX + name, text, buckets=values.cumulative(), sum_value=values.sum)
+
+
+def _server(view: NodeView) -> Iterator[Metric]:
+    broker, stats = view.broker, view.broker.stats
+    names = {
+        "version": __version__,
+        "nats_version": NATS_VERSION,
+        "server_id": broker.server_id,
+        "node": broker.server_name,
+    }
+    yield InfoMetricFamily("nimsnats", "What this node is.", value=names)
+    yield gauge("start_time_seconds", "When the server started, seconds since the epoch.", view.started_ns / 1e9)
+    yield gauge("connections", "Client connections open now.", len(broker.clients))
+    yield counter("connections_opened_total", "Client connections accepted.", stats.total_connections)
+    yield gauge("subscriptions", "Subscriptions in all accounts, internal ones included.", view.subscriptions())
+    yield counter("received_messages_total", "Messages received from clients.", stats.in_msgs)
+    yield counter("received_bytes_total", "Payload bytes received from clients.", stats.in_bytes)
+    yield counter("sent_messages_total", "Messages sent to clients.", stats.out_msgs)
+    yield counter("sent_bytes_total", "Payload bytes sent to clients.", stats.out_bytes)
+    yield counter("slow_consumers_total", "Clients cut off because they read too slowly.", stats.slow_consumers)
+    yield counter(
+        "stale_connections_total", "Clients closed because they did not answer pings.", stats.stale_connections
+    )
+    requests = CounterMetricFamily(_PREFIX + "http_requests_total", "Requests to the HTTP port.", labels=["path"])
+    for path, count in sorted(view.http_requests.items()):
+        requests.add_metric([path], count)
+    yield requests
+
+
+def _loop(view: NodeView) -> Iterator[Metric]:
+    yield histogram("event_loop_lag_seconds", "How late timers fire, sampled twice a second.", view.lag.seconds)
+
+
+def _storage(view: NodeView) -> Iterator[Metric]:
+    if view.storage is None:
+        return
+    commits = view.commits
+    yield histogram("storage_commit_seconds", "Duration of a commit with its fsync.", commits.seconds)
+    yield histogram("storage_commit_messages", "Messages made durable by one fsync.", commits.messages)
+    yield histogram("storage_commit_entries", "Log entries (rows) made durable by one fsync.", commits.entries)
+    yield histogram("storage_commit_bytes", "Bytes of log entries made durable by one fsync.", commits.size)
+    yield gauge(
+        "storage_failed",
+        "1 when a write or fsync failed and nothing is acknowledged any more.",
+        view.storage.failure is not None,
+    )
+    yield gauge("storage_damage_reports", "Places where stored data was found damaged.", len(view.damage()))
+
+
+def _registry(view: NodeView) -> Iterator[Metric]:
+    status = view.registry()
+    if status is None:
+        return
+    connected = GaugeMetricFamily(
+        _PREFIX + "registry_connected", "1 when the latest request to the registry was answered.", labels=["url"]
+    )
+    connected.add_metric([status.url], status.connected)
+    yield connected
+    yield gauge("registry_registered", "1 when the registry lists this node.", status.registered)
+    yield gauge("registry_failures", "Failed requests since the registry's latest answer.", status.failures)
+
+
+def _cluster(view: NodeView) -> Iterator[Metric]:
+    seen = view.cluster()
+    yield gauge("cluster_size", "Nodes in the cluster, this one included.", seen.size)
+    yield gauge("cluster_replication_factor", "Replicas that streams of the forest have.", seen.replication_factor)
+    yield gauge("cluster_problems", "Reasons why the cluster cannot work as it should.", len(seen.problems))
+
+
+def _application(view: NodeView) -> Iterator[Metric]:
+    if view.application is None:
+        return
+    families: dict[str, CounterMetricFamily] = {}
+    for name, labels, value in _grouped(view.application.samples()):
+        family = families.get(name)
+        if family is None:
+            help_text = view.application.help.get(name, name)
+            family = families[name] = CounterMetricFamily(name, help_text, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+    yield from families.values()
+
+
+def _grouped(
+    samples: Iterable[tuple[str, dict[str, str], float]],
+) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Samples whose labels come in the same order within a name, missing ones empty."""
+    listed = list(samples)
+    labels: dict[str, dict[str, str]] = {}
+    for name, given, _ in listed:
+        labels.setdefault(name, {}).update(dict.fromkeys(given, ""))
+    for name, given, value in listed:
+        yield name, {**labels[name], **given}, value

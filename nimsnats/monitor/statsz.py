@@ -1,0 +1,55 @@
+"""What servers say about themselves on the wire: the `server` object of every reply, and `statsz`."""
+
+from __future__ import annotations
+
+from nimsnats.jetstream.clock import format_time
+from nimsnats.monitor.format import JsonObject, number, present
+from nimsnats.monitor.process import cores, resident_bytes
+from nimsnats.monitor.varz import jetstream_block
+from nimsnats.monitor.view import NodeView
+from nimsnats.version import NATS_VERSION
+
+_JETSTREAM_ENABLED = 1
+
+
+def server_object(view: NodeView, sequence: int) -> JsonObject:
+    """Who answers; `sequence` counts this server's replies."""
+    broker = view.broker
+    domain = view.jetstream.options.domain if view.jetstream is not None else ""
+    return {
+        "name": broker.server_name,
+        "host": broker.options.host,
+        "id": broker.server_id,
+        **present({"cluster": broker.options.cluster_name, "domain": domain}),
+        "ver": NATS_VERSION,
+        "jetstream": view.jetstream is not None,
+        "flags": _JETSTREAM_ENABLED if view.jetstream is not None else 0,
+        "seq": sequence,
+        "time": format_time(view.now_ns()),
+    }
+
+
+def statsz(view: NodeView) -> JsonObject:
+    """The figures that `nats server list` shows."""
+    broker, stats = view.broker, view.broker.stats
+    sent = {"msgs": stats.out_msgs, "bytes": stats.out_bytes}
+    received = {"msgs": stats.in_msgs, "bytes": stats.in_bytes}
+    return {
+        "start": format_time(view.started_ns),
+        "mem": resident_bytes(),
+        "cores": cores(),
+        "cpu": number(view.cpu.percent()),
+        "connections": len(broker.clients),
+        "total_connections": stats.total_connections,
+        "active_accounts": sum(bool(account.clients) for account in broker.accounts.values()),
+        "subscriptions": view.subscriptions(),
+        "sent": sent,
+        "sent_to_clients": sent,
+        "received": received,
+        "received_from_clients": received,
+        "slow_consumers": stats.slow_consumers,
+        **present({"stale_connections": stats.stale_connections, "stalled_clients": stats.stalled_clients}),
+        "active_servers": view.cluster().size,
+        **present({"jetstream": jetstream_block(view, store_dir=False)}),
+        "gomaxprocs": 1,
+    }

@@ -1,0 +1,147 @@
+"""What the monitor looks at, and the little that it keeps counting by itself.
+
+Owns: references to the parts of a node, the meters that nobody else needs (processor use, loop lag, commit histograms)
+and the count of HTTP requests. It changes nothing in the parts it looks at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.broker.reasons import Reason
+from nimsnats.broker.stats import BrokerStats
+from nimsnats.monitor.format import JsonObject
+from nimsnats.monitor.histogram import Histogram
+from nimsnats.monitor.lag import LagMeter
+from nimsnats.monitor.process import CpuMeter
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.server import Broker
+    from nimsnats.jetstream.engine import JetStream
+    from nimsnats.registry import RegistryStatus
+    from nimsnats.storage.database import CommitReport, Database
+
+SLOW: Final = frozenset({Reason.SLOW_PENDING, Reason.SLOW_DEADLINE})
+_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_AMOUNTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+_BYTES: Final = tuple(4096 * 4**n for n in range(8))
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The cluster as this node sees it. `problems` say in words why it cannot work as it should; empty is healthy."""
+
+    size: int = 1
+    peers: Sequence[str] = ()
+    replication_factor: int = 1
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """Counters of what runs on top: `samples` yields (name, labels, value), `help` maps names to a sentence."""
+
+    samples: Callable[[], Iterable[tuple[str, dict[str, str], float]]]
+    help: Mapping[str, str]
+
+
+class CommitMeter:
+    """Histograms over the storage's commits; every commit is one fsync."""
+
+    def __init__(self) -> None:
+        self.seconds = Histogram(_SECONDS)
+        self.messages = Histogram(_AMOUNTS)
+        self.entries = Histogram(_AMOUNTS)
+        self.size = Histogram(_BYTES)
+
+    def observe(self, report: CommitReport) -> None:
+        """Count one commit."""
+        self.seconds.observe(report.seconds)
+        self.messages.observe(report.messages)
+        self.entries.observe(report.entries)
+        self.size.observe(report.size)
+
+
+@dataclass(slots=True)
+class NodeView:
+    """One node under observation; `start` before use, `stop` at the end.
+
+    `registry` and `cluster` are asked each time; a None status means a node without a registry. `problems` adds what
+    makes the node unhealthy beyond what the view sees by itself, one sentence each.
+    """
+
+    broker: Broker
+    jetstream: JetStream | None = None
+    storage: Database | None = None
+    registry: Callable[[], RegistryStatus | None] = lambda: None
+    cluster: Callable[[], ClusterView] = ClusterView
+    problems: Callable[[], Sequence[str]] = tuple
+    cluster_page: Callable[[], JsonObject] | None = None
+    """What `/health/cluster` shows, with its `status`; without it a page is made from `cluster`."""
+    registry_page: Callable[[], JsonObject] | None = None
+    """The same for `/health/registry`."""
+    application: Application | None = None
+    config_digest: str = ""
+    config_loaded_ns: int = 0
+
+    http_host: str = ""
+    http_port: int = 0
+    http_base_path: str = ""
+    http_requests: Counter[str] = field(default_factory=Counter[str])
+    commits: CommitMeter = field(default_factory=CommitMeter)
+    started_ns: int = field(init=False)
+    cpu: CpuMeter = field(init=False)
+    lag: LagMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_ns = round(self.broker.started.timestamp() * 1_000_000) * 1000
+        self.cpu = CpuMeter(self.broker.runtime.monotonic)
+        self.lag = LagMeter(self.broker.runtime)
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self.lag.start()
+        if self.storage is not None:
+            self.storage.observers.append(self.commits.observe)
+
+    def stop(self) -> None:
+        """Stop measuring. Idempotent."""
+        self.lag.stop()
+        if self.storage is not None and self.commits.observe in self.storage.observers:
+            self.storage.observers.remove(self.commits.observe)
+
+    def subscriptions(self) -> int:
+        """Subscriptions in all accounts."""
+        return sum(account.interest.count for account in self.broker.accounts.values())
+
+    def damage(self) -> list[str]:
+        """What was found damaged on disk, a sentence each."""
+        if self.jetstream is None:
+            return []
+        return [
+            f"stream {stream.name} of account {account.name} has lost {len(stream.store.lost)} messages"
+            for account in self.jetstream.accounts.values()
+            for stream in account
+            if stream.store.lost
+        ]
+
+    def traffic(self, account: Account) -> BrokerStats:
+        """Messages of one account: its open connections, and the closed ones that are still remembered."""
+        total = BrokerStats()
+        closed = (client for client in self.broker.closed if client.account is account)
+        for client in (*account.clients.values(), *closed):
+            total.in_msgs += client.in_msgs
+            total.in_bytes += client.in_bytes
+            total.out_msgs += client.out_msgs
+            total.out_bytes += client.out_bytes
+            total.total_connections += 1
+            total.slow_consumers += client.reason in SLOW
+        return total
+
+    def now_ns(self) -> int:
+        """Wall-clock time, nanoseconds since the epoch."""
+        return self.broker.runtime.time_ns()
