@@ -17,7 +17,9 @@ _RESTART = 5.0
 
 
 class Discovery:
-    """Feeds `found` and `lost` from one registry. Peers that are present are found again when the watch begins."""
+    """Feeds `found` and `lost` from one registry. `known` tells what they have made of it so far: a watch begins with
+    the difference to that, so nothing that happens between the query and the watch, or between two watches, is missed.
+    """
 
     def __init__(
         self,
@@ -25,12 +27,14 @@ class Discovery:
         runtime: Runtime,
         found: Callable[[NodeInfo], None],
         lost: Callable[[NodeInfo], None],
+        known: Callable[[], list[NodeInfo]],
         log: logging.Logger,
     ) -> None:
         self._registry = registry
         self._runtime = runtime
         self._found = found
         self._lost = lost
+        self._known = known
         self._log = log
         self._task: asyncio.Task[None] | None = None
 
@@ -56,7 +60,7 @@ class Discovery:
     async def _watch(self) -> None:
         while True:
             try:
-                async with aclosing(self._registry.watch_peers()) as events:
+                async with aclosing(self._registry.watch_peers(self._known())) as events:
                     async for event in events:
                         if event.type == "added":
                             self._found(event.node)

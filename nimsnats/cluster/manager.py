@@ -61,7 +61,9 @@ class ClusterManager:
         self._grace = grace
         self._settle = settle
         self._log = log or logging.getLogger(__name__)
-        self._discovery = Discovery(registry, runtime, self.on_peer_discovered, self.on_peer_lost, self._log)
+        self._discovery = Discovery(
+            registry, runtime, self.on_peer_discovered, self.on_peer_lost, lambda: self.known_peers, self._log
+        )
         self._known: dict[str, NodeInfo] = {}
         self._members: dict[str, str] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}

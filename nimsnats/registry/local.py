@@ -7,7 +7,7 @@ loopback connection to find itself, while other nodes reach the same directory o
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 from nimsnats.registry.backoff import Backoff
 from nimsnats.registry.directory import Directory
@@ -47,8 +47,8 @@ class LocalRegistry(RegistryMember):
     async def _send_list(self) -> tuple[list[NodeInfo], int | None]:
         return self._directory.nodes(self.service)
 
-    async def watch_peers(self) -> AsyncGenerator[PeerEvent]:
-        peers = PeerSet()
+    async def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
+        peers = PeerSet(known)
         backoff = Backoff(self.runtime.random, FIRST_RETRY, self._interval)
         self.status.watch = "local"
         while not self._directory.closed:

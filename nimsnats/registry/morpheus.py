@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Literal, cast
 
@@ -27,6 +27,7 @@ from nimsnats.registry.errors import (
 )
 from nimsnats.registry.member import Grant, RegistryMember
 from nimsnats.registry.node import NodeInfo, check_name
+from nimsnats.registry.peers import PeerSet
 from nimsnats.registry.registry import PeerEvent
 from nimsnats.registry.transport import Answer, HttpTransport, RegistryTls, segment
 from nimsnats.registry.watch import Mode, Watch, index_of
@@ -81,11 +82,11 @@ class MorpheusRegistry(RegistryMember):
         await super().close()
         await self._transport.close()
 
-    def watch_peers(self) -> AsyncGenerator[PeerEvent]:
+    def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
         def report(mode: Mode) -> None:
             self.status.watch = mode
 
-        return Watch(self, self._modes, self._poll_interval, report).events()
+        return Watch(self, self._modes, self._poll_interval, report, PeerSet(known)).events()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 

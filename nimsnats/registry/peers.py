@@ -15,8 +15,8 @@ from nimsnats.registry.registry import PeerEvent
 class PeerSet:
     """What the consumer of one watch has been told so far. This node's own name is never part of it."""
 
-    def __init__(self) -> None:
-        self._nodes: dict[str, NodeInfo] = {}
+    def __init__(self, known: Iterable[NodeInfo] = ()) -> None:
+        self._nodes = {node.name: node for node in known}
 
     def listed(self, nodes: Iterable[NodeInfo], own_name: str) -> list[PeerEvent]:
         """A complete listing: everything that is not in it is gone. Of a name listed twice the first one counts."""

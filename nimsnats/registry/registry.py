@@ -8,15 +8,15 @@ Rules that every implementation keeps, and that `tests/registry/test_contract.py
 - `register` either succeeds or raises, but from then on the object owns a heartbeat loop that keeps trying, so that a
   registry which is down today knows the node tomorrow.
 - After `register`, the own name never appears in `get_peers` or in an event.
-- `watch_peers` begins with one `added` per peer present, survives outages silently, and ends only when it is closed.
-  A peer whose endpoint changes is `removed` and then `added`.
+- `watch_peers` begins with one `added` per peer present (less those it is told are known), survives outages silently,
+  and ends only when it is closed. A peer whose endpoint changes is `removed` and then `added`.
 - An outage produces no events: peers are `removed` only when the registry answers and does not list them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -94,8 +94,12 @@ class Registry(ABC):
         """Ask now for everything registered, this node included. Raises `RegistryError`."""
 
     @abstractmethod
-    def watch_peers(self) -> AsyncGenerator[PeerEvent]:
-        """Peers as they are, then as they come and go, for ever."""
+    def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
+        """Peers as they are, then as they come and go, for ever.
+
+        Whoever has asked `get_peers` before passes the answer as `known`: then the events begin with the difference,
+        and a peer that left in between is not kept for ever.
+        """
 
     @abstractmethod
     async def close(self) -> None:

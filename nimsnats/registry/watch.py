@@ -67,17 +67,24 @@ class Source(Protocol):
 
 
 class Watch:
-    """One watcher. `modes` are the rungs that it may use, best first; `poll_interval` in seconds."""
+    """One watcher. `modes` are the rungs that it may use, best first; `poll_interval` in seconds; `peers` what its
+    consumer knows already.
+    """
 
     def __init__(
-        self, source: Source, modes: Sequence[Mode], poll_interval: float, report: Callable[[Mode], None]
+        self,
+        source: Source,
+        modes: Sequence[Mode],
+        poll_interval: float,
+        report: Callable[[Mode], None],
+        peers: PeerSet,
     ) -> None:
         assert modes
         self._source = source
         self._modes = modes
         self._poll_interval = poll_interval
         self._report = report
-        self._peers = PeerSet()
+        self._peers = peers
 
     async def events(self) -> AsyncGenerator[PeerEvent]:
         """Peers as they are, then as they come and go, for ever."""

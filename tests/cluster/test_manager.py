@@ -174,6 +174,15 @@ async def test_expiry_during_the_grace_period_ends_it(world: World) -> None:
     assert [state.size for state in world.states] == [2, 1]
 
 
+async def test_a_peer_that_leaves_between_the_query_and_the_watch(world: World) -> None:
+    await world.hub.announce(node(2))
+    manager = world.manager(routes=None)
+    await manager.start()  # the watching task has not had a turn yet
+    await world.hub.withdraw("nimsforest-2")
+    await turns()
+    assert manager.known_peers == []
+
+
 async def test_a_moved_peer_gets_a_new_route(world: World) -> None:
     manager = world.manager()
     await manager.start()
@@ -292,11 +301,11 @@ async def test_a_watch_that_breaks_is_begun_again(
     real = world.registry.watch_peers
     calls: list[int] = []
 
-    def broken() -> Any:
+    def broken(known: list[NodeInfo]) -> Any:
         calls.append(1)
         if len(calls) == 1:
             raise RuntimeError("a bug")
-        return real()
+        return real(known)
 
     monkeypatch.setattr(world.registry, "watch_peers", broken)
     manager = world.manager()

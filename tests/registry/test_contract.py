@@ -151,6 +151,16 @@ async def test_watch_begins_with_those_present_and_follows(world: MemoryWorld | 
             assert seen.nothing()
 
 
+async def test_watch_begins_with_the_difference_to_what_is_known(world: MemoryWorld | HttpWorld) -> None:
+    async with world.client() as one, world.client() as two:
+        await one.register(node("one"))
+        await two.register(node("two", 6223))
+        async with watching(one, [node("two", 6223), node("gone", 1)]) as seen:
+            assert await seen.next() == ("removed", "gone")
+            await two.deregister()
+            assert await seen.next() == ("removed", "two")
+
+
 async def test_a_changed_endpoint_is_removed_and_added(world: MemoryWorld | HttpWorld) -> None:
     async with world.client() as one, world.client() as two:
         await one.register(node("one"))

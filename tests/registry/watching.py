@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
-from nimsnats.registry import PeerEvent, Registry
+from nimsnats.registry import NodeInfo, PeerEvent, Registry
 
 
 class Watched:
@@ -29,11 +29,11 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(registry: Registry) -> AsyncIterator[Watched]:
+async def watching(registry: Registry, known: Iterable[NodeInfo] = ()) -> AsyncIterator[Watched]:
     watched = Watched()
 
     async def follow() -> None:
-        async for event in registry.watch_peers():
+        async for event in registry.watch_peers(known):
             watched.queue.put_nowait(event)
 
     task = asyncio.create_task(follow())
