@@ -1,0 +1,1 @@
+"""The main job from outside: a real process, ordinary clients, HTTP, signals."""
