@@ -205,6 +205,8 @@ class Stand:
         self.traits = traits or StreamTraits("S", retention, ["s.>"])
         self.consumers = self.new_set()
         self.consumers.leadership(True)
+        self.created: dict[str, Any] = {}
+        """The answer to the last `create`."""
         self.arrived: dict[bytes, list[Message]] = {}
         self._inboxes: dict[bytes, Any] = {}
 
@@ -239,7 +241,10 @@ class Stand:
         check(config, self.traits, ServerLimits())
         future = self.consumers.propose_create(config, name=name, generated=False, action=action)
         self.loop.settle()
-        return future.result()
+        self.created = future.result()
+        consumer = self.consumers.get(name)
+        assert consumer is not None
+        return consumer
 
     def listen(self, subject: str = "inbox", queue: str = "") -> list[Message]:
         messages: list[Message] = self.arrived.setdefault(subject.encode(), [])

@@ -45,7 +45,7 @@ class ConsumerApi:
 
     def endpoints(self) -> list[Endpoint]:
         """What to register with the dispatcher."""
-        paged: JsonObject = {"total": 0, "offset": 0, "limit": 0, "consumers": None}
+        paged: JsonObject = {"total": 0, "offset": 0, "limit": 0, "consumers": []}
         return [
             Endpoint("CONSUMER.CREATE.*", "consumer_create_response", self.create, request=CREATE_REQUEST),
             Endpoint("CONSUMER.CREATE.*.*", "consumer_create_response", self.create, request=CREATE_REQUEST),
@@ -56,11 +56,11 @@ class ConsumerApi:
             Endpoint("CONSUMER.INFO.*.*", "consumer_info_response", self.info, Body.EMPTY),
             Endpoint("CONSUMER.NAMES.*", "consumer_names_response", self.names, Body.OPTIONAL, _PAGE, paged),
             Endpoint("CONSUMER.LIST.*", "consumer_list_response", self.list, Body.OPTIONAL, _PAGE, paged),
-            Endpoint(
-                "CONSUMER.DELETE.*.*", "consumer_delete_response", self.delete, Body.EMPTY, zero={"success": False}
-            ),
+            Endpoint("CONSUMER.DELETE.*.*", "consumer_delete_response", self.delete, Body.EMPTY),
             Endpoint("CONSUMER.PAUSE.*.*", "consumer_pause_response", self.pause, Body.OPTIONAL, _PAUSE, _NOT_PAUSED),
-            Endpoint("CONSUMER.RESET.*.*", "consumer_reset_response", self.reset, Body.OPTIONAL, _RESET),
+            Endpoint(
+                "CONSUMER.RESET.*.*", "consumer_reset_response", self.reset, Body.OPTIONAL, _RESET, {"reset_seq": 0}
+            ),
             Endpoint("CONSUMER.UNPIN.*.*", "consumer_unpin_response", self.unpin, Body.PARSED, _UNPIN),
             Endpoint("CONSUMER.MSG.NEXT.*.*", "", self.next_message, Body.RAW),
             *(
@@ -126,8 +126,7 @@ class ConsumerApi:
         if existing is not None and action != "create":
             side = existing.side
             check_update(existing.config, config, bound=isinstance(side, PushSide) and side.bound)
-        consumer = await consumers.propose_create(config, name=name, generated=generated, action=action)
-        return consumer.info()
+        return await consumers.propose_create(config, name=name, generated=generated, action=action)
 
     def _draw_name(self, consumers: ConsumerSet) -> str:
         while True:
@@ -172,11 +171,10 @@ class ConsumerApi:
         consumer = self._consumer(stream, name)
         text = request.params.get("pause_until", ZERO_TIME)
         until = parse_time(text)
-        consumer = await consumer.owner.propose_pause(name, until)
-        if not consumer.paused:
+        info = await consumer.owner.propose_pause(name, until if until > self._runtime.time_ns() else 0)
+        if not info.get("paused"):
             return {"paused": False, "pause_until": text}
-        remaining = consumer.state.paused_until - self._runtime.time_ns()
-        return {"paused": True, "pause_until": format_time(until), "pause_remaining": remaining}
+        return {"paused": True, "pause_until": format_time(until), "pause_remaining": info["pause_remaining"]}
 
     async def reset(self, request: ApiRequest) -> JsonObject | None:
         """`RESET.<stream>.<consumer>`: deliver again from the acknowledgement floor, or from a sequence."""
@@ -188,8 +186,7 @@ class ConsumerApi:
         start = seq or consumer.state.floor_seq + 1
         if seq:
             _check_reset(consumer, consumers, seq)
-        consumer = await consumers.propose_reset(consumer.name, start)
-        return {**consumer.info(), "reset_seq": start}
+        return {**await consumers.propose_reset(consumer.name, start), "reset_seq": start}
 
     def unpin(self, request: ApiRequest) -> JsonObject:
         """`UNPIN.<stream>.<consumer>`: the pinned client of a priority group loses its place."""

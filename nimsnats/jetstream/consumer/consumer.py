@@ -283,9 +283,7 @@ class Consumer:
         delivery, state = self.delivery, self.state
         if delivery is None:
             return state.delivered_number, state.delivered_seq
-        if delivery.initial_at < len(state.initial):
-            return delivery.next_number - 1, state.initial[0] - 1 + delivery.initial_at
-        return delivery.next_number - 1, delivery.next_seq - 1
+        return delivery.next_number - 1, delivery.last_sent
 
     # --- acknowledgements
 
@@ -326,6 +324,7 @@ class Consumer:
             if not delivery.acknowledge(seq):
                 return False
             self.acked.append(seq)
+        delivery.last_acked_at = now
         self.mark()
         if record is not None:
             self._sample(seq, record, attempts, now)
@@ -382,13 +381,14 @@ class Consumer:
         if last_active:
             delivered["last_active"] = format_time(last_active)
         if self.config.ack_policy == "none":
-            floor: dict[str, Any] = dict(delivered)
+            floor: dict[str, Any] = {"consumer_seq": number, "stream_seq": seq}
         else:
             floor = {"consumer_seq": state.floor_number, "stream_seq": state.floor_seq}
             if not state.pending and (delivery is None or delivery.outstanding == 0):
                 floor = {"consumer_seq": number, "stream_seq": seq}
-            if state.last_acked:
-                floor["last_active"] = format_time(state.last_acked)
+            last_acked = delivery.last_acked_at if delivery is not None else state.last_acked
+            if last_acked:
+                floor["last_active"] = format_time(last_acked)
         again = len(delivery.attempts) if delivery is not None else len(state.redelivered)
         body: dict[str, Any] = {
             "stream_name": self.stream,

@@ -37,6 +37,8 @@ class Delivery:
     __slots__ = (
         "_counted_to",
         "_heap",
+        "_initial",
+        "_initial_at",
         "_loaded",
         "_queued",
         "_remaining",
@@ -52,7 +54,7 @@ class Delivery:
         "filters",
         "flying",
         "fresh",
-        "initial_at",
+        "last_acked_at",
         "last_sent",
         "last_sent_at",
         "moved",
@@ -76,15 +78,14 @@ class Delivery:
         self.configure(config, filters)
         self.next_number = state.delivered_number + 1
         self.next_seq = state.delivered_seq + 1
-        self.initial_at = 0
-        if state.initial:
-            while self.initial_at < len(state.initial) and state.initial[self.initial_at] <= state.delivered_seq:
-                self.initial_at += 1
+        self._initial = [seq for seq in state.initial if seq > state.delivered_seq]
+        self._initial_at = 0
         if state.resume >= self.next_seq:
             self.next_seq = state.resume + 1
         self.last_sent = state.delivered_seq
         """Highest stream sequence delivered so far."""
         self.last_sent_at = state.last_delivered
+        self.last_acked_at = state.last_acked
         self.fresh: dict[int, Delivered] = {}
         self.flying: deque[dict[int, Delivered]] = deque()
         self.again: list[tuple[int, int]] = []
@@ -144,7 +145,7 @@ class Delivery:
         elif source.last_seq > self._counted_to:
             self._remaining += source.count_match(self.filters, max(self._counted_to + 1, self.next_seq))
         self._counted_to = source.last_seq
-        return self._remaining + len(self.state.initial) - self.initial_at
+        return self._remaining + len(self._initial) - self._initial_at
 
     def recount(self) -> None:
         """The stream lost messages that may have counted."""
@@ -192,7 +193,7 @@ class Delivery:
         want = self.room(want)
         if want <= 0:
             return []
-        if self.initial_at < len(self.state.initial):
+        if self._initial_at < len(self._initial):
             return self._pick_initial()
         return self._pick_new(want) if self.filters else self._pick_unfiltered(want)
 
@@ -233,16 +234,16 @@ class Delivery:
         self.due.pop(seq, None)
 
     def _pick_initial(self) -> list[StoredMessage]:
-        initial = self.state.initial
-        while self.initial_at < len(initial):
-            seq = initial[self.initial_at]
+        initial = self._initial
+        while self._initial_at < len(initial):
+            seq = initial[self._initial_at]
             message = self._cached(seq)
             if message is not None:
                 return [message]
             if self._source.live(seq):
                 self.wanted = seq
                 return []
-            self.initial_at += 1
+            self._initial_at += 1
         return []
 
     def _pick_unfiltered(self, want: int) -> list[StoredMessage]:
@@ -295,8 +296,8 @@ class Delivery:
         if self.queue and self.queue[0] == seq:
             self.queue.popleft()
             self._queued.discard(seq)
-        elif self.initial_at < len(self.state.initial) and self.state.initial[self.initial_at] == seq:
-            self.initial_at += 1
+        elif self._initial_at < len(self._initial) and self._initial[self._initial_at] == seq:
+            self._initial_at += 1
         elif self.next_seq == seq:
             self.next_seq = seq + 1
             self._remaining = -1
@@ -316,8 +317,8 @@ class Delivery:
             self._sent_again(messages[0].seq, now)
             return
         last = messages[-1].seq
-        if self.initial_at < len(self.state.initial):
-            self.initial_at += 1
+        if self._initial_at < len(self._initial):
+            self._initial_at += 1
         else:
             self.next_seq = last + 1
             if self._remaining >= count:
@@ -434,6 +435,7 @@ class Delivery:
             self._drop(seq)
         self._remaining = -1
         self.next_seq = max(self.next_seq, self._source.first_seq)
+        self.last_sent = max(self.last_sent, self._source.first_seq - 1)
         self.outstanding = sum(1 for seq in self._in_order() if seq not in self.acking and seq not in self.spent)
 
     # --- acknowledgement waits

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.consumer.state import delivery_runs, expand, expand_deliveries, runs_of
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.packing import pack, unpack
-
-if TYPE_CHECKING:
-    from nimsnats.jetstream.consumer.consumer import Consumer
 
 
 class Operation:
@@ -23,13 +21,13 @@ class Operation:
 
     __slots__ = ("future",)
 
-    def __init__(self, future: asyncio.Future[Consumer]) -> None:
+    def __init__(self, future: asyncio.Future[JsonObject]) -> None:
         self.future = future
 
-    def succeed(self, consumer: Consumer) -> None:
-        """It was applied."""
+    def succeed(self, info: JsonObject) -> None:
+        """It was applied; `info` is the consumer's at that moment, before anything was delivered."""
         if not self.future.done():
-            self.future.set_result(consumer)
+            self.future.set_result(info)
 
     def fail(self, error: ApiError) -> None:
         """It was applied and refused, or it was dropped."""

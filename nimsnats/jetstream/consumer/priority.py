@@ -132,8 +132,7 @@ class Groups:
         if self._policy == "none":
             return []
         state: dict[str, Any] = {"group": self._consumer.config.priority_groups[0]}
-        if self._policy == "pinned_client":
-            if self._pin:
-                state["pinned_client_id"] = self._pin
-            state["pinned_ts"] = format_time(self._pinned_at) if self._pin else ZERO_TIME
+        if self._pin:
+            state["pinned_client_id"] = self._pin
+        state["pinned_ts"] = format_time(self._pinned_at) if self._pin else ZERO_TIME
         return [state]

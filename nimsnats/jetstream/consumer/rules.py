@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nimsnats.jetstream import errors
-from nimsnats.jetstream.clock import format_duration
+from nimsnats.jetstream.clock import format_duration, format_time
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.errors import ApiError
@@ -67,6 +67,7 @@ class ServerLimits:
 
     max_ack_pending: int = -1
     max_request_batch: int = -1
+    clustered: bool = False
 
 
 def with_defaults(
@@ -97,7 +98,7 @@ def with_defaults(
         if config.ack_wait not in (0, filled.backoff[0]):
             adjust("first backoff value has to equal batch AckWait")
         filled.ack_wait = filled.backoff[0]
-    if filled.max_ack_pending == 0 and acked:
+    if filled.max_ack_pending == 0 and (acked or (stream.max_ack_pending > 0 and not filled.push)):
         filled.max_ack_pending = _default_ack_pending(stream, server)
     if filled.inactive_threshold == 0 and stream.inactive_threshold > 0:
         filled.inactive_threshold = stream.inactive_threshold
@@ -109,9 +110,18 @@ def with_defaults(
             filled.max_batch = server.max_request_batch
     if filled.priority_policy == "pinned_client" and filled.priority_timeout == 0:
         filled.priority_timeout = PINNED_TIMEOUT
-    level = "1" if filled.pause_until or filled.priority_policy != "none" or filled.priority_groups else "0"
-    filled.metadata = {**filled.metadata, "_nats.req.level": level}
-    return filled
+    return with_level(filled)
+
+
+def with_level(config: ConsumerConfig) -> ConsumerConfig:
+    """A copy whose metadata tells the API level that the configuration needs (ADR-44)."""
+    level = "1" if config.pause_until or config.priority_policy != "none" or config.priority_groups else "0"
+    return replace(config, metadata={**config.metadata, "_nats.req.level": level})
+
+
+def paused(config: ConsumerConfig, until: int) -> ConsumerConfig:
+    """A copy that is paused until a time (nanoseconds since the epoch; 0 goes on)."""
+    return with_level(replace(config, pause_until=format_time(until) if until else ""))
 
 
 def _default_ack_pending(stream: StreamTraits, server: ServerLimits) -> int:
@@ -126,7 +136,7 @@ def check(config: ConsumerConfig, stream: StreamTraits, server: ServerLimits) ->
     """Refuse what may not be. Expects a configuration with defaults. Raises ApiError."""
     _check_names(config)
     _check_unsupported(config)
-    _check_replicas(config, stream)
+    _check_replicas(config, stream, server)
     _check_values(config)
     if config.push:
         _check_push(config, stream)
@@ -160,9 +170,11 @@ def _check_unsupported(config: ConsumerConfig) -> None:
         raise errors.CONSUMER_ACK_POLICY_INVALID()
 
 
-def _check_replicas(config: ConsumerConfig, stream: StreamTraits) -> None:
+def _check_replicas(config: ConsumerConfig, stream: StreamTraits, server: ServerLimits) -> None:
     if config.num_replicas < 0:
         raise errors.REPLICAS_COUNT_CANNOT_BE_NEGATIVE()
+    if config.num_replicas > 1 and not server.clustered:
+        raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
     if config.num_replicas > stream.replicas:
         raise errors.CONSUMER_REPLICAS_EXCEEDS_STREAM()
     if stream.retention != "limits" and config.num_replicas not in (0, stream.replicas):
@@ -170,10 +182,10 @@ def _check_replicas(config: ConsumerConfig, stream: StreamTraits) -> None:
 
 
 def _check_values(config: ConsumerConfig) -> None:
-    if config.ack_wait < 0:
-        raise errors.CONSUMER_ACK_WAIT_NEGATIVE()
     if any(wait < 0 for wait in config.backoff):
         raise errors.CONSUMER_BACK_OFF_NEGATIVE()
+    if config.ack_wait < 0:
+        raise errors.CONSUMER_ACK_WAIT_NEGATIVE()
     if config.max_deliver != -1 and len(config.backoff) > config.max_deliver:
         raise errors.CONSUMER_MAX_DELIVER_BACKOFF()
     if len(config.description.encode()) > MAX_DESCRIPTION:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.clock import parse_time
 from nimsnats.jetstream.consumer.alarm import Alarm
 from nimsnats.jetstream.consumer.config import ConsumerConfig
@@ -29,6 +31,8 @@ from nimsnats.jetstream.consumer.rules import (
     StreamTraits,
     check_update,
     check_workqueue,
+    paused,
+    with_level,
 )
 from nimsnats.jetstream.consumer.start import place
 from nimsnats.jetstream.consumer.state import ConsumerState
@@ -117,8 +121,8 @@ class ConsumerSet:
 
     def propose_create(
         self, config: ConsumerConfig, *, name: str, generated: bool, action: str
-    ) -> asyncio.Future[Consumer]:
-        """Create or update a consumer; the result is the consumer, or ApiError."""
+    ) -> asyncio.Future[JsonObject]:
+        """Create or update a consumer; the result is its info before anything was delivered, or ApiError."""
         body = {
             "name": name,
             "config": config.to_json(),
@@ -128,15 +132,15 @@ class ConsumerSet:
         }
         return self._propose(CONSUMER_CREATE, body)
 
-    def propose_delete(self, name: str) -> asyncio.Future[Consumer]:
-        """Delete a consumer; the result is what it was, or ApiError 10014."""
+    def propose_delete(self, name: str) -> asyncio.Future[JsonObject]:
+        """Delete a consumer; the result is its last info, or ApiError 10014."""
         return self._propose(CONSUMER_DELETE, {"name": name})
 
-    def propose_pause(self, name: str, until: int) -> asyncio.Future[Consumer]:
+    def propose_pause(self, name: str, until: int) -> asyncio.Future[JsonObject]:
         """Pause until a time (nanoseconds since the epoch; 0 resumes)."""
         return self._propose(CONSUMER_PAUSE, {"name": name, "until": until})
 
-    def propose_reset(self, name: str, start: int) -> asyncio.Future[Consumer]:
+    def propose_reset(self, name: str, start: int) -> asyncio.Future[JsonObject]:
         """Begin again at a stream sequence."""
         self._flush_now()
         return self._propose(CONSUMER_RESET, {"name": name, "start": start})
@@ -147,7 +151,7 @@ class ConsumerSet:
         future = self._propose(CONSUMER_DELETE, {"name": consumer.name, "id": consumer.id})
         future.add_done_callback(lambda done: done.exception())
 
-    def _propose(self, kind: int, body: dict[str, Any]) -> asyncio.Future[Consumer]:
+    def _propose(self, kind: int, body: dict[str, Any]) -> asyncio.Future[JsonObject]:
         operation = Operation(self.runtime.loop.create_future())
         try:
             self.source.propose(kind, pack(body), operation)
@@ -176,7 +180,7 @@ class ConsumerSet:
                     operation.fail(error)
             else:
                 if operation is not None:
-                    operation.succeed(consumer)
+                    operation.succeed(consumer.info())
 
     def _apply_operation(self, kind: int, index: int, body: dict[str, Any]) -> Consumer:
         name: str = body["name"]
@@ -190,6 +194,7 @@ class ConsumerSet:
             self._delete(consumer)
         elif kind == CONSUMER_PAUSE:
             consumer.state.paused_until = body["until"]
+            consumer.configure(paused(consumer.config, body["until"]))
             if self.leading:
                 consumer.pause_changed(self.now())
         else:
@@ -220,7 +225,7 @@ class ConsumerSet:
 
     def _update(self, consumer: Consumer, body: dict[str, Any]) -> Consumer:
         config = ConsumerConfig.from_json(body["config"])
-        config.pause_until = consumer.config.pause_until
+        config = with_level(replace(config, pause_until=consumer.config.pause_until))
         if body["action"] == "create":
             if config != consumer.config:
                 raise errors.CONSUMER_ALREADY_EXISTS()
@@ -229,8 +234,6 @@ class ConsumerSet:
             others = [other.config for other in self._consumers.values() if other is not consumer]
             check_workqueue(config, others, updating=True)
         check_update(consumer.config, config, bound=False)
-        if not config.durable and not config.inactive_threshold:
-            config.inactive_threshold = EPHEMERAL_THRESHOLD
         before = consumer.filters
         consumer.configure(config)
         if before != consumer.filters:
@@ -323,14 +326,16 @@ class ConsumerSet:
     def removed(self, seqs: Sequence[int]) -> None:
         """Single messages are gone."""
         for consumer in self._consumers.values():
-            gone = consumer.state.forget(seqs) if consumer.state.pending else []
+            gone = consumer.state.forget(seqs) if consumer.state.pending else {}
             delivery = consumer.delivery
             if delivery is None:
                 continue
-            counts = {seq: delivery.attempts.get(seq, 1) for seq in gone}
-            delivery.lost(seqs, gone)
-            for seq, deliveries in counts.items():
-                consumer.terminated(seq, 0, deliveries, "Unacknowledged message was deleted")
+            told = [(seq, number, delivery.attempts.get(seq, 1)) for seq, (number, _) in gone.items()]
+            delivery.lost(seqs, list(gone))
+            if gone:
+                delivery.last_acked_at = self.now()
+            for seq, number, deliveries in told:
+                consumer.terminated(seq, number, deliveries, "Unacknowledged message was deleted")
 
     def purged(self) -> None:
         """Many messages are gone: compare everything with the stream."""

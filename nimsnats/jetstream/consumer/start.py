@@ -13,7 +13,7 @@ def place(config: ConsumerConfig, filters: Filters, source: MessageSource) -> Co
     if config.deliver_policy != "last_per_subject":
         return ConsumerState(_first(config, filters, source))
     initial = source.last_per_subject(filters)
-    state = ConsumerState(initial[0] if initial else source.last_seq + 1)
+    state = ConsumerState(initial[0] if initial else max(source.last_seq, 1))
     state.initial = initial
     state.resume = source.last_seq
     return state

@@ -167,9 +167,9 @@ class ConsumerState:
         self.floor_seq = max(self.floor_seq, min(seq, self.delivered_seq))
         return done
 
-    def forget(self, seqs: Iterable[int]) -> list[int]:
+    def forget(self, seqs: Iterable[int]) -> dict[int, Delivered]:
         """The stream lost these messages; what was pending of them is returned."""
-        gone = [seq for seq in seqs if seq in self.pending]
+        gone = {seq: self.pending[seq] for seq in seqs if seq in self.pending}
         for seq in gone:
             del self.pending[seq]
             self.redelivered.pop(seq, None)
@@ -178,17 +178,16 @@ class ConsumerState:
             self._move_floor()
         return gone
 
-    def purge(self, first_seq: int, live: Callable[[int], bool]) -> list[int]:
-        """The stream lost many messages and now starts at `first_seq`; what was pending of them is returned."""
+    def purge(self, first_seq: int, live: Callable[[int], bool]) -> None:
+        """The stream lost many messages and now starts at `first_seq`."""
         self.delivered_seq = max(self.delivered_seq, first_seq - 1)
         if self.floor_seq < first_seq - 1:
             below = [number for seq, (number, _) in self.pending.items() if seq < first_seq]
             self.floor_seq = first_seq - 1
             self.floor_number = max(below, default=self.floor_number)
-        gone = self.forget([seq for seq in self.pending if not live(seq)])
+        self.forget([seq for seq in self.pending if not live(seq)])
         if not self.pending:
             self.floor_to_delivered()
-        return gone
 
     def reset(self, start: int) -> None:
         """Begin again at `start` with consumer sequence 1."""
