@@ -67,7 +67,7 @@ class ConfiguredAuthenticator:
         """See `Authenticator.authenticate`."""
         if not self.required:
             return Identity(self._global)
-        anonymous = not (connect.user or connect.password or connect.auth_token or connect.nkey)
+        anonymous = not (connect.user or connect.password or connect.auth_token)
         if self.default is not None and anonymous:
             return self.default
         if self._users:

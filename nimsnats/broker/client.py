@@ -146,7 +146,8 @@ class ClientConnection(Connection):
             self.close(Reason.PROTOCOL_VIOLATION)
             return
         self._relabel()
-        if self._connected:
+        let_in_early = self.broker.authenticator.required and not self.parser.awaiting_connect
+        if self._connected or let_in_early:
             self._drop_all()
         if self.options.account or self.options.new_account:
             self._refuse()
@@ -213,8 +214,9 @@ class ClientConnection(Connection):
         account.clients[self.cid] = self
 
     def _refuse(self) -> None:
-        user = f' - User "{self.options.user}"' if self.options.user else ""
-        self.log(logging.ERROR, "authentication error%s", user)
+        options = self.options
+        who = f' - User "{options.user}"' if options.user else ' - Token "[REDACTED]"' if options.auth_token else ""
+        self.log(logging.ERROR, "authentication error%s", who)
         self._error("Authorization Violation", Reason.AUTHENTICATION_FAILURE)
 
     def _relabel(self) -> None:
@@ -415,7 +417,7 @@ class ClientConnection(Connection):
         """This connection's deadline passed: authentication is late, or it is time for a PING."""
         if self.parser.awaiting_connect:
             if self._auth_task is None:
-                self.log(logging.ERROR, "authentication timeout")
+                self.log(logging.DEBUG, "Authentication Timeout")
                 self._error("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
             return
         runtime = self.broker.runtime
