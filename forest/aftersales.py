@@ -19,6 +19,7 @@ from forest.errors import Poison
 from forest.leaf import Leaf, format_time
 from forest.nim import Nim
 from forest.payments import COMPLETED, FAILED
+from forest.stripe import exponent
 
 FOLLOWUP = "followup.required"
 EMAIL = "email.send"
@@ -44,10 +45,8 @@ class Payment:
 
     @property
     def price(self) -> str:
-        """`150.00 usd`, `500 jpy`: with the decimals that the amount has, two if it has a broken one."""
-        whole = self.amount == self.amount.to_integral_value()
-        places = max(2, -cast(int, self.amount.normalize().as_tuple().exponent))
-        return f"{self.amount:.0f} {self.currency}" if whole else f"{self.amount:.{places}f} {self.currency}"
+        """`150.00 usd`, `500 jpy`: with the decimals of the currency."""
+        return f"{self.amount:.{exponent(self.currency)}f} {self.currency}"
 
 
 def read_payment(leaf: Leaf) -> Payment:

@@ -25,7 +25,7 @@ from forest.aftersales import AfterSalesNim
 from forest.decomposer import CONSUMER as DECOMPOSER
 from forest.decomposer import Decomposer
 from forest.demo import Feeder
-from forest.errors import BrokenPlugin, Refused, Unavailable
+from forest.errors import BrokenPlugin, ForestError, Refused, Unavailable
 from forest.ground import Ground
 from forest.humus import STREAM as HUMUS
 from forest.humus import Humus
@@ -139,6 +139,7 @@ class Forest:
                 log=self._log,
             )
             self._feeder.start()
+        await self._name_orphans()
         names = ", ".join(worker.durable for worker in (*self._sources, *self._sinks))
         self._log.info("forest is growing: %s", names)
 
@@ -153,12 +154,25 @@ class Forest:
         await self._abandon()
 
     async def adjust_replicas(self, replicas: int) -> bool:
-        """Give all streams `replicas` copies; True if something changed. Raises Unavailable, Refused."""
+        """Give all streams `replicas` copies; True if something changed.
+
+        A stream that cannot follow does not hold back the others. Raises the first Unavailable or Refused at the end.
+        """
         ground = self.ground
-        changed = [
-            await part.adjust_replicas(replicas) for part in (ground.river, ground.wind, ground.humus, ground.soil)
-        ]
-        return any(changed)
+        changed = False
+        failure: ForestError | None = None
+        for part in (ground.river, ground.wind, ground.humus, ground.soil):
+            try:
+                changed |= await part.adjust_replicas(replicas)
+            except ForestError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return changed
+
+    def problems(self) -> list[str]:
+        """What an operator should look at, one line each; empty when all is well."""
+        return [f"left out: {error}" for error in self.broken]
 
     async def backlogs(self) -> dict[str, int]:
         """Messages that each durable consumer has yet to handle. Raises Unavailable."""
@@ -167,6 +181,25 @@ class Forest:
             worker.durable: await self._jet.backlog(worker.stream, worker.durable)
             for worker in (*self._sources, *self._sinks)
         }
+
+    async def _name_orphans(self) -> None:
+        """Log durable consumers that a former tree or nim has left: what waits for them fills the stream."""
+        assert self._jet is not None
+        known = {worker.durable for worker in (*self._sources, *self._sinks)}
+        for stream, kind in ((RIVER, "tree-"), (WIND, "nim-")):
+            try:
+                consumers = await self._jet.consumers(stream)
+            except ForestError as error:
+                self._log.debug("consumers of %s are unknown: %s", stream, error)
+                continue
+            for name, waiting in consumers.items():
+                if name.startswith(kind) and name not in known:
+                    self._log.warning(
+                        "consumer %s on %s (%d waiting) belongs to nobody here: delete it if its owner is gone",
+                        name,
+                        stream,
+                        waiting,
+                    )
 
     async def _abandon(self) -> None:
         self._sources, self._sinks = [], []
@@ -179,7 +212,13 @@ class Forest:
         if not isinstance(self._nats, str):
             return self._nats
         connect = cast("Callable[..., Awaitable[Client]]", nats.connect)  # its options are not annotated
-        return await connect(self._nats, name="nimsforest", max_reconnect_attempts=-1, error_cb=self._connection_error)
+        return await connect(
+            self._nats,
+            name="nimsforest",
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.5,
+            error_cb=self._connection_error,
+        )
 
     async def _connection_error(self, error: Exception) -> None:
         if self._gate.admit("connection") is not None:

@@ -78,6 +78,11 @@ class Jet:
         self._nc = cast(Any, client)  # nats-py's own annotations are partial
         self._js: Any = self._nc.jetstream(timeout=timeout)
 
+    @property
+    def reconnects(self) -> int:
+        """How often the connection has been made anew: what was asked on the old one will not be answered."""
+        return int(self._nc.stats["reconnects"])
+
     async def publish(
         self,
         subject: str,
@@ -176,6 +181,11 @@ class Jet:
         """Messages the consumer has yet to handle (undelivered and unacknowledged)."""
         info = await _translated(f"consumer {durable}", self._js.consumer_info(stream, durable))
         return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+
+    async def consumers(self, stream: str) -> dict[str, int]:
+        """The stream's consumers, with the messages that wait for each."""
+        infos = await _translated(f"consumers of {stream}", self._js.consumers_info(stream))
+        return {str(info.name): int(info.num_pending or 0) for info in infos}
 
     async def subscribe(self, subject: str, queue: str = "") -> Subscription:
         """A core subscription to be read with `receive`."""

@@ -78,14 +78,14 @@ def grove(trees: Sequence[Planted], wind: Wind, metrics: ForestMetrics, consumer
 
     async def handle(delivery: Delivery) -> None:
         item = river_item(delivery)
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         dropped = 0
         for planted in trees:
             try:
                 for leaf in await _leaves(planted, item):
                     await wind.drop(leaf)
                     dropped += 1
-            except Exception as error:  # raised again below, when the other trees have had their turn
+            except (Exception, SystemExit) as error:  # raised again below, when the other trees have had their turn
                 failures.append(error)
         if failures:
             raise max(failures, key=_need_of_redelivery)
@@ -95,7 +95,7 @@ def grove(trees: Sequence[Planted], wind: Wind, metrics: ForestMetrics, consumer
     return handle
 
 
-def _need_of_redelivery(error: Exception) -> int:
+def _need_of_redelivery(error: BaseException) -> int:
     """An item must come again as long as one tree is only waiting for the server, whatever the others say."""
     if isinstance(error, Unavailable):
         return 2

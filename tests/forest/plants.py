@@ -94,3 +94,17 @@ class Undeclared(Tree):
 
     def parse(self, item: RiverItem, /) -> Leaf:
         return self.leaf("surprise.party", {})
+
+
+class QuittingNim(Nim):
+    """Tries to take the whole process along."""
+
+    subjects = ("payment.completed",)
+
+    def handle(self, leaf: Leaf, /) -> None:
+        raise SystemExit("a nim has had enough")
+
+
+class Misnamed(Nim):
+    name = "no.dots.please"
+    subjects = ("payment.completed",)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from forest import Forest, ForestOptions
-from tests.forest.conftest import QUICK, Grow, settled, stored, task_of, until, writes_of
+from tests.forest.conftest import QUICK, Grow, go_server, settled, stored, task_of, until, writes_of
 from tests.forest.events import failed, succeeded
 
 # Every message a forest sends for one payment, by the beginning of its subject.
@@ -184,3 +186,37 @@ async def test_a_deleted_consumer_is_made_again(grow: Grow, client: Client) -> N
     await client.publish("river.stripe.webhook", succeeded("ch_orphan"))
     assert (await task_of(client, "ch_orphan"))["charge_id"] == "ch_orphan"
     await settled(forest)
+
+
+async def test_a_server_that_dies_and_comes_back_finds_the_forest_waiting(tmp_path: Path) -> None:
+    async def quiet(_: Exception) -> None:
+        """The server dies on purpose."""
+
+    with go_server(tmp_path) as (url, process):
+        forest = Forest(url, ForestOptions(limits=QUICK))
+        await forest.start()
+        outside = await nats.connect(url, error_cb=quiet, reconnect_time_wait=0.05, max_reconnect_attempts=-1)
+        js = outside.jetstream()
+        charges = [f"ch_outage{number:02d}" for number in range(40)]
+        for charge in charges[:20]:
+            await js.publish("river.stripe.webhook", succeeded(charge))
+        process.kill()
+        process.wait()
+    with go_server(tmp_path, int(url.rpartition(":")[2])):
+        for charge in charges[20:]:
+            while True:
+                try:
+                    await js.publish("river.stripe.webhook", succeeded(charge), timeout=0.3)
+                except nats.errors.Error:
+                    continue  # not connected again yet: a webhook's sender repeats, too
+                break
+
+        async def complete() -> bool:
+            return await stored(outside, "KV_SOIL") >= len(charges)
+
+        await until(complete, "tasks are missing")
+        await settled(forest)
+        state = (await js.stream_info("KV_SOIL", subjects_filter="$KV.SOIL.>")).state
+        assert state.subjects == {f"$KV.SOIL.task-{charge}": 1 for charge in charges}
+        await forest.stop()
+        await outside.close()

@@ -61,7 +61,9 @@ async def test_an_own_nim_keeps_state(grow: Grow, client: Client) -> None:
         (f"{HERE}:Stone", "trees", "construct"),
         (f"{HERE}:Stone", "nims", "construct"),
         (f"{HERE}:GreedyNim", "nims", "construct"),
+        (f"{HERE}:Misnamed", "nims", "construct"),
         (f"{HERE}:GreedyTree", "trees", "start"),
+        ("forest.aftersales:AfterSalesNim", "nims", "start"),
     ],
 )
 async def test_a_broken_one_is_left_out(
@@ -70,6 +72,7 @@ async def test_a_broken_one_is_left_out(
     forest = await grow(**{kind: [spec]})
     assert [(broken.spec, broken.stage) for broken in forest.broken] == [(spec, stage)]
     assert forest.metrics.total("forest_plugins_broken_total", plugin=spec) == 1
+    assert spec in forest.problems()[0]
     assert any(spec in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
     await client.publish("river.stripe.webhook", succeeded())
     assert (await task_of(client, CHARGE_ID))["status"] == "pending"
@@ -78,18 +81,28 @@ async def test_a_broken_one_is_left_out(
 async def test_failing_handlers_cost_their_own_items_only(
     grow: Grow, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forest = await grow(trees=[f"{HERE}:ExplodingTree", f"{HERE}:Undeclared"], nims=[f"{HERE}:ExplodingNim"])
+    forest = await grow(
+        trees=[f"{HERE}:ExplodingTree", f"{HERE}:Undeclared"], nims=[f"{HERE}:ExplodingNim", f"{HERE}:QuittingNim"]
+    )
     assert forest.broken == []
     await client.publish("river.stripe.webhook", succeeded())
     await client.publish("river.undeclared", b"x")
     assert (await task_of(client, CHARGE_ID))["status"] == "pending"
-    await until(lambda: forest.metrics.total("forest_items_abandoned_total") == 3, "they were not given up")
+    await until(lambda: forest.metrics.total("forest_items_abandoned_total") == 4, "they were not given up")
     await settled(forest)
     text = caplog.text
     assert "a bug in somebody's tree" in text
     assert "a bug in somebody's nim" in text
     assert "surprise.party: not captured" in text
     assert await stored(client, "HUMUS") == 1
+
+
+async def test_a_nim_that_is_gone_is_named(grow: Grow, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    first = await grow(nims=[f"{HERE}:CountingNim"])
+    await first.stop()
+    assert "belongs to nobody" not in caplog.text
+    await grow()
+    assert "consumer nim-CountingNim on WIND (0 waiting) belongs to nobody here" in caplog.text
 
 
 async def test_a_stop_is_quick_and_leaves_no_tasks(grow: Grow, client: Client) -> None:
