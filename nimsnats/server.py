@@ -24,6 +24,7 @@ from nimsnats.raft.host import Host
 from nimsnats.reload import reload
 from nimsnats.runtime import Runtime
 from nimsnats.storage import Database, open_database
+from nimsnats.version import NATS_VERSION, __version__
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -119,6 +120,7 @@ class Server:
         settings = self.settings
         self._runtime = runtime = Runtime.real()
         self._broker = broker = Broker(settings.broker, runtime)
+        self._introduce(broker)
         if settings.broker.jetstream:
             await self._start_jetstream(broker, runtime)
         self.view = NodeView(
@@ -136,12 +138,27 @@ class Server:
         if settings.monitor.port != 0:
             await self._start_http(self.view)
         await broker.start()
+        self.log.info("Server is ready")
+
+    def _introduce(self, broker: Broker) -> None:
+        """The head of the log, in nats-server's form: tools look for it."""
+        settings = self.settings
+        self.log.info("Starting nimsnats")
+        self.log.info("  Version:  %s (NATS %s)", __version__, NATS_VERSION)
+        if settings.broker.cluster_name:
+            self.log.info("  Cluster:  %s", settings.broker.cluster_name)
+        self.log.info("  Name:     %s", broker.server_name)
+        self.log.info("  ID:       %s", broker.server_id)
+        if settings.config_file:
+            self.log.info("Using configuration file: %s (%s)", settings.config_file, settings.config_digest)
 
     async def _start_jetstream(self, broker: Broker, runtime: Runtime) -> None:
         options = self.settings.jetstream
         self.storage = await open_database(
             options.store_dir, runtime, broker.server_name, sync_always=options.sync_always
         )
+        self.log.info("Starting JetStream")
+        self.log.info("  Store Directory: \"%s\"", options.store_dir)
         self._host = Host(self.storage, runtime, broker.server_name)
         self.jetstream = JetStream(broker, self._host, options, runtime)
         await self.jetstream.start()
