@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Literal, Protocol
 
 import pytest
@@ -13,7 +14,7 @@ from nimsnats.registry.local import LocalRegistry
 from nimsnats.registry.member import RegistryMember
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.registry.morpheus import MorpheusRegistry
-from nimsnats.registry.server import RegistryServer
+from nimsnats.registry.server import DATABASE, RegistryServer
 from nimsnats.runtime import Runtime
 from tests.registry.clock import ManualRuntime
 from tests.registry.watching import until, watching
@@ -57,13 +58,14 @@ class MemoryWorld:
 class HttpWorld:
     """Our server on a manual clock, clients on the real one (their sockets are real)."""
 
-    def __init__(self, watch: Literal["sse", "long-poll", "poll"]) -> None:
+    def __init__(self, watch: Literal["sse", "long-poll", "poll"], data_dir: Path) -> None:
         self.runtime = ManualRuntime()
         self.watch = watch
         self.port = 0
+        self.data_dir = data_dir
 
     async def open(self) -> None:
-        self.server = RegistryServer(self.runtime, ttl=TTL)
+        self.server = RegistryServer(self.runtime, ttl=TTL, data_dir=self.data_dir)
         await self.server.start(f"127.0.0.1:{self.port}")
         self.port = self.server.port
 
@@ -83,6 +85,7 @@ class HttpWorld:
         await self.server.stop()
 
     async def heal(self) -> None:
+        self.runtime.now += 1  # no server restarts in no time
         await self.open()
 
     async def close(self) -> None:
@@ -97,11 +100,11 @@ class LocalWorld(HttpWorld):
 
 
 @pytest.fixture(params=["memory", "local", "sse", "long-poll", "poll"])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[MemoryWorld | HttpWorld]:
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MemoryWorld | HttpWorld]:
     if request.param == "memory":
         made: MemoryWorld | HttpWorld = MemoryWorld()
     else:
-        made = LocalWorld("poll") if request.param == "local" else HttpWorld(request.param)
+        made = LocalWorld("poll", tmp_path) if request.param == "local" else HttpWorld(request.param, tmp_path)
         await made.open()
     yield made
     await made.close()
@@ -242,6 +245,7 @@ async def test_a_restarted_registry_without_memory_learns_its_nodes_again(world:
         await one.register(node("one"))
         since = one.lease.since_ns
         await world.fail()
+        (world.data_dir / DATABASE).unlink()
         await world.heal()
         await one.heartbeat()
         assert one.lease.lapses == 1 and one.lease.since_ns > since
