@@ -75,25 +75,24 @@ async def test_a_flood_of_poison_is_no_flood_of_lines(
     assert 1 <= len(lines) <= 5
 
 
-@pytest.mark.parametrize(
-    ("subject", "payload"),
-    [
-        ("payment.completed", b"not a leaf"),
-        ("payment.completed", b'{"subject": "payment.completed"}'),
-        ("payment.failed", b'{"subject":"payment.failed","data":[],"source":"x","ts":"2026-01-02T15:04:05Z"}'),
-        ("payment.failed", b'{"subject":"payment.failed","data":{},"source":"x","ts":"yesterday"}'),
-        ("payment.failed", b'{"subject":"payment.failed","data":{},"source":"x","ts":"2026-01-02T15:04:05Z"}'),
-        ("humus.somebody.create", b"not compost"),
-        ("humus.somebody.create", b'{"entity":"..","action":"create","data":1}'),
-        ("humus.somebody.create", b'{"entity":"a","action":"explode","data":1}'),
-        ("humus.somebody.create", b'{"entity":"a","action":"create"}'),
-    ],
-)
-async def test_poison_further_down_is_terminated_too(
-    oracle_url: str, grow: Grow, client: Client, subject: str, payload: bytes
-) -> None:
+FURTHER_DOWN: list[tuple[str, bytes]] = [
+    ("payment.completed", b"not a leaf"),
+    ("payment.completed", b'{"subject": "payment.completed"}'),
+    ("payment.failed", b'{"subject":"payment.failed","data":[],"source":"x","ts":"2026-01-02T15:04:05Z"}'),
+    ("payment.failed", b'{"subject":"payment.failed","data":{},"source":"x","ts":"yesterday"}'),
+    ("payment.failed", b'{"subject":"payment.failed","data":{},"source":"x","ts":"2026-01-02T15:04:05Z"}'),
+    ("humus.somebody.create", b"not compost"),
+    ("humus.somebody.create", b'{"entity":"..","action":"create","data":1}'),
+    ("humus.somebody.create", b'{"entity":"a","action":"explode","data":1}'),
+    ("humus.somebody.create", b'{"entity":"a","action":"create"}'),
+]
+
+
+async def test_poison_further_down_is_terminated_too(grow: Grow, client: Client) -> None:
     forest = await grow()
-    await client.publish(subject, payload)
-    await until(lambda: forest.metrics.total("forest_items_poison_total") == 1, "not counted")
+    for subject, payload in FURTHER_DOWN:
+        await client.publish(subject, payload)
+    count = len(FURTHER_DOWN)
+    await until(lambda: forest.metrics.total("forest_items_poison_total") == count, "not counted")
     await settled(forest)
-    assert forest.metrics.total("forest_items_received_total") == 1
+    assert forest.metrics.total("forest_items_received_total") == count

@@ -34,7 +34,7 @@ async def start(url: str, *arguments: str, **environment: str) -> Process:
     raise AssertionError("the forest ended before it was ready")
 
 
-async def test_the_command_serves_and_stops(oracle_url: str, nats_url: str, client: Client) -> None:
+async def test_the_command_serves_and_stops(nats_url: str, client: Client) -> None:
     import socket
     import time
 
@@ -64,7 +64,7 @@ def test_secrets_come_from_the_environment() -> None:
 
 @pytest.mark.extended
 @pytest.mark.timeout(300)
-async def test_kill_minus_nine_in_a_loop(oracle_url: str, nats_url: str, client: Client) -> None:
+async def test_kill_minus_nine_in_a_loop(nats_url: str, client: Client) -> None:
     """Twenty deaths under load, at whatever point they hit: one task per charge, one compost per task."""
     charges: list[str] = []
     js = client.jetstream()

@@ -66,31 +66,29 @@ async def test_a_signed_event_flows_and_its_repetition_is_stored_once(grow: Grow
     assert forest.metrics.value("forest_webhooks_total", name="stripe", status="200") == 2
 
 
-@pytest.mark.parametrize(
-    "signature",
-    [
-        None,
-        "",
-        "nonsense",
-        f"t={NOW}",
-        f"t={NOW},v1=",
-        f"t={NOW},v0={'0' * 64}",
-        sign(BODY, NEW, NOW).replace(f"t={NOW}", f"t={NOW + 1}"),
-        sign(BODY, NEW, NOW).replace(f"t={NOW},", ""),
-        sign(BODY, NEW, NOW).upper(),
-        sign(BODY, "whsec_somebody_elses", NOW),
-        sign(BODY + b" ", NEW, NOW),
-        sign(BODY, NEW, NOW - 301),
-        sign(BODY, NEW, NOW + 301),
-        sign(BODY, NEW, NOW).replace("v1=", "v1=\u00e9"),
-    ],
-)
-async def test_without_a_valid_signature_nothing_flows(
-    oracle_url: str, grow: Grow, client: Client, signature: str | None
-) -> None:
+FORGED: list[str | None] = [
+    None,
+    "",
+    "nonsense",
+    f"t={NOW}",
+    f"t={NOW},v1=",
+    f"t={NOW},v0={'0' * 64}",
+    sign(BODY, NEW, NOW).replace(f"t={NOW}", f"t={NOW + 1}"),
+    sign(BODY, NEW, NOW).replace(f"t={NOW},", ""),
+    sign(BODY, NEW, NOW).upper(),
+    sign(BODY, "whsec_somebody_elses", NOW),
+    sign(BODY + b" ", NEW, NOW),
+    sign(BODY, NEW, NOW - 301),
+    sign(BODY, NEW, NOW + 301),
+    sign(BODY, NEW, NOW).replace("v1=", "v1=\u00e9"),
+]
+
+
+async def test_without_a_valid_signature_nothing_flows(grow: Grow, client: Client) -> None:
     forest = await grow()
     async with serving(forest) as url:
-        assert await post(f"{url}/stripe", BODY, signature) == 400
+        for signature in FORGED:
+            assert await post(f"{url}/stripe", BODY, signature) == 400, signature
     info = await client.jetstream().stream_info("RIVER")
     assert info.state.last_seq == 0
 
@@ -124,7 +122,7 @@ async def test_no_acknowledgement_no_200(grow: Grow, client: Client) -> None:
         assert await post(f"{url}/stripe", BODY, sign(BODY, NEW, NOW)) == 503
 
 
-async def test_a_full_river_says_try_again(oracle_url: str, nats_url: str, client: Client) -> None:
+async def test_a_full_river_says_try_again(nats_url: str, client: Client) -> None:
     forest = Forest(nats_url, ForestOptions(limits=QUICK, builtin=False))
     async with forest, serving(forest) as url:
         js = client.jetstream()
