@@ -30,5 +30,5 @@ class Histogram:
 
     def cumulative(self) -> list[tuple[str, float]]:
         """(upper bound as text, observations up to it), the last one `+Inf`: Prometheus's buckets."""
-        labels = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
+        labels = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(labels, map(float, accumulate(self.counts)), strict=True))

@@ -7,6 +7,7 @@ start-up time: import it when a node has a monitor port, not before.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -139,4 +140,4 @@ async def _anonymous(request: web.Request, response: web.StreamResponse) -> None
 
 def _reason(error: OSError) -> str:
     """The operating system's words as Go puts them."""
-    return f"bind: {error.strerror}".lower() if error.errno is not None else str(error)
+    return f"bind: {os.strerror(error.errno).lower()}" if error.errno else str(error)
