@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.config_rules import check_create, check_update, checked
+from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.kinds import STREAM_CONFIG
@@ -34,6 +35,7 @@ class JetStreamAccount:
         self.account = account
         self.streams: dict[str, ServedStream] = {}
         self._changing = asyncio.Lock()
+        self._listening = Listening(account)
 
     @property
     def name(self) -> str:
@@ -165,6 +167,7 @@ class JetStreamAccount:
                 limits,
                 engine.log,
                 engine.options.domain,
+                self._listening,
             )
 
         return Environment(engine.runtime, engine.cache, engine.log, consumers)

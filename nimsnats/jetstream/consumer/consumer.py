@@ -57,10 +57,12 @@ class Consumer:
         "id",
         "name",
         "owner",
+        "plain_acks",
         "runtime",
         "side",
         "state",
         "stream",
+        "unacknowledged",
         "wake_at",
     )
 
@@ -96,6 +98,9 @@ class Consumer:
     def configure(self, config: ConsumerConfig) -> None:
         """Take over a configuration (replicated part)."""
         self.config = config
+        self.unacknowledged = config.ack_policy == "none"
+        self.plain_acks = config.ack_policy == "explicit" and not config.sample_freq
+        """Whether a plain acknowledgement needs nothing but its stream sequence."""
         filters = config.filters
         self.filters: Filters = () if b">" in filters else filters
 
@@ -229,9 +234,9 @@ class Consumer:
 
     # --- activity
 
-    def interest_lost(self, now: int) -> None:
+    def interest_lost(self) -> None:
         """Nobody listens on the deliver subject any more."""
-        self._active_at = now
+        self._active_at = now = self.owner.now()
         self.wake(now + self.config.inactive_threshold)
 
     def _check_activity(self, now: int) -> int:
@@ -272,6 +277,27 @@ class Consumer:
             headers = with_headers(headers, (extra,))
         return self._deliver(to, subject, reply, headers, payload)
 
+    def send_run(self, to: bytes, messages: list[StoredMessage], number: int, left: int) -> int:
+        """Send new messages in a row, the first under consumer sequence `number` with `left` matching ones from it on.
+
+        Returns how many got through: the first one that nobody takes ends the run. The loop of every fast consumer.
+        """
+        if self.config.headers_only:
+            for sent, message in enumerate(messages):
+                if not self.send(to, message, number + sent, max(left - sent - 1, 0)):
+                    return sent
+            return len(messages)
+        deliver, prefix = self._deliver, self._ack_prefix + b"1."
+        sent = 0
+        for seq, time, subject, headers, payload in messages:
+            left -= 1
+            reply = b"%b%d.%d.%d.%d" % (prefix, seq, number, time, left if left > 0 else 0)
+            if not deliver(to, subject, reply, headers, payload):
+                return sent
+            sent += 1
+            number += 1
+        return sent
+
     def size(self, message: StoredMessage, number: int, pending: int) -> int:
         """What a delivery counts against byte limits: subject, acknowledgement subject, headers and payload."""
         reply = len(self._ack_prefix) + len(f"1.{message.seq}.{number}.{message.time}.{pending}")
@@ -287,12 +313,20 @@ class Consumer:
 
     # --- acknowledgements
 
-    def receive_ack(self, seq: int, number: int, deliveries: int, payload: bytes, reply: bytes, now: int) -> None:
+    def acknowledged(self, seq: int) -> None:
+        """A plain acknowledgement under policy explicit, by far the most frequent thing that clients say."""
+        delivery = self.delivery
+        if delivery is not None and delivery.acknowledge(seq):
+            self.acked.append(seq)
+            if self.id not in self.owner.marked:
+                self.owner.mark(self)
+
+    def receive_ack(self, seq: int, number: int, deliveries: int, payload: bytes, reply: bytes) -> None:
         """What a client sent to the acknowledgement subject of a delivery."""
         delivery = self.delivery
         if delivery is None or seq >= delivery.next_seq:
             return
-        self._active_at = now
+        self._active_at = now = self.owner.now()
         if payload in _ACK:
             self._acknowledge(seq, number, now)
         elif payload.startswith(b"-NAK"):
@@ -324,7 +358,6 @@ class Consumer:
             if not delivery.acknowledge(seq):
                 return False
             self.acked.append(seq)
-        delivery.last_acked_at = now
         self.mark()
         if record is not None:
             self._sample(seq, record, attempts, now)
@@ -387,6 +420,8 @@ class Consumer:
             if not state.pending and (delivery is None or delivery.outstanding == 0):
                 floor = {"consumer_seq": number, "stream_seq": seq}
             last_acked = delivery.last_acked_at if delivery is not None else state.last_acked
+            if self.acked or self.acked_to:
+                last_acked = self.owner.now()
             if last_acked:
                 floor["last_active"] = format_time(last_acked)
         again = len(delivery.attempts) if delivery is not None else len(state.redelivered)
@@ -441,6 +476,7 @@ class Consumer:
             return None
         self.acked += delivery.vanished
         delivery.vanished.clear()
+        delivery.last_acked_at = self._active_at = now
         acked, to, touched = self.acked, self.acked_to, delivery.touched
         self.acked, self.acked_to, delivery.touched = [], None, []
         return [self.id, now, acked, to, touched]

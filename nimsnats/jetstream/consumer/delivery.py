@@ -354,10 +354,12 @@ class Delivery:
 
     def acknowledge(self, seq: int) -> bool:
         """An acknowledgement of one message arrived. False when there is nothing to acknowledge."""
-        if self.record(seq) is None or seq in self.acking:
+        if seq in self.acking:
+            return False
+        if seq not in self.state.pending and self.record(seq) is None:
             return False
         self.acking.add(seq)
-        if seq in self.spent:
+        if self.spent and seq in self.spent:
             self.spent.discard(seq)
         else:
             self.outstanding -= 1

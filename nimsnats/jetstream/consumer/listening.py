@@ -1,6 +1,8 @@
-"""What a leader listens to for the consumers of a stream: acknowledgements, flow control answers, interest.
+"""What an account's consumers listen to: acknowledgements, flow control answers, interest.
 
-Owns those subscriptions, three for a stream however many consumers it has, and the watch on who comes and goes.
+Owns these subscriptions: one `$JS.ACK.>` and one `$JS.FC.>` for all streams of the account, because a subscription this
+wide costs the broker one cached look-up for subjects that are used only once, and the watch on who comes and goes on
+deliver subjects. Streams add their consumers when this node starts to lead them.
 """
 
 from __future__ import annotations
@@ -19,77 +21,97 @@ if TYPE_CHECKING:
 
 
 class Listening:
-    """See the module. `by_token` are the stream's consumers by name."""
+    """See the module; one for each account."""
 
-    def __init__(self, account: Account, by_token: Mapping[bytes, Consumer], clock: Callable[[], int]) -> None:
+    def __init__(self, account: Account) -> None:
         self._account = account
-        self._by_token = by_token
-        self._clock = clock
+        self._hash = node_hash(account.name).encode()
+        self._streams: dict[bytes, Mapping[bytes, Consumer]] = {}
         self._subscriptions: list[Subscription] = []
-        self._pushes: dict[str, Consumer] = {}
+        self._pushes: dict[bytes, dict[Consumer, None]] = {}
         self._unwatch: Callable[[], None] | None = None
 
-    def start(self, stream: str) -> None:
-        """Listen to everything that concerns this stream."""
-        name = stream.encode()
-        ack = b"$JS.ACK.%b.>" % name
-        ack_v2 = b"$JS.ACK.*.%b.%b.>" % (node_hash(self._account.name).encode(), name)
-        flow = b"$JS.FC.%b.>" % name
-        for subject, handler in ((ack, self._on_ack), (ack_v2, self._on_ack), (flow, self._on_flow)):
-            self._subscriptions.append(self._account.subscribe(subject, handler))
+    def add(self, stream: str, by_token: Mapping[bytes, Consumer]) -> None:
+        """Listen for a stream; `by_token` are its consumers by name, now and later."""
+        if not self._subscriptions:
+            for subject, handler in ((b"$JS.ACK.>", self._on_ack), (b"$JS.FC.>", self._on_flow)):
+                self._subscriptions.append(self._account.subscribe(subject, handler))
+        self._streams[stream.encode()] = by_token
 
-    def stop(self) -> None:
-        """Listen no more."""
-        for subscription in self._subscriptions:
-            self._account.unsubscribe(subscription)
-        self._subscriptions.clear()
-        self._pushes.clear()
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+    def remove(self, stream: str, consumers: Mapping[bytes, Consumer]) -> None:
+        """Listen no more for a stream."""
+        self._streams.pop(stream.encode(), None)
+        for consumer in consumers.values():
+            self.forget(consumer)
+        if not self._streams:
+            for subscription in self._subscriptions:
+                self._account.unsubscribe(subscription)
+            self._subscriptions.clear()
 
     def watch(self, consumer: Consumer) -> None:
         """Tell a push consumer when listeners on its deliver subject come and go."""
+        self.forget(consumer)
         if not consumer.config.push:
             return
-        self._pushes[consumer.name] = consumer
+        self._pushes.setdefault(consumer.config.deliver_subject.encode(), {})[consumer] = None
         if self._unwatch is None:
             self._unwatch = self._account.watch_interest(self._interest_changed)
 
     def forget(self, consumer: Consumer) -> None:
-        """A consumer is gone."""
-        self._pushes.pop(consumer.name, None)
+        """A consumer is gone, or its deliver subject has changed."""
+        for subject, consumers in list(self._pushes.items()) if consumer.side is not None else ():
+            if consumer in consumers:
+                del consumers[consumer]
+                if not consumers:
+                    del self._pushes[subject]
+        if not self._pushes and self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
 
     def _on_ack(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
     ) -> bool | None:
-        """`….<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`, one handler for both forms."""
-        parts = subject.rsplit(b".", 6)
-        consumer = self._by_token.get(parts[1]) if len(parts) == 7 else None
-        if consumer is None or consumer.config.ack_policy == "none":
+        """`$JS.ACK.[<domain>.<account hash>.]<stream>.<consumer>.<deliveries>.<seq>.<number>.<time>.<pending>`."""
+        parts = subject.split(b".")
+        at = 2 if len(parts) == 9 else 4
+        if at == 4 and (len(parts) < 11 or parts[3] != self._hash):
+            return False
+        consumers = self._streams.get(parts[at])
+        consumer = consumers.get(parts[at + 1]) if consumers is not None else None
+        if consumer is None or consumer.unacknowledged:
             return False
         try:
-            deliveries, seq, number = int(parts[2]), int(parts[3]), int(parts[4])
+            if not reply and payload in _PLAIN and consumer.plain_acks:
+                consumer.acknowledged(int(parts[at + 3]))
+            else:
+                consumer.receive_ack(int(parts[at + 3]), int(parts[at + 4]), int(parts[at + 2]), payload, reply)
         except ValueError:
             return None
-        consumer.receive_ack(seq, number, deliveries, payload, reply, self._clock())
         return None
 
     def _on_flow(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
     ) -> bool | None:
         tokens = subject.split(b".")
-        consumer = self._by_token.get(tokens[3]) if len(tokens) == 5 else None
+        consumers = self._streams.get(tokens[2]) if len(tokens) == 5 else None
+        consumer = consumers.get(tokens[3]) if consumers is not None else None
         if consumer is None or not isinstance(consumer.side, PushSide):
             return False
         consumer.side.flow_answered(subject)
         return None
 
     def _interest_changed(self, subject: bytes, queue: bytes, added: bool) -> None:
-        for consumer in self._pushes.values():
+        if b"*" in subject or b">" in subject:
+            concerned = [consumer for consumers in self._pushes.values() for consumer in consumers]
+        else:
+            concerned = list(self._pushes.get(subject, ()))
+        for consumer in concerned:
             side = consumer.side
-            if isinstance(side, PushSide) and side.concerns(subject) and side.interest_changed():
+            if isinstance(side, PushSide) and side.interest_changed():
                 if side.bound:
                     consumer.mark()
                 else:
-                    consumer.interest_lost(self._clock())
+                    consumer.interest_lost()
+
+
+_PLAIN = frozenset((b"", b"+ACK", b"+OK"))

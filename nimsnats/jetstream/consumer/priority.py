@@ -34,6 +34,7 @@ class Groups:
         policy = self._consumer.config.priority_policy
         self.free = policy in ("none", "prioritized")
         """Whether the first request may always be served."""
+        self.absent = policy == "none"
         self.prioritized = policy == "prioritized"
         self._policy = policy
         if policy != "pinned_client":

@@ -142,6 +142,10 @@ class PullSide:
         delivery, send = self._delivery, self._consumer.send
         again = delivery.picked_again
         number, left = delivery.next_number, delivery.remaining()
+        if not again and len(self._waiting) == 1 and self.groups.absent and not delivery.replaying:
+            request = self._waiting[0]
+            if not request.limited and (not request.expires_at or request.expires_at > now):
+                return self._deliver_run(request, picked, number, left, now)
         served = 0
         one_by_one = delivery.replaying
         for message in picked:
@@ -154,6 +158,18 @@ class PullSide:
             if one_by_one or not self._waiting:
                 break
         delivery.sent(picked if served == len(picked) else picked[:served], now)
+        return served
+
+    def _deliver_run(self, request: PullRequest, picked: list[StoredMessage], number: int, left: int, now: int) -> int:
+        """Deliver to the only request there is, which wants at least as many messages as were picked."""
+        served = self._consumer.send_run(request.reply, picked, number, left)
+        self._delivery.sent(picked if served == len(picked) else picked[:served], now)
+        request.left -= served
+        request.delivered += served
+        if request.heartbeat:
+            request.heartbeat_at = now + request.heartbeat
+        if served < len(picked) or request.left <= 0:
+            self._waiting.clear()
         return served
 
     def _deliver_one(

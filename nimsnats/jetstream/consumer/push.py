@@ -59,10 +59,6 @@ class PushSide:
         self.bound = bound
         return changed
 
-    def concerns(self, subject: bytes) -> bool:
-        """Whether a subscription to this subject may make a difference."""
-        return subject == self._to or b"*" in subject or b">" in subject
-
     # --- serving
 
     def serve(self, now: int) -> bool:
@@ -90,27 +86,35 @@ class PushSide:
         return True
 
     def _deliver(self, picked: list[StoredMessage], now: int) -> int:
-        delivery, send, to = self._delivery, self._consumer.send, self._to
-        config = self._consumer.config
-        again = delivery.picked_again
+        delivery, consumer, to = self._delivery, self._consumer, self._to
+        config = consumer.config
         number, left = delivery.next_number, delivery.remaining()
-        measured = config.flow_control or config.rate_limit_bps > 0
-        one_by_one = delivery.replaying
-        sent = 0
-        for message in picked:
-            pending = left if again else max(left - 1, 0)
-            if not send(to, message, number, pending):
-                self.bound = False
-                self._consumer.interest_lost(now)
-                break
-            sent += 1
-            if one_by_one or (measured and not self._account(message, number, pending, now)):
-                break
-            number += 1
-            left = pending
+        if config.flow_control or config.rate_limit_bps > 0 or delivery.replaying or delivery.picked_again:
+            sent = self._deliver_measured(picked, number, left, now)
+        else:
+            sent = consumer.send_run(to, picked, number, left)
+        if sent < len(picked) and not consumer.account.has_interest(to, self._group):
+            self.bound = False
+            consumer.interest_lost()
         delivery.sent(picked if sent == len(picked) else picked[:sent], now)
         if sent and self._heartbeat:
             self._heartbeat_at = now + self._heartbeat
+        return sent
+
+    def _deliver_measured(self, picked: list[StoredMessage], number: int, left: int, now: int) -> int:
+        """Deliver until the window is full, the rate is reached or the stored distance is to be kept."""
+        delivery, consumer = self._delivery, self._consumer
+        again = delivery.picked_again
+        sent = 0
+        for message in picked:
+            pending = left if again else max(left - 1, 0)
+            if not consumer.send(self._to, message, number, pending):
+                break
+            sent += 1
+            if not self._account(message, number, pending, now) or delivery.replaying:
+                break
+            number += 1
+            left = pending
         return sent
 
     def _account(self, message: StoredMessage, number: int, pending: int, now: int) -> bool:

@@ -59,7 +59,10 @@ RETRY: Final = 0.25
 
 
 class ConsumerSet:
-    """See the module. All methods are called on the loop; `traits` tells the stream's present configuration."""
+    """See the module. All methods are called on the loop.
+
+    `traits` tells the stream's present configuration; `listening` is shared by all streams of the account.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class ConsumerSet:
         limits: ServerLimits,
         log: logging.Logger,
         domain: str = "",
+        listening: Listening | None = None,
     ) -> None:
         self.source = source
         self.account = account
@@ -82,7 +86,7 @@ class ConsumerSet:
         self._consumers: dict[str, Consumer] = {}
         self._by_id: dict[int, Consumer] = {}
         self._retention = Retention(source, self._consumers)
-        self._marked: dict[int, Consumer] = {}
+        self.marked: dict[int, Consumer] = {}
         self._hungry: dict[int, Consumer] = {}
         self._flush_handle: asyncio.Handle | None = None
         self._replies: list[bytes] = []
@@ -90,7 +94,7 @@ class ConsumerSet:
         self._loads: dict[int, asyncio.Task[None]] = {}
         self._by_token: dict[bytes, Consumer] = {}
         self.alarm = Alarm(runtime, self.now, self._by_id.get)
-        self._listening = Listening(account, self._by_token, self.now)
+        self._listening = listening or Listening(account)
         self._anchor = runtime.time_ns() - int(runtime.monotonic() * 1e9)
 
     # --- look-up
@@ -248,7 +252,7 @@ class ConsumerSet:
         del self._by_id[consumer.id]
         del self._by_token[consumer.name.encode()]
         self._listening.forget(consumer)
-        self._marked.pop(consumer.id, None)
+        self.marked.pop(consumer.id, None)
         self._hungry.pop(consumer.id, None)
         if self.leading:
             consumer.follow(DELETED)
@@ -353,7 +357,7 @@ class ConsumerSet:
             return
         self.leading = leading
         if leading:
-            self._listening.start(self.source.name)
+            self._listening.add(self.source.name, self._by_token)
             for consumer in list(self._consumers.values()):
                 self._lead(consumer)
         else:
@@ -365,14 +369,14 @@ class ConsumerSet:
         self.mark(consumer)
 
     def _quiet(self, status: bytes) -> None:
+        self._listening.remove(self.source.name, self._by_token)
         for consumer in self._consumers.values():
             consumer.follow(status)
-        self._listening.stop()
         self.alarm.stop()
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self._marked.clear()
+        self.marked.clear()
         self._hungry.clear()
         self._replies.clear()
         self._flying_acks.clear()
@@ -414,7 +418,7 @@ class ConsumerSet:
 
     def mark(self, consumer: Consumer) -> None:
         """Serve this consumer, and write down what it did, in the next tick."""
-        self._marked[consumer.id] = consumer
+        self.marked[consumer.id] = consumer
         if self._flush_handle is None and self.leading:
             self._flush_handle = self.runtime.call_soon(self._flush)
 
@@ -425,18 +429,18 @@ class ConsumerSet:
     def _flush(self) -> None:
         self._flush_handle = None
         now = self.now()
-        marked, self._marked = self._marked, {}
+        marked, self.marked = self.marked, {}
         more: list[Consumer] = []
         for consumer in marked.values():
             if consumer.serve(now):
                 more.append(consumer)
-        self._write({**marked, **self._marked}, now)
-        self._marked.clear()
+        self._write({**marked, **self.marked}, now)
+        self.marked.clear()
         for consumer in more:
             self.mark(consumer)
 
     def _flush_now(self) -> None:
-        marked, self._marked = self._marked, {}
+        marked, self.marked = self.marked, {}
         self._write(marked, self.now())
 
     def _write(self, marked: dict[int, Consumer], now: int) -> None:
