@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.interest import Interest
-from nimsnats.broker.plan import Plan, Route, Target
+from nimsnats.broker.plan import Lane, Plan, Target
 from nimsnats.broker.subscription import Subscription
+from nimsnats.protocol.parser import Line
 from nimsnats.protocol.subject import is_valid
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
 
-Lines = dict[bytes, tuple[Route, int, int]]
+Lines = dict[bytes, Line[Lane]]
 InterestListener = Callable[[bytes, bytes, bool], None]
 
 
@@ -118,7 +119,7 @@ class Account:
     # -- delivery -----------------------------------------------------------------------------------------------
 
     def known_plan(self, subject: bytes) -> Plan | None:
-        """The plan of a subject that has been used before, with its routes worked out; None for any other."""
+        """The plan of a subject that has been used before, with its ways worked out; None for any other."""
         return self._plans.get(subject)
 
     def plan(self, subject: bytes) -> Plan:
@@ -130,7 +131,7 @@ class Account:
         if subject in self._seen:
             if len(self._plans) >= _PLANS_KEPT:
                 self._forget()
-            plan.build_routes()
+            plan.build_ways()
             self._plans[subject] = plan
         else:
             if len(self._seen) >= _SEEN_KEPT:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.account import Account, InvalidSubject, Lines
 from nimsnats.broker.connection import TRACE, Connection
-from nimsnats.broker.plan import Route
+from nimsnats.broker.plan import Lane
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
-from nimsnats.protocol.parser import Failure, Parser
+from nimsnats.protocol.parser import Failure, Parser, Way
 from nimsnats.protocol.subject import is_literal
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ClientConnection(Connection):
     def __init__(self, broker: Broker, cid: int, *, local: bool = False) -> None:
         super().__init__(broker, cid)
         options = broker.options
-        self.parser: Parser[Route] = Parser(self, options.max_payload, options.max_control_line)
+        self.parser: Parser[Lane] = Parser(self, options.max_payload, options.max_control_line)
         self.kind = "Client"
         self.local = local
         self.options = ConnectOptions()
@@ -237,41 +237,43 @@ class ClientConnection(Connection):
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def route(self, subject: bytes, headers: bool, reply: bytes) -> Route | None:
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> Way[Lane] | None:
         """See `Commands.route`."""
         if not self.plain or subject.startswith(_RESERVED):
             return None
         plan = self.account.known_plan(subject)
-        if plan is None:
+        if plan is None or (reply and (not plan.targets or reply.startswith(_RESERVED_REPLY))):
             return None
-        route = plan.header_route if headers else plan.route
-        if route is None or (reply and (not route.receivers or reply.startswith(_RESERVED_REPLY))):
-            return None
-        return route
+        return plan.header_way if headers else plan.way
 
-    def run(self, route: Route, tails: list[bytes], size: int) -> None:
-        """Queue a run of messages: one piece of output per distinct prefix, shared by all who have it."""
-        count = len(tails) - 1
+    def run(self, lane: Lane, pieces: list[bytes], size: int) -> None:
+        """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
+        if isinstance(lane, ClientConnection):
+            count = len(pieces) >> 1
+            self._give(lane, pieces, sum(map(len, pieces)), count, size)
+        else:
+            count = len(pieces) - 1
+            for prefix, members in lane.groups:
+                if size < count * _CHUNK:
+                    shared = [prefix.join(pieces)]
+                else:
+                    shared = [piece for tail in pieces[1:] for piece in (prefix, tail)]
+                length = sum(map(len, shared))
+                for client, sub in members:
+                    sub.delivered += count
+                    self._give(client, shared, length, count, size)
         self.in_msgs += count
         self.in_bytes += size
-        mark = self.broker.outbox.mark
-        for prefix, members in route.groups:
-            if size < count * _CHUNK:
-                pieces = [prefix.join(tails)]
-                length = len(pieces[0])
-            else:
-                pieces = [piece for tail in tails[1:] for piece in (prefix, tail)]
-                length = sum(map(len, pieces))
-            for client, sub in members:
-                sub.delivered += count
-                client.out_msgs += count
-                client.out_bytes += size
-                client.out += pieces
-                if not client.queued:
-                    mark(client)
-                client.queued += length
-                if client.queued > client.brake:
-                    client.overfull(self)
+
+    def _give(self, client: ClientConnection, pieces: list[bytes], length: int, count: int, size: int) -> None:
+        client.out_msgs += count
+        client.out_bytes += size
+        client.out += pieces
+        if not client.queued:
+            self.broker.outbox.mark(client)
+        client.queued += length
+        if client.queued > client.brake:
+            client.overfull(self)
 
     def announced(self, subject: bytes) -> None:
         """See `Commands.announced`: pedantic clients hear of a bad subject before the payload is read."""

@@ -22,7 +22,7 @@ TRACE: Final = 5
 FRONT: Final = 16 * 1024
 """Leftovers up to that size are put in front of the next read; longer ones are collected and joined when complete."""
 
-_LARGE: Final = 4096
+_LARGE: Final = 2048
 """Average size of queued chunks from which they are handed to the kernel as they are, not joined first."""
 
 _STALL: Final = 0.005

@@ -1,41 +1,45 @@
 """The way of a message on one subject to its receivers, worked out once and kept until interest changes.
 
-Owns `Plan` (every receiver of a subject) and `Route` (the part of it that can take whole runs of messages). Plans hold
-no payload and deliver nothing by themselves; `delivery` and the connections do.
+Owns `Plan` (every receiver of a subject) and its ways for whole runs of messages: a connection, or a `Fanout` of
+several. Plans hold no payload and deliver nothing by themselves; accounts and connections do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from nimsnats.broker.interest import SubscriptionSet
 from nimsnats.broker.subscription import Subscription
+from nimsnats.protocol.parser import Way
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+
+Lane: TypeAlias = "ClientConnection | Fanout"
+"""What takes a run of messages."""
 
 Target = tuple[Subscription, bytes]
 """A subscription and `MSG <subject> <sid> ` for it (b"" for an internal one)."""
 
 
-class Route:
-    """Receivers that take a run of messages as it is: plain client subscriptions without a limit.
+class Fanout:
+    """The lane of several receivers, or none, that take a run of messages as it is.
 
     `groups` holds those with the same prefix together, because they are sent the same bytes.
     """
 
-    __slots__ = ("groups", "receivers")
+    __slots__ = ("delivered", "groups")
 
     def __init__(self, groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> None:
         self.groups = tuple((prefix, tuple(members)) for prefix, members in groups.items())
-        self.receivers = sum(len(members) for _, members in self.groups)
+        self.delivered = 0
 
 
 class Plan:
     """Every receiver of one subject."""
 
-    __slots__ = ("handlers", "header_route", "queues", "route", "subject", "targets")
+    __slots__ = ("handlers", "header_way", "queues", "subject", "targets", "way")
 
     def __init__(self, subject: bytes, matches: Iterable[SubscriptionSet]) -> None:
         self.subject = subject
@@ -55,18 +59,18 @@ class Plan:
         self.targets = tuple(targets)
         self.handlers = tuple(handlers)
         self.queues = tuple(tuple(members) for members in queues.values())
-        self.route: Route | None = None
-        self.header_route: Route | None = None
+        self.way: Way[Lane] | None = None
+        self.header_way: Way[Lane] | None = None
 
-    def build_routes(self) -> None:
-        """Work out `route` and `header_route`; they stay None where messages must go one by one.
+    def build_ways(self) -> None:
+        """Work out `way` and `header_way`; they stay None where messages must go one by one.
 
         That is so when a receiver is chosen anew for each message (queue groups), counts down (auto-unsubscribe), is
         a handler, cannot take headers, or is one connection twice (it sees its subscriptions' messages interleaved).
         """
         if self.handlers or self.queues or any(sub.limit for sub, _ in self.targets):
             return
-        plain: dict[bytes, list[tuple[ClientConnection, Subscription]]] = {}
+        groups: dict[bytes, list[tuple[ClientConnection, Subscription]]] = {}
         seen: set[ClientConnection] = set()
         headers = True
         for sub, prefix in self.targets:
@@ -76,7 +80,18 @@ class Plan:
                 return
             seen.add(client)
             headers = headers and client.headers
-            plain.setdefault(prefix, []).append((client, sub))
-        self.route = Route(plain)
+            groups.setdefault(prefix, []).append((client, sub))
+        self.way = _way(groups)
         if headers:
-            self.header_route = Route({b"H" + prefix: members for prefix, members in plain.items()})
+            self.header_way = _way({b"H" + prefix: members for prefix, members in groups.items()})
+
+
+def _way(groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> Way[Lane]:
+    """One receiver is a lane by itself: all its subscriptions share it, in the order of the messages."""
+    if len(groups) == 1:
+        ((prefix, members),) = groups.items()
+        if len(members) == 1:
+            client, sub = members[0]
+            return client, sub, prefix
+    fanout = Fanout(groups)
+    return fanout, fanout, b""

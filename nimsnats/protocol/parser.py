@@ -1,14 +1,14 @@
 """The client protocol, server side: bytes in, calls on a `Commands` out. No socket, clock or loop in here.
 
 Owns framing: verbs, arguments, sizes, what is an error and what only ends the connection. It never decides what a
-command means; it does not know subscriptions, and routes are opaque values that it got from `Commands.route`.
+command means; it does not know subscriptions, and lanes are opaque values that it got from `Commands.route`.
 
 Two ways through:
 
-- **The run** (`Parser.parse`). A control line that was seen before (`Commands.lines`: whole line -> route, payload
-  size, offset of the tail) costs one dictionary look-up. The *tail* of a PUB after its subject, `[reply ]size CRLF
-  payload CRLF`, is byte for byte the tail of the MSG that it becomes, so consecutive messages with one route are
-  collected as slices of the input and handed over as one list. No call, no object per message.
+- **The run** (`Parser.parse`). A control line that was seen before (`Commands.lines`) costs one dictionary look-up.
+  The *tail* of a PUB after its subject, `[reply ]size CRLF payload CRLF`, is byte for byte the tail of the MSG that it
+  becomes, so the output for consecutive messages in one *lane* is collected as a list of prefixes and slices of the
+  input and handed over at once. No call, no object per message.
 - **The line** (`Parser._line`). Everything else, one control line at a time, by nats-server's rules and quirks.
 
 The yardstick is nats-server's state machine; where it looks at bytes before the line is complete (unknown verbs, the
@@ -21,7 +21,7 @@ import re
 from enum import Enum
 from typing import Final, Generic, Protocol, TypeVar
 
-R = TypeVar("R")
+L = TypeVar("L")
 
 LINES_KEPT: Final = 8192
 """Known control lines kept per account; when full the table starts anew."""
@@ -50,23 +50,37 @@ class Failure(Enum):
     VIOLATION = ""
 
 
-class Commands(Protocol[R]):
+class Tally(Protocol):
+    """Something that counts messages."""
+
+    delivered: int
+
+
+Way = tuple[L, Tally, bytes]
+"""Lane, who counts the message, and the prefix that goes in front of its tail (b"": the lane does that itself)."""
+
+Line = tuple[L, Tally, bytes, int, int]
+"""A way, then payload size and the offset of the tail in the control line."""
+
+
+class Commands(Protocol[L]):
     """What a parser drives: one connection. A call may close it by setting `Parser.stopped`."""
 
-    lines: dict[bytes, tuple[R, int, int]]
-    """Known control lines (up to and without LF) -> (route, payload size, offset of the tail in the line)."""
+    lines: dict[bytes, Line[L]]
+    """Known control lines, up to and without LF."""
 
     headers: bool
     """Whether HPUB is allowed."""
 
-    def route(self, subject: bytes, headers: bool, reply: bytes) -> R | None:
-        """Where messages on `subject` go when runs of them may be handed over as tails; None: one by one."""
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> Way[L] | None:
+        """Where messages on `subject` go when runs of them may be handed over; None: one by one."""
         ...
 
-    def run(self, route: R, tails: list[bytes], size: int) -> None:
-        """Consecutive messages with one route; `size` is the sum of their payload bytes. The list is the callee's.
+    def run(self, lane: L, pieces: list[bytes], size: int) -> None:
+        """Consecutive messages of one lane; `size` is the sum of their payload bytes. The list is the callee's.
 
-        Its first item is empty, so that `prefix.join(tails)` puts the prefix in front of every message.
+        It starts with an empty piece. Then comes prefix, tail, prefix, tail, … where the way had a prefix, else only
+        tails, so that `prefix.join(pieces)` puts any prefix in front of every message.
         """
         ...
 
@@ -110,7 +124,7 @@ def parse_size(text: bytes) -> int:
     return -1
 
 
-class Parser(Generic[R]):
+class Parser(Generic[L]):
     """Turns one client's bytes into calls on `commands`."""
 
     __slots__ = (
@@ -118,7 +132,7 @@ class Parser(Generic[R]):
         "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "tail",
     )  # fmt: skip
 
-    def __init__(self, commands: Commands[R], max_payload: int, max_control_line: int) -> None:
+    def __init__(self, commands: Commands[L], max_payload: int, max_control_line: int) -> None:
         self._commands = commands
         self.max_payload = max_payload
         self.max_control_line = max_control_line
@@ -191,45 +205,48 @@ class Parser(Generic[R]):
         find = data.find
         length = len(data)
         pos = total = self._wanted = 0
-        tails: list[bytes] = [b""]
-        add = tails.append
-        current: R | None = None
+        pieces: list[bytes] = [b""]
+        add = pieces.append
+        current: L | None = None
         while pos < length:
             lf = find(10, pos)
             if lf < 0:
                 break
-            entry = known(data[pos:lf])
-            if entry is not None:
-                route, size, skip = entry
+            line = known(data[pos:lf])
+            if line is not None:
+                lane, tally, prefix, size, skip = line
                 end = lf + size + 3
                 if end <= length and data[end - 1] == 10 and data[end - 2] == 13:
-                    if route is not current:
+                    if lane is not current:
                         if current is not None:
-                            commands.run(current, tails, total)
+                            commands.run(current, pieces, total)
                             if self.stopped:
                                 return
-                            tails = [b""]
-                            add = tails.append
+                            pieces = [b""]
+                            add = pieces.append
                             total = 0
-                        current = route
+                        current = lane
+                    if prefix:
+                        add(prefix)
                     add(data[pos + skip : end])
+                    tally.delivered += 1
                     total += size
                     pos = end
                     continue
             if current is not None:
-                commands.run(current, tails, total)
+                commands.run(current, pieces, total)
                 if self.stopped:
                     return
                 current = None
-                tails = [b""]
-                add = tails.append
+                pieces = [b""]
+                add = pieces.append
                 total = 0
             pos = self._line(data, pos, lf)
             if pos < 0:
                 return
             known = commands.lines.get
         if current is not None:
-            commands.run(current, tails, total)
+            commands.run(current, pieces, total)
         if pos < length and not self.stopped:
             self._partial(data[pos:])
 
@@ -325,8 +342,8 @@ class Parser(Generic[R]):
             return self._fail(problem[0], problem[1])
         subject = words[1]
         reply = words[2] if len(words) == (5 if hpub else 4) else b""
-        route = commands.route(subject, hpub, reply) if skip else None
-        if route is None and not self._announced:
+        way = commands.route(subject, hpub, reply) if skip else None
+        if way is None and not self._announced:
             commands.announced(subject)
         end = lf + 1 + size
         if end + 2 > len(data):
@@ -339,15 +356,18 @@ class Parser(Generic[R]):
         self._announced = False
         if data[end] != 13 or data[end + 1] != 10:
             return self._unknown(data, end)
-        if route is None:
+        if way is None:
             commands.message(subject, reply, header, data, lf + 1, end)
         elif reply:
-            commands.run(route, [b"", data[pos + skip : end + 2]], size)
+            lane, tally, prefix = way
+            tally.delivered += 1
+            tail = data[pos + skip : end + 2]
+            commands.run(lane, [b"", prefix, tail] if prefix else [b"", tail], size)
         else:
             lines = commands.lines
             if len(lines) >= LINES_KEPT:
                 lines.clear()
-            lines[data[pos:lf]] = (route, size, skip)
+            lines[data[pos:lf]] = (*way, size, skip)
             return pos  # the loop finds it there now
         return -1 if self.stopped else end + 2
 
