@@ -30,7 +30,7 @@ from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup
 from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
 from nimsnats.storage.opening import Connections, Contents
 from nimsnats.storage.reaper import Reaper
-from nimsnats.storage.witness import Witness, entry_item, removed_item, term_item, truncate_item
+from nimsnats.storage.witness import Witness, entry_item, name_items, removed_item, term_item, truncate_item
 
 _BLOCK: Final = 0x80
 _DELETE_FROM: Final = "DELETE FROM entries WHERE id >= ? AND id <= ?"
@@ -74,7 +74,8 @@ async def open_database(
         connections = await opening.connect(directory.database, sync_always)
         witness = Witness(path, contents.generation)
         try:
-            witness.start((row[0], contents.last.get(row[0], 0), row[3]) for row in contents.groups.values() if row[2])
+            living = [row for row in contents.groups.values() if row[2]]
+            witness.start((row[0], row[2], contents.last.get(row[0], 0), row[3]) for row in living)
         except OSError as error:
             raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
     except BaseException:
@@ -181,7 +182,7 @@ class Database:
         assert group <= layout.MAX_GROUP and name and name not in self.group_names()
         self._newest_group = group
         self._put_group(layout.group_row(group, name, term, vote, 0, 0, 0, members))
-        self._gathering.witness.append(term_item(group, term))
+        self._gathering.witness.append(term_item(group, term) + name_items(group, name))
         return group
 
     def remove_group(self, group: int) -> None:
@@ -255,10 +256,19 @@ class Database:
     # -------------------------------------------------------------------------------------------------
 
     async def _write_loop(self) -> None:
+        try:
+            await self._write_batches()
+        except Exception as error:
+            # Whatever this is, it is our bug: nobody may wait for ever, and nothing may be acknowledged.
+            self._log.exception("Storage writer stopped")
+            self._stop_for_good(StorageFailed(f"storage writer stopped: {error!r}"))
+            await self._write_batches()
+
+    async def _write_batches(self) -> None:
         while not self._closing or self._gathering.done:
             if self._finish_checkpoint:
                 await self._end_checkpoint()
-            if self._gathering.done:
+            elif self._gathering.done:
                 batch, self._gathering = self._gathering, Batch()
                 self._committing = True
                 await self._commit(batch)
@@ -293,6 +303,7 @@ class Database:
         self._reaping_rests = False
         if batch.witness:
             try:
+                self._witness.names.update((row[0], row[2]) for row in batch.groups.values() if row[2])
                 self._witness.write(batch.witness)
                 self._witness_blind = False
             except OSError as error:
@@ -331,13 +342,13 @@ class Database:
 
     async def _end_checkpoint(self) -> None:
         self._finish_checkpoint = False
-        self._checkpointer.running = False
-        if self.failure is not None:
-            return
         try:
-            await self._checkpointer.finish()
+            if self.failure is None:
+                await self._checkpointer.finish()
         except sqlite3.Error as error:
             self._checkpoint_failed(error)
+        finally:
+            self._checkpointer.running = False
 
     def _checkpoint_failed(self, error: sqlite3.Error) -> None:
         """A full disk can wait: the WAL keeps everything. A failed sync cannot: the WAL would be given up for

@@ -129,6 +129,15 @@ def settle(connection: sqlite3.Connection, view: View, testimony: Testimony) -> 
     """Delete bogus rows, write placeholders for what stays missing, and say per group what that is."""
     losses: dict[int, Loss] = {}
     connection.execute("BEGIN IMMEDIATE")
+    for group, seen in testimony.groups.items():
+        if group not in view.groups:
+            # With a gap in what the witness knows there must have been a snapshot, and it is lost with its
+            # row.
+            known_from_start = len(seen.entries) == seen.last
+            snapshot_index = 0 if known_from_start else seen.last
+            view.groups[group] = layout.group_row(group, seen.name, seen.term, "?", snapshot_index, seen.term, 0, b"")
+            view.last[group] = snapshot_index
+            write_groups(connection, {group: view.groups[group]})
     connection.executemany("DELETE FROM entries WHERE id = ?", [(row,) for row in view.bogus])
     for group, row in view.groups.items():
         if not row[2]:
@@ -150,11 +159,6 @@ def settle(connection: sqlite3.Connection, view: View, testimony: Testimony) -> 
             # Whom this node voted for in that term is forgotten: a name nobody has keeps it from voting
             # twice.
             view.groups[group] = layout.group_row(group, row[2], seen.term, "?", *row[5:])
-            write_groups(connection, {group: view.groups[group]})
-    for group, seen in testimony.groups.items():
-        if group not in view.groups:
-            losses.setdefault(group, Loss()).entries.update(seen.entries or {seen.last: 0})
-            view.groups[group] = layout.group_row(group, "", 0, "", 0, 0, 0, b"")
             write_groups(connection, {group: view.groups[group]})
     connection.execute("COMMIT")
     return losses

@@ -30,10 +30,12 @@ _MAGIC: Final = b"NIMSWIT1"
 _HEADER: Final = Struct("<8sQI")
 _RECORD: Final = Struct("<II")
 _ITEM: Final = Struct("<BIQQ")
+_NAME_ITEM: Final = Struct("<BI16s")
 _ROTATE_BYTES: Final = 4 * 1024 * 1024
 _FILES: Final = ("witness.0", "witness.1")
 
-_BASE, _ENTRY, _TRUNCATE, _TERM, _REMOVED = range(5)
+_BASE, _ENTRY, _TRUNCATE, _TERM, _REMOVED, _NAME = range(6)
+_NAME_PART: Final = 16
 
 _pack = _ITEM.pack
 
@@ -58,12 +60,20 @@ def removed_item(group: int) -> bytes:
     return _pack(_REMOVED, group, 0, 0)
 
 
+def name_items(group: int, name: str) -> bytes:
+    """A group was created: its name, in parts."""
+    raw = name.encode()
+    parts = (raw[at : at + _NAME_PART].ljust(_NAME_PART, b"\0") for at in range(0, len(raw), _NAME_PART))
+    return b"".join(_NAME_ITEM.pack(_NAME, group, part) for part in parts)
+
+
 @dataclass(slots=True)
 class GroupTestimony:
     """What the witness has seen of a group. `entries` holds the message counts of recent entries by index."""
 
     last: int = 0
     term: int = 0
+    name: str = ""
     entries: dict[int, int] = field(default_factory=dict[int, int])
 
 
@@ -93,6 +103,9 @@ class Testimony:
                 seen.last = first - 1
                 for index in [index for index in seen.entries if index >= first]:
                     del seen.entries[index]
+            elif kind == _NAME:
+                part = (first.to_bytes(8, "little") + second.to_bytes(8, "little")).rstrip(b"\0")
+                seen.name = (seen.name.encode("utf-8", "surrogateescape") + part).decode("utf-8", "surrogateescape")
             elif kind == _REMOVED:
                 del self.groups[group]
 
@@ -143,12 +156,14 @@ class Witness:
         self._position = 0
         self.last: dict[int, int] = {}
         """Highest durable index of each group."""
+        self.names: dict[int, str] = {}
         self.terms: dict[int, int] = {}
 
-    def start(self, groups: Iterable[tuple[int, int, int]]) -> None:
-        """Begin a new generation that knows `groups` as (id, last index, term). Raises OSError."""
-        for group, last, term in groups:
+    def start(self, groups: Iterable[tuple[int, str, int, int]]) -> None:
+        """Begin a new generation that knows `groups` as (id, name, last index, term). Raises OSError."""
+        for group, name, last, term in groups:
             self.last[group] = last
+            self.names[group] = name
             self.terms[group] = term
         self.rotate()
 
@@ -168,6 +183,7 @@ class Witness:
             elif kind == _REMOVED:
                 self.last.pop(group, None)
                 self.terms.pop(group, None)
+                self.names.pop(group, None)
         if os.pwrite(self._file, record, self._position) == len(record):
             self._position += len(record)
         if self._position > _ROTATE_BYTES:
@@ -178,7 +194,8 @@ class Witness:
         generation = self._generation + 1
         head = _MAGIC + generation.to_bytes(8, "little")
         body = b"".join(
-            _pack(_BASE, group, last, self.terms.get(group, 0)) for group, last in sorted(self.last.items())
+            _pack(_BASE, group, last, self.terms.get(group, 0)) + name_items(group, self.names.get(group, ""))
+            for group, last in sorted(self.last.items())
         )
         content = head + crc32(head).to_bytes(4, "little")
         content += _RECORD.pack(len(body), crc32(body, generation & 0xFFFFFFFF)) + body
