@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from forest.ending import end
 from forest.errors import ForestError
 from forest.metrics import ForestMetrics
 from forest.river import River
@@ -120,8 +121,7 @@ class Feeder:
     async def stop(self) -> None:
         """Stop feeding."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end([self._task])
             self._task = None
 
     async def _run(self) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
+from forest.ending import end
 from forest.errors import ForestError, LeafNotCaptured, Poison
 from forest.jet import MSG_ID, Jet, Stored
 from forest.leaf import Leaf
@@ -56,8 +57,7 @@ class Catch:
     async def stop(self) -> None:
         """Unsubscribe and wait for the handler that may be running."""
         await self._jet.unsubscribe(self._subscription)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end([self._task])
 
 
 class Wind:

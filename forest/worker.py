@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forest.ending import end
 from forest.errors import ForestError, Poison, Refused, Unavailable
 from forest.jet import MSG_ID, Jet
 from forest.metrics import ForestMetrics, LogGate
@@ -130,14 +131,11 @@ class Worker:
         """Stop pulling, let running handlers finish for `stop_grace` seconds, then cancel them."""
         self._stopping = True  # nats-py turns a cancellation on a closed connection into an error of its own
         if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+            await end([self._loop_task])
             self._loop_task = None
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=self._limits.stop_grace)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await end(late)
 
     async def _run(self) -> None:
         pause = self._limits.backoff
