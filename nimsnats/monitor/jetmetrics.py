@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.jetstream.stream import Stream
 
+_BUNCH: Final = 50
 _STREAM: Final = ("account", "stream")
 _CONSUMER: Final = ("account", "stream", "consumer")
 
@@ -33,12 +35,10 @@ _CONSUMER_GAUGES: Final = (
 )
 
 
-def jetstream_metrics(jetstream: JetStream) -> Iterator[Metric]:
-    """All families, read now."""
+async def jetstream_metrics(jetstream: JetStream) -> list[Metric]:
+    """All families; other work gets its turn between bunches of consumers."""
     accounts = list(jetstream.accounts.values())
-    yield from _accounts(jetstream, accounts)
-    yield from _streams(accounts)
-    yield from _consumers(accounts)
+    return [*_accounts(jetstream, accounts), *_streams(accounts), *await _consumers(accounts)]
 
 
 def _accounts(jetstream: JetStream, accounts: list[JetStreamAccount]) -> Iterator[Metric]:
@@ -68,20 +68,21 @@ def _streams(accounts: list[JetStreamAccount]) -> Iterator[Metric]:
         yield family
 
 
-def _consumers(accounts: list[JetStreamAccount]) -> Iterator[Metric]:
+async def _consumers(accounts: list[JetStreamAccount]) -> list[Metric]:
     families = {
         field: GaugeMetricFamily("nimsnats_" + name, text, labels=_CONSUMER) for name, text, field in _CONSUMER_GAUGES
     }
-    for labels, info in _each_consumer(accounts):
-        for field, family in families.items():
-            family.add_metric(labels, info[field])
-    yield from families.values()
-
-
-def _each_consumer(accounts: list[JetStreamAccount]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    read = 0
     for account in accounts:
-        for stream in account:
+        for stream in list(account):
             for name in stream.consumers.names():
                 consumer = stream.consumers.get(name)
-                if consumer is not None:
-                    yield [account.name, stream.name, name], consumer.info(listed=True)
+                if consumer is None:
+                    continue  # deleted during a pause
+                info = consumer.info(listed=True)
+                for field, family in families.items():
+                    family.add_metric([account.name, stream.name, name], info[field])
+                read += 1
+                if read % _BUNCH == 0:
+                    await asyncio.sleep(0)
+    return list(families.values())

@@ -10,7 +10,8 @@ Names: `nimsnats_` + what + unit (`_seconds`, `_bytes`), counters end in `_total
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -26,33 +27,44 @@ from nimsnats.version import NATS_VERSION, __version__
 _PREFIX = "nimsnats_"
 
 
-def expose(view: NodeView, accept: str) -> tuple[bytes, str]:
-    """The page and its content type, in the format that the Accept header asks for."""
+async def expose(view: NodeView, accept: str) -> tuple[bytes, str]:
+    """The page and its content type, in the format that the Accept header asks for.
+
+    Reads the node on its loop, with a pause after each bunch of consumers, and writes the text on another thread: a
+    scrape of thousands of consumers must not hold up messages.
+    """
+    families = list(_families(view))
+    if view.jetstream is not None:
+        families += await jetstream_metrics(view.jetstream)
+    encode, content_type = choose_encoder(accept)
+    return await asyncio.to_thread(_encoded, encode, families), content_type
+
+
+def _encoded(encode: Callable[[CollectorRegistry], bytes], families: list[Metric]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(NodeCollector(view))
+    registry.register(_Collected(families))
     ProcessCollector(registry=registry)
     GCCollector(registry=registry)
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    return encode(registry)
 
 
-class NodeCollector(Collector):
-    """Reads one node each time it is asked."""
+class _Collected(Collector):
+    """Families that have been read already."""
 
-    def __init__(self, view: NodeView) -> None:
-        self._view = view
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
 
-    def collect(self) -> Iterator[Metric]:
-        """All families of the node."""
-        view = self._view
-        yield from _server(view)
-        yield from _loop(view)
-        yield from _storage(view)
-        if view.jetstream is not None:
-            yield from jetstream_metrics(view.jetstream)
-        yield from _registry(view)
-        yield from _cluster(view)
-        yield from _application(view)
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _families(view: NodeView) -> Iterator[Metric]:
+    yield from _server(view)
+    yield from _loop(view)
+    yield from _storage(view)
+    yield from _registry(view)
+    yield from _cluster(view)
+    yield from _application(view)
 
 
 def gauge(name: str, text: str, value: float) -> Metric:

@@ -20,6 +20,7 @@ from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
 from nimsnats.monitor.format import pretty
 from nimsnats.monitor.query import ParameterError, read_all
 from nimsnats.monitor.view import NodeView
+from nimsnats.runtime import StartError
 from nimsnats.version import __version__
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -30,7 +31,7 @@ _MAX_BODY: Final = 4 * 1024 * 1024
 _ANY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*", "Content-Type": "application/json"}
 
 
-class MonitorError(Exception):
+class MonitorError(StartError):
     """The HTTP port cannot be opened; the text is the line for the log."""
 
 
@@ -125,7 +126,7 @@ class MonitorServer:
         )  # the first scrape pays for loading prometheus-client, not the start
 
         self.view.http_requests["/metrics"] += 1
-        body, content_type = expose(self.view, request.headers.get("Accept", ""))
+        body, content_type = await expose(self.view, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 
