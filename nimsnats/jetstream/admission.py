@@ -69,14 +69,14 @@ class Admission:
         """None when the message may be stored. `named` are its `Nats-*` headers, `payload` its length in bytes."""
         if config.sealed:
             return errors.STREAM_SEALED()
-        if named:
-            refused = self._check_headers(config, store, subject, named, now)
-            if refused is not None:
-                return refused
         if 0 <= config.max_msg_size < len(headers) + payload:
             return errors.STREAM_MESSAGE_EXCEEDS_MAXIMUM()
         if len(headers) > MAX_HEADERS:
             return errors.STREAM_HEADER_EXCEEDS_MAXIMUM()
+        if named:
+            refused = self._check_headers(config, store, subject, named, now)
+            if refused is not None:
+                return refused
         if TTL in named:
             try:
                 parse_ttl(named[TTL])

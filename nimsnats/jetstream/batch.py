@@ -26,6 +26,8 @@ from struct import Struct
 from typing import Final
 
 VERSION: Final = 1
+MAX_MESSAGES: Final = 1 << 20
+"""In one batch; bounds what a damaged count can make the decoder allocate."""
 SINGLE: Final = 1
 HEADERS: Final = 2
 EVEN: Final = 4
@@ -160,7 +162,7 @@ class Batch:
         if len(data) < _HEAD.size:
             raise BadBatch("batch shorter than its head")
         version, flags, _, time, count, table_size, header_size = _HEAD.unpack_from(data)
-        if version != VERSION or not count:
+        if version != VERSION or not 0 < count <= MAX_MESSAGES:
             raise BadBatch(f"batch of version {version} with {count} messages")
         reader = _Reader(data, _HEAD.size)
         table = reader.take(table_size).split(b"\n")

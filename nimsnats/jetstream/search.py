@@ -140,7 +140,7 @@ def front(store: MessageStore, messages: int, size: int) -> int:
 def missing(store: MessageStore) -> list[int]:
     """Deleted sequences between the first live and the last one."""
     gone: list[int] = []
-    expected = store.first_seq
+    expected = max(store.first_seq, 1)
     for block in store.blocks:
         for at in block.live_positions():
             seq = block.seq_at(at)

@@ -54,7 +54,7 @@ class AccountApi:
         }
         if account.engine.options.domain:
             body["domain"] = account.engine.options.domain
-        counters = {"level": API_LEVEL, "total": self._dispatcher.total, "errors": self._dispatcher.failed}
+        counters = {"level": API_LEVEL, "total": self._dispatcher.total - 1, "errors": self._dispatcher.failed}
         body["api"] = counters
         return body
 

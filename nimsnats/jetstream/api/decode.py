@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 from nimsnats.jetstream import errors
-from nimsnats.jetstream.api.syntax import syntax_error
+from nimsnats.jetstream.api.syntax import first_value_error, syntax_error
 
 JsonObject = dict[str, Any]
 
@@ -149,7 +149,7 @@ class Mapped:
         if not isinstance(value, dict):
             raise _mismatch(value, path, where, self.go_type)
         pairs = cast("dict[str, Any]", value)
-        return {key: self.item.read(item, path, where) for key, item in pairs.items() if item is not None}
+        return {key: self.item.read(item, f"{path}.{key}", where) for key, item in pairs.items() if item is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +211,8 @@ def _decode(body: bytes, struct: Struct) -> JsonObject:
         if value is None:
             continue
         if not isinstance(value, dict):
+            if (error := first_value_error(body)) is not None:  # Python ends `1.x` early, Go does not
+                raise DecodeError(error)
             raise _mismatch(value, "", "Go value", f"server.{struct.name}")
         result.update(cast("JsonObject", struct.read(value, struct.name, "Go struct field ")))
     return result

@@ -49,7 +49,9 @@ class StreamApi:
             Endpoint("STREAM.DELETE.*", "stream_delete_response", self.delete, Body.EMPTY),
             Endpoint("STREAM.PURGE.*", "stream_purge_response", self.purge, Body.OPTIONAL, _PURGE, {"purged": 0}),
             Endpoint("STREAM.SNAPSHOT.*", "stream_snapshot_response", self.snapshot, Body.REQUIRED),
-            Endpoint("STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED),
+            Endpoint(
+                "STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED, zero={"deliver_subject": ""}
+            ),
             *(
                 Endpoint(f"STREAM.{verb}.*", f"stream_{suffix}_response", self.clustered, Body.OPTIONAL)
                 for verb, suffix in _CLUSTERED

@@ -30,6 +30,18 @@ def syntax_error(body: bytes) -> str:
     return "unexpected EOF"
 
 
+def first_value_error(body: bytes) -> str | None:
+    """Go's message when the first value of a body is not JSON, else None."""
+    scanner = _Scanner(body)
+    try:
+        scanner.value(0)
+    except _Refused as verdict:
+        return str(verdict)
+    except RecursionError:
+        return "exceeded max depth"
+    return None
+
+
 def _quoted(char: int) -> str:
     if char == ord("'"):
         return "'\\''"
@@ -128,22 +140,27 @@ class _Scanner:
         self.at += 1
         while (char := self._byte()) != ord('"'):
             if char < 32:
-                raise self._bad(char, "in string literal")
+                raise self._bad(char, "in string")
             self.at += 1
             if char == ord("\\"):
                 self._escape()
         self.at += 1
 
     def _escape(self) -> None:
+        start = self.at - 1
         char = self._byte()
         if char == ord("u"):
             for _ in range(4):
                 self.at += 1
-                if (char := self._byte()) not in b"0123456789abcdefABCDEF":
-                    raise self._bad(char, "in \\u hexadecimal character escape")
+                if self._byte() not in b"0123456789abcdefABCDEF":
+                    raise self._bad_escape(start)
         elif char not in b'bfnrt\\/"':
-            raise self._bad(char, "in string escape code")
+            raise self._bad_escape(start)
         self.at += 1
+
+    def _bad_escape(self, start: int) -> _Refused:
+        shown = self.body[start : self.at + 1].decode("utf-8", "replace")
+        return _Refused(f"invalid escape sequence `{shown}` in string at offset {start + 2}")
 
     def _word(self, word: bytes) -> None:
         for expected in word:
@@ -164,14 +181,14 @@ class _Scanner:
         if self.at < len(self.body) and self.body[self.at] == ord("."):
             self.at += 1
             if (char := self._byte()) not in b"0123456789":
-                raise self._bad(char, "after decimal point in numeric literal")
+                raise self._bad(char, "in numeric literal")
             self._digits()
         if self.at < len(self.body) and self.body[self.at] in b"eE":
             self.at += 1
             if self._byte() in b"+-":
                 self.at += 1
             if (char := self._byte()) not in b"0123456789":
-                raise self._bad(char, "in exponent of numeric literal")
+                raise self._bad(char, "in numeric literal")
             self._digits()
 
     def _digits(self) -> None:

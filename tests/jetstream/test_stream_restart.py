@@ -1,0 +1,93 @@
+"""What a stream still knows after the process has ended: everything that was acknowledged, and what damage took."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from nimsnats.jetstream.meta import META_GROUP
+from tests.jetstream.stand import Stand, running
+
+
+async def fill(stand: Stand, count: int, start: int = 0) -> None:
+    js = stand.client.jetstream()
+    for n in range(start, start + count):
+        await js.publish(f"s.{n % 7}", b"%d" % n, headers={"Nats-Msg-Id": f"id-{n}"})
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_messages_deletes_and_ids_survive(tmp_path: Path, compacted: bool) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(StreamConfig(name="S", subjects=["s.*"], max_msgs_per_subject=3))
+        await fill(stand, 40)
+        await js.delete_msg("S", 30)
+        await js.purge_stream("S", subject="s.1")
+        if compacted:
+            for group in stand.host.groups():
+                group.compact()
+            await fill(stand, 5, start=40)
+        before = (await js.stream_info("S")).state
+        held = [stand.stream("S").get(seq) for seq in range(1, 60) if stand.stream("S").live(seq)]
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        assert (await js.stream_info("S")).state == before
+        stream = stand.stream("S")
+        assert [await stream.load(seq) for seq in range(1, 60) if stream.live(seq)] == held
+        again = await js.publish("s.0", b"again", headers={"Nats-Msg-Id": "id-39"})
+        assert again.duplicate and again.seq == 40
+        fresh = await js.publish("s.0", b"fresh")
+        assert fresh.seq == before.last_seq + 1
+
+
+async def test_memory_streams_end_and_deleted_streams_stay_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="M", subjects=["m"], storage=StorageType.MEMORY)
+        await js.publish("m", b"x")
+        await js.add_stream(name="F", subjects=["f"])
+        await js.add_stream(name="D", subjects=["d"], retention=RetentionPolicy.WORK_QUEUE)
+        await js.delete_stream("D")
+    with caplog.at_level(logging.WARNING):
+        async with running(tmp_path) as stand:
+            assert [info.config.name for info in await stand.client.jetstream().streams_info()] == ["F"]
+            assert [name for name in stand.host.recorded_groups() if name.startswith("S-")] == [
+                stand.engine.accounts["$G"].served("F").group_name
+            ]
+    assert "Memory stream $G > M ended with the last process" in caplog.text
+    async with running(tmp_path) as stand:
+        with pytest.raises(NotFoundError):
+            await stand.client.jetstream().stream_info("M")
+
+
+async def test_a_stream_that_the_catalogue_lost_is_adopted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(tmp_path) as stand:
+        await stand.client.jetstream().add_stream(name="S-1", subjects=["s.*"], max_msgs_per_subject=2)
+        await stand.client.jetstream().publish("s.1", b"x")
+        await stand.host.remove_group(META_GROUP)
+    with caplog.at_level(logging.ERROR):
+        async with running(tmp_path) as stand:
+            info = await stand.client.jetstream().stream_info("S-1")
+            assert info.state.messages == 1 and info.config.max_msgs_per_subject == 2
+    assert "missing in the damaged catalogue" in caplog.text
+    async with running(tmp_path) as stand:
+        assert (await stand.client.jetstream().publish("s.1", b"y")).seq == 2
+
+
+async def test_blocks_that_leave_the_cache_are_read_from_disk(tmp_path: Path) -> None:
+    async with running(tmp_path, cache_bytes=4096) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.*"], allow_direct=True)
+        for n in range(50):
+            await js.publish("s.1", b"%04d" % n * 64)
+        assert stand.stream("S").get(1) is None
+        for seq in (1, 25, 50):
+            message = await js.get_msg("S", seq)
+            assert message.data == b"%04d" % (seq - 1) * 64
+            assert (await js.get_msg("S", seq, direct=True)).data == message.data
