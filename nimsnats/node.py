@@ -16,13 +16,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from nimsnats.cluster import ClusterManager, ClusterState
+from nimsnats.cluster import ClusterManager, ClusterState, cluster_health, registry_health
 from nimsnats.config import Settings, for_node, split_address
 from nimsnats.monitor.view import Application, ClusterView
 from nimsnats.process import Process
-from nimsnats.registry import NodeInfo, Registry
+from nimsnats.registry import NodeInfo, Registry, RegistryConfigError, RegistryStoreError
 from nimsnats.runtime import StartError
 from nimsnats.server import Server
 
@@ -72,30 +73,29 @@ class Node:
             await self._join_cluster()
             await self._grow_forest()
             self.log.info("nimsforest is ready")
+        except (RegistryConfigError, RegistryStoreError) as error:
+            await self.stop()
+            raise StartError(str(error)) from error
         except BaseException:
             await self.stop()
             raise
 
     async def _add_routes(self, http: MonitorServer) -> None:
         """The embedded registry and the webhooks live in the node's HTTP port."""
-        from nimsnats.registry.server import RegistryServer
-
-        registry = self.settings.registry
-        self._own_registry = RegistryServer(
-            self.server.runtime, ttl=registry.ttl, data_dir=self.settings.data_dir, token=registry.token
-        )
-        await self._own_registry.open()
+        self._own_registry = await self._open_own_registry()
         http.add_routes(self._own_registry.add_routes)
         if self.settings.forest.enabled:
             self._webhooks = http.slot("POST", "/webhooks/{name}")
 
     async def _join_cluster(self) -> None:
         info = await self._describe()
-        self.registry = self._open_registry(info)
+        self.registry = await self._open_registry(info)
         self.cluster = ClusterManager(info, self.registry, self.server.runtime)
         assert self.server.view is not None
         self.server.view.registry = lambda: self.registry.status if self.registry else None
         self.server.view.cluster = self._cluster_view
+        self.server.view.cluster_page = partial(cluster_health, self.cluster)
+        self.server.view.registry_page = partial(registry_health, self.registry)
         await self.cluster.start()
         self.cluster.jetstream_initialized()
 
@@ -119,7 +119,7 @@ class Node:
             http=f"http://{host}:{http.port}" if http is not None else "",
         )
 
-    def _open_registry(self, info: NodeInfo) -> Registry:
+    async def _open_registry(self, info: NodeInfo) -> Registry:
         settings = self.settings.registry
         if settings.url:
             from nimsnats.registry.morpheus import MorpheusRegistry, RegistryTls
@@ -135,23 +135,38 @@ class Node:
             )
         from nimsnats.registry.local import LocalRegistry
 
-        if self._own_registry is None:
-            raise StartError("no registry: set --registry-url, or a --monitor-port for the embedded one")
-        self.log.info(
-            "No registry configured: using the embedded one. A second node joins with --registry-url %s", info.http
-        )
+        registry = self._own_registry
+        if registry is None:  # no HTTP port: nobody else can reach it, this node can
+            registry = self._own_registry = await self._open_own_registry()
+        if info.http:
+            self.log.info(
+                "No registry configured: using the embedded one. A second node joins with --registry-url %s", info.http
+            )
+        else:
+            self.log.info("No registry configured and no HTTP port: this node sees only itself")
         return LocalRegistry(
-            self._own_registry.directory,
+            registry.directory,
             settings.service,
-            url=info.http,
+            url=info.http or "local:",
             heartbeat_interval=settings.heartbeat_interval,
         )
+
+    async def _open_own_registry(self) -> RegistryServer:
+        from nimsnats.registry.server import RegistryServer
+
+        settings = self.settings.registry
+        registry = RegistryServer(
+            self.server.runtime, ttl=settings.ttl, data_dir=self.settings.data_dir, token=settings.token
+        )
+        await registry.open()
+        return registry
 
     async def _grow_forest(self) -> None:
         settings = self.settings.forest
         if not settings.enabled:
             return
         from forest.app import Forest
+        from forest.errors import ForestError
         from forest.metrics import HELP
         from forest.options import ForestOptions
         from forest.wind import DEFAULT_SUBJECTS
@@ -167,7 +182,10 @@ class Node:
             demo=settings.demo,
         )
         self.forest = forest = Forest(self._client, options, clock=self._clock, rng=self.server.runtime.random)
-        await forest.start()
+        try:
+            await forest.start()
+        except ForestError as error:
+            raise StartError(f"the forest cannot start: {error}") from error
         self.server.view.application = Application(forest.metrics.samples, HELP)
         self.server.view.problems = self._forest_problems
         self.cluster.subscribe(self._cluster_changed)
