@@ -29,6 +29,10 @@ NEVER = (1 << 63) - 1
 """A time that does not come."""
 
 ACKNOWLEDGED = ("explicit", "all")
+FEW = 64
+CHUNK = 1024
+CHUNK_LEAST = 16
+CHUNK_BYTES = 512 * 1024
 
 
 class Delivery:
@@ -45,6 +49,7 @@ class Delivery:
         "_replay",
         "_replay_to",
         "_source",
+        "_typical",
         "acking",
         "again",
         "attempts",
@@ -112,6 +117,7 @@ class Delivery:
         self.picked_again = False
         self._remaining = -1
         self._counted_to = 0
+        self._typical = 256
         self._replay: tuple[int, int] | None = None
         self._replay_to = source.last_seq if config.replay_policy == "original" else 0
         self._schedule_restored()
@@ -143,13 +149,24 @@ class Delivery:
         if self._remaining < 0:
             self._remaining = source.count_match(self.filters, self.next_seq) if self.next_seq <= source.last_seq else 0
         elif source.last_seq > self._counted_to:
-            self._remaining += source.count_match(self.filters, max(self._counted_to + 1, self.next_seq))
+            self._remaining += self._count_new(max(self._counted_to + 1, self.next_seq))
         self._counted_to = source.last_seq
         return self._remaining + len(self._initial) - self._initial_at
 
-    def recount(self) -> None:
-        """The stream lost messages that may have counted."""
-        self._remaining = -1
+    def _count_new(self, start: int) -> int:
+        """Matching messages from `start` on; a few are looked at one by one, whatever number of subjects there is."""
+        source, filters = self._source, self.filters
+        if not filters or source.last_seq - start >= FEW:
+            return source.count_match(filters, start)
+        count = 0
+        while seq := source.next_match(filters, start):
+            count += 1
+            start = seq + 1
+        return count
+
+    def chunk(self) -> int:
+        """How many messages may go out before others get a turn: many small ones, few large ones."""
+        return min(max(CHUNK_BYTES // (self._typical + 1), CHUNK_LEAST), CHUNK)
 
     def is_outstanding(self, seq: int) -> bool:
         """Delivered, not acknowledged, still to be redelivered one day."""
@@ -324,6 +341,7 @@ class Delivery:
             if self._remaining >= count:
                 self._remaining -= count
         self.last_sent = last
+        self._typical = max(len(messages[0].payload), len(messages[-1].payload))
         if self.tracked:
             self.outstanding += count
         if self.noted:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nimsnats.jetstream.clock import format_duration
 from nimsnats.jetstream.consumer import request as statuses
@@ -23,9 +23,6 @@ from nimsnats.jetstream.message import StoredMessage
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer
-
-CHUNK: Final = 256
-"""Messages that one call of `serve` delivers before it lets others run."""
 
 
 class PullSide:
@@ -116,7 +113,7 @@ class PullSide:
     def serve(self, now: int) -> bool:
         """Deliver to open requests. True when there is more to do at once."""
         delivery, waiting = self._delivery, self._waiting
-        budget = CHUNK
+        budget = delivery.chunk()
         while waiting:
             want = waiting[0].left if len(waiting) == 1 else budget
             picked = delivery.pick(min(want, budget))

@@ -19,8 +19,6 @@ from nimsnats.jetstream.message import StoredMessage
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer
 
-CHUNK: Final = 256
-"""Messages that one call of `serve` delivers before it lets others run."""
 MAX_WINDOW: Final = 32 * 1024 * 1024
 FIRST_WINDOW: Final = MAX_WINDOW // 16
 FLOW_CONTROL: Final = status_block(100, "FlowControl Request")
@@ -64,7 +62,7 @@ class PushSide:
     def serve(self, now: int) -> bool:
         """Deliver what may be delivered. True when there is more to do at once."""
         delivery, consumer = self._delivery, self._consumer
-        budget = CHUNK
+        budget = delivery.chunk()
         while budget > 0:
             if not self.bound or (consumer.config.flow_control and self._unanswered > self._window):
                 return False
