@@ -163,7 +163,7 @@ class Account:
             for target in plan.targets:
                 reached += message.offer(target)
             for members in plan.queues:
-                reached += message.offer_one(members, self._random(len(members)))
+                reached += message.offer_one(members, self.draw(len(members)))
         for sub in plan.handlers:
             assert sub.handler is not None
             if sub.handler(subject, reply, headers, payload, origin) is not False:
@@ -171,7 +171,7 @@ class Account:
                 reached += 1
         return reached
 
-    def _random(self, below: int) -> int:
+    def draw(self, below: int) -> int:
         """A cheap draw: which member of a queue group is asked first."""
         self._draw = (self._draw * 1103515245 + 12345) & 0x7FFFFFFF
         return (self._draw >> 8) % below

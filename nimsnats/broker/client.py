@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.account import Account, InvalidSubject, Lines
 from nimsnats.broker.connection import TRACE, Connection
-from nimsnats.broker.plan import Lane
+from nimsnats.broker.plan import RESERVED, Fanout, Group, Internal, Lane
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _OK: Final = b"+OK\r\n"
 _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
-_RESERVED: Final = (b"$NRG.", b"$GR.", b"_GR_.")
 _RESERVED_REPLY: Final = (b"_R_.", b"$JS.ACK.", b"_GR_.")
 _SYSTEM_QUEUE: Final = b"_sys_"
 _FIRST_PING: Final = 2.0
@@ -190,6 +189,7 @@ class ClientConnection(Connection):
             self._error("no responders requires headers support", Reason.NO_RESPONDERS_HEADERS)
             return
         self.verbose = options.verbose
+        self.parser.strict = options.pedantic
         self.echo = options.echo
         self.no_responders = options.no_responders
         self.plain = not (self.verbose or options.pedantic or self.trace) and self.echo
@@ -239,10 +239,12 @@ class ClientConnection(Connection):
 
     def route(self, subject: bytes, headers: bool, reply: bytes) -> Way[Lane] | None:
         """See `Commands.route`."""
-        if not self.plain or subject.startswith(_RESERVED):
+        if not self.plain:
             return None
         plan = self.account.known_plan(subject)
-        if plan is None or (reply and (not plan.targets or reply.startswith(_RESERVED_REPLY))):
+        if plan is None:
+            return None
+        if reply and (plan.empty or (reply[:7] != b"_INBOX." and reply.startswith(_RESERVED_REPLY))):
             return None
         return plan.header_way if headers else plan.way
 
@@ -251,7 +253,7 @@ class ClientConnection(Connection):
         if isinstance(lane, ClientConnection):
             count = len(pieces) >> 1
             self._give(lane, pieces, sum(map(len, pieces)), count, size)
-        else:
+        elif isinstance(lane, Fanout):
             count = len(pieces) - 1
             for prefix, members in lane.groups:
                 if size < count * _CHUNK:
@@ -262,8 +264,42 @@ class ClientConnection(Connection):
                 for client, sub in members:
                     sub.delivered += count
                     self._give(client, shared, length, count, size)
+        else:
+            count = len(pieces) - 1
+            if isinstance(lane, Group):
+                self._share(lane, pieces)
+            else:
+                self._call(lane, pieces)
         self.in_msgs += count
         self.in_bytes += size
+
+    def _share(self, lane: Group, pieces: list[bytes]) -> None:
+        """Each message of a run goes to one member of a queue group, whoever is drawn."""
+        members = lane.members
+        count = len(members)
+        draw = self.account.draw
+        for tail in pieces[1:]:
+            first = draw(count)
+            payload = len(tail) - tail.find(10) - 3
+            for step in range(count):
+                sub, client, prefix = members[(first + step) % count]
+                if client.accept(sub, prefix, tail, payload, self):
+                    break
+
+    def _call(self, lane: Internal, pieces: list[bytes]) -> None:
+        """Each message of a run goes to a handler inside the server."""
+        subject, handler = lane.subject, lane.handler
+        headers = b""
+        for tail in pieces[1:]:
+            end = tail.find(10)
+            words = tail[: end - 1].split(b" ")
+            start = end + 1
+            if lane.headers:
+                start += int(words[-2])
+                headers = tail[end + 1 : start]
+            reply = words[0] if len(words) == 2 + lane.headers else b""
+            if handler(subject, reply, headers, tail[start:-2], self) is False and reply and self.no_responders:
+                self._no_responders(subject, reply)
 
     def _give(self, client: ClientConnection, pieces: list[bytes], length: int, count: int, size: int) -> None:
         client.out_msgs += count
@@ -277,7 +313,7 @@ class ClientConnection(Connection):
 
     def announced(self, subject: bytes) -> None:
         """See `Commands.announced`: pedantic clients hear of a bad subject before the payload is read."""
-        if self.options.pedantic and not is_literal(subject):
+        if not is_literal(subject):
             self._say(b"-ERR 'Invalid Publish Subject'\r\n")
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
@@ -286,7 +322,7 @@ class ClientConnection(Connection):
         self.in_bytes += end - start
         if self.trace:
             self._trace_message("PUB" if header < 0 else "HPUB", subject, reply, header, data[start:end])
-        if subject.startswith(_RESERVED):
+        if subject.startswith(RESERVED):
             self._deny(f'Publish to "{_text(subject)}"', f'Publish Violation - Subject "{_text(subject)}"')
             return
         if reply and reply.startswith(_RESERVED_REPLY):

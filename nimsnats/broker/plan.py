@@ -15,9 +15,13 @@ from nimsnats.protocol.parser import Way
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.subscription import Handler
 
-Lane: TypeAlias = "ClientConnection | Fanout"
+Lane: TypeAlias = "ClientConnection | Fanout | Group | Internal"
 """What takes a run of messages."""
+
+RESERVED = (b"$NRG.", b"$GR.", b"_GR_.")
+"""Beginnings of subjects that clients may not publish to."""
 
 Target = tuple[Subscription, bytes]
 """A subscription and `MSG <subject> <sid> ` for it (b"" for an internal one)."""
@@ -36,10 +40,32 @@ class Fanout:
         self.delivered = 0
 
 
+class Group:
+    """The lane of one queue group: each message of a run goes to one of `members`."""
+
+    __slots__ = ("delivered", "members")
+
+    def __init__(self, members: list[tuple[Subscription, ClientConnection, bytes]]) -> None:
+        self.members = tuple(members)
+        self.delivered = 0
+
+
+class Internal:
+    """The lane of one handler inside the server, for messages with headers or for those without."""
+
+    __slots__ = ("delivered", "handler", "headers", "subject")
+
+    def __init__(self, subject: bytes, handler: Handler, *, headers: bool) -> None:
+        self.subject = subject
+        self.handler = handler
+        self.headers = headers
+        self.delivered = 0
+
+
 class Plan:
     """Every receiver of one subject."""
 
-    __slots__ = ("handlers", "header_way", "queues", "subject", "targets", "way")
+    __slots__ = ("empty", "handlers", "header_way", "queues", "subject", "targets", "way")
 
     def __init__(self, subject: bytes, matches: Iterable[SubscriptionSet]) -> None:
         self.subject = subject
@@ -59,16 +85,24 @@ class Plan:
         self.targets = tuple(targets)
         self.handlers = tuple(handlers)
         self.queues = tuple(tuple(members) for members in queues.values())
+        self.empty = not (targets or handlers or queues)
         self.way: Way[Lane] | None = None
         self.header_way: Way[Lane] | None = None
 
     def build_ways(self) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
 
-        That is so when a receiver is chosen anew for each message (queue groups), counts down (auto-unsubscribe), is
-        a handler, cannot take headers, or is one connection twice (it sees its subscriptions' messages interleaved).
+        That is so when a handler or a queue group is not the only receiver, or when a receiver counts down
+        (auto-unsubscribe), cannot take headers, or is one connection twice (it sees its subscriptions' messages
+        interleaved); and for subjects that clients may not publish to, because each attempt is answered.
         """
-        if self.handlers or self.queues or any(sub.limit for sub, _ in self.targets):
+        if self.subject.startswith(RESERVED):
+            return
+        if self.handlers or self.queues:
+            if not self.targets and len(self.queues) + len(self.handlers) == 1:
+                self._build_single()
+            return
+        if any(sub.limit for sub, _ in self.targets):
             return
         groups: dict[bytes, list[tuple[ClientConnection, Subscription]]] = {}
         seen: set[ClientConnection] = set()
@@ -85,6 +119,22 @@ class Plan:
         if headers:
             self.header_way = _way({b"H" + prefix: members for prefix, members in groups.items()})
 
+    def _build_single(self) -> None:
+        """The only receiver is one handler or one queue group of clients."""
+        for sub in self.handlers:
+            assert sub.handler is not None
+            self.way = _lane(Internal(self.subject, sub.handler, headers=False))
+            self.header_way = _lane(Internal(self.subject, sub.handler, headers=True))
+            return
+        members: list[tuple[Subscription, ClientConnection, bytes]] = []
+        for sub, prefix in self.queues[0]:
+            if sub.client is None:
+                return
+            members.append((sub, sub.client, prefix))
+        self.way = _lane(Group(members))
+        if all(client.headers for _, client, _ in members):
+            self.header_way = _lane(Group([(sub, client, b"H" + prefix) for sub, client, prefix in members]))
+
 
 def _way(groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> Way[Lane]:
     """One receiver is a lane by itself: all its subscriptions share it, in the order of the messages."""
@@ -93,5 +143,9 @@ def _way(groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> Wa
         if len(members) == 1:
             client, sub = members[0]
             return client, sub, prefix
-    fanout = Fanout(groups)
-    return fanout, fanout, b""
+    return _lane(Fanout(groups))
+
+
+def _lane(lane: Fanout | Group | Internal) -> Way[Lane]:
+    """The way into a lane that puts prefixes in front itself, and counts for itself."""
+    return lane, lane, b""

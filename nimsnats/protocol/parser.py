@@ -128,8 +128,8 @@ class Parser(Generic[L]):
     """Turns one client's bytes into calls on `commands`."""
 
     __slots__ = (
-        "_announced", "_commands", "_have", "_parts", "_wanted",
-        "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "tail",
+        "_announced", "_commands", "_have", "_parts", "_split", "_wanted",
+        "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "strict", "tail",
     )  # fmt: skip
 
     def __init__(self, commands: Commands[L], max_payload: int, max_control_line: int) -> None:
@@ -138,6 +138,8 @@ class Parser(Generic[L]):
         self.max_control_line = max_control_line
         self.awaiting_connect = False
         """Authentication is required and has not happened: any verb but CONNECT asks `Commands.early` first."""
+        self.strict = True
+        """Tell `Commands.announced` of each control line, once, before its payload is there."""
         self.stopped = False
         self.paused = False
         self.tail = b""
@@ -146,6 +148,7 @@ class Parser(Generic[L]):
         self._have = 0
         self._wanted = 0
         self._announced = False
+        self._split: list[bytes] | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection, cut anywhere."""
@@ -204,7 +207,8 @@ class Parser(Generic[L]):
         known = commands.lines.get
         find = data.find
         length = len(data)
-        pos = total = self._wanted = 0
+        resolve = self._resolve
+        pos = end = total = self._wanted = 0
         pieces: list[bytes] = [b""]
         add = pieces.append
         current: L | None = None
@@ -212,27 +216,29 @@ class Parser(Generic[L]):
             lf = find(10, pos)
             if lf < 0:
                 break
-            line = known(data[pos:lf])
+            key = data[pos:lf]
+            line = known(key) or resolve(key)
             if line is not None:
                 lane, tally, prefix, size, skip = line
                 end = lf + size + 3
-                if end <= length and data[end - 1] == 10 and data[end - 2] == 13:
-                    if lane is not current:
-                        if current is not None:
-                            commands.run(current, pieces, total)
-                            if self.stopped:
-                                return
-                            pieces = [b""]
-                            add = pieces.append
-                            total = 0
-                        current = lane
-                    if prefix:
-                        add(prefix)
-                    add(data[pos + skip : end])
-                    tally.delivered += 1
-                    total += size
-                    pos = end
-                    continue
+                if end > length or data[end - 1] != 10 or data[end - 2] != 13:
+                    break
+                if lane is not current:
+                    if current is not None:
+                        commands.run(current, pieces, total)
+                        if self.stopped:
+                            return
+                        pieces = [b""]
+                        add = pieces.append
+                        total = 0
+                    current = lane
+                if prefix:
+                    add(prefix)
+                add(data[pos + skip : end])
+                tally.delivered += 1
+                total += size
+                pos = end
+                continue
             if current is not None:
                 commands.run(current, pieces, total)
                 if self.stopped:
@@ -241,27 +247,68 @@ class Parser(Generic[L]):
                 pieces = [b""]
                 add = pieces.append
                 total = 0
-            pos = self._line(data, pos, lf)
+            pos = self._line(data, pos, lf, key)
             if pos < 0:
                 return
             known = commands.lines.get
+            end = 0
         if current is not None:
             commands.run(current, pieces, total)
         if pos < length and not self.stopped:
-            self._partial(data[pos:])
+            if end > pos:
+                self._unfinished(data, pos, end - 2)
+            else:
+                self._partial(data[pos:])
 
     # -- one line at a time -------------------------------------------------------------------------------------
 
-    def _line(self, data: bytes, pos: int, lf: int) -> int:
+    def _resolve(self, line: bytes) -> Line[L] | None:
+        """The way of a PUB or HPUB in the usual form (single blanks, CRLF), kept if it has no reply; else None."""
+        self._split = None
+        hpub = line[:5] == b"HPUB "
+        if not (hpub or line[:4] == b"PUB ") or line[-1] != 13 or len(line) > self.max_control_line:
+            return None
+        if self.awaiting_connect:
+            return None
+        words = line[:-1].split(b" ")
+        if b"" in words or b"\t" in line or line.count(13) != 1:
+            return None
+        self._split = words
+        subject = words[1]
+        count = len(words) - hpub
+        if count == 3:
+            reply = b""
+        elif count == 4:
+            reply = words[2]
+        else:
+            return None
+        way = self._commands.route(subject, hpub, reply)
+        if way is None:
+            return None
+        digits = words[-1]
+        if hpub or len(digits) > 9 or not digits.isdigit():
+            size, header, problem = self._sizes(words, hpub)
+            if problem is not None or not header:  # without a header it becomes a MSG
+                return None
+        else:
+            size = int(digits)
+            if size > self.max_payload:
+                return None
+        found = (*way, size, len(words[0]) + len(subject) + 2)
+        if not reply:
+            lines = self._commands.lines
+            if len(lines) >= LINES_KEPT:
+                lines.clear()
+            lines[line] = found
+        return found
+
+    def _line(self, data: bytes, pos: int, lf: int, line: bytes) -> int:
         """Process the control line `data[pos:lf]`; the position after it (and its payload), -1 to stop here."""
         if self.awaiting_connect and data[pos] not in _CONNECT_FIRST and not self._commands.early():
             return self._fail(Failure.AUTHORIZATION, "authentication required")
-        line = data[pos:lf]
-        if line[-1:] == b"\r" and (line[:4] == b"PUB " or line[:5] == b"HPUB "):
-            words = line[:-1].split(b" ")
-            if b"" not in words and b"\t" not in line and line.find(13) == len(line) - 1:
-                skip = len(words[0]) + len(words[1]) + 2
-                return self._publish(words, data, pos, lf, skip)
+        words = self._split
+        if words is not None:
+            return self._publish(words, data, pos, lf)
         match = _VERB.match(line)
         if match is None:
             return self._unknown(data, pos)
@@ -281,7 +328,7 @@ class Parser(Generic[L]):
             return self._json(match[2].upper(), arg, data, lf + 1)
         verb = match[1].upper()
         if verb == b"PUB" or verb == b"HPUB":
-            return self._publish([verb, *_PUBLISH_FIELDS(arg)], data, pos, lf, 0, arg)
+            return self._publish([verb, *_PUBLISH_FIELDS(arg)], data, pos, lf, len(arg))
         if len(arg) > self.max_control_line:
             return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
         if verb == b"-ERR":
@@ -330,66 +377,57 @@ class Parser(Generic[L]):
             return False
         return True
 
-    def _publish(self, words: list[bytes], data: bytes, pos: int, lf: int, skip: int, arg: bytes = b"") -> int:
-        """PUB and HPUB with `words` split already; `skip` is the offset of the tail, 0 when it is not canonical."""
-        commands = self._commands
-        hpub = words[0] == b"HPUB"
-        length = len(arg) if arg else lf - pos - len(words[0]) - 2
+    def _publish(self, words: list[bytes], data: bytes, pos: int, lf: int, length: int = 0) -> int:
+        """PUB and HPUB with `words` split already; `length` is that of the argument when it is still unchecked."""
         if length > self.max_control_line:
             return self._fail(Failure.CONTROL_LINE, Failure.CONTROL_LINE.value)
+        commands = self._commands
+        hpub = words[0] == b"HPUB"
         size, header, problem = self._sizes(words, hpub)
         if problem is not None:
             return self._fail(problem[0], problem[1])
         subject = words[1]
-        reply = words[2] if len(words) == (5 if hpub else 4) else b""
-        way = commands.route(subject, hpub, reply) if skip else None
-        if way is None and not self._announced:
+        if self.strict and not self._announced:
             commands.announced(subject)
         end = lf + 1 + size
-        if end + 2 > len(data):
-            if end < len(data) and data[end] != 13:
-                return self._unknown(data, end)
-            self.tail = data[pos:]
-            self._wanted = end + 2 - pos
-            self._announced = True
-            return -1
+        if end + 2 > len(data) or data[end] != 13 or data[end + 1] != 10:
+            return self._unfinished(data, pos, end)
         self._announced = False
-        if data[end] != 13 or data[end + 1] != 10:
-            return self._unknown(data, end)
-        if way is None:
-            commands.message(subject, reply, header, data, lf + 1, end)
-        elif reply:
-            lane, tally, prefix = way
-            tally.delivered += 1
-            tail = data[pos + skip : end + 2]
-            commands.run(lane, [b"", prefix, tail] if prefix else [b"", tail], size)
-        else:
-            lines = commands.lines
-            if len(lines) >= LINES_KEPT:
-                lines.clear()
-            lines[data[pos:lf]] = (*way, size, skip)
-            return pos  # the loop finds it there now
+        reply = words[2] if len(words) == (5 if hpub else 4) else b""
+        commands.message(subject, reply, header, data, lf + 1, end)
         return -1 if self.stopped else end + 2
+
+    def _unfinished(self, data: bytes, pos: int, end: int) -> int:
+        """The message at `pos`, whose payload ends at `end`, is incomplete, or what follows its payload is wrong."""
+        present = len(data)
+        if end < present and data[end] != 13:
+            return self._unknown(data, end)
+        if end + 1 < present:
+            return self._unknown(data, end + 1)
+        self.tail = data[pos:]
+        self._wanted = end + 2 - pos
+        self._announced = True
+        return -1
 
     def _sizes(self, words: list[bytes], hpub: bool) -> tuple[int, int, tuple[Failure, str] | None]:
         """Payload size, header size (-1: none), and what is wrong with them or with the number of words."""
+        size = parse_size(words[-1])
+        header = parse_size(words[-2]) if hpub and len(words) > 2 else -1
+        return size, header, self._wrong(words, hpub, size, header)
+
+    def _wrong(self, words: list[bytes], hpub: bool, size: int, header: int) -> tuple[Failure, str] | None:
         name, fewest = ("processHeaderPub", 4) if hpub else ("processPub", 3)
-        problem: tuple[Failure, str] | None = None
-        size = header = -1
         if hpub and not self._commands.headers:
-            problem = Failure.VIOLATION, "message headers not supported"
-        elif not fewest <= len(words) <= fewest + 1:
-            problem = Failure.VIOLATION, f"{name} Parse Error: {_quoted(b' '.join(words[1:]))}"
-        else:
-            size = parse_size(words[-1])
-            header = parse_size(words[-2]) if hpub else -1
-            if size < 0 or (hpub and header < 0):
-                problem = Failure.VIOLATION, f"{name} Bad or Missing Size: {_quoted(b' '.join(words[1:]))}"
-            elif header > size:
-                problem = Failure.VIOLATION, f"{name} Header Size larger then TotalSize: {_quoted(words[-2])}"
-            elif size > self.max_payload:
-                problem = Failure.PAYLOAD, f"maximum payload exceeded: {size} vs {self.max_payload}"
-        return size, header, problem
+            return Failure.VIOLATION, "message headers not supported"
+        if not fewest <= len(words) <= fewest + 1:
+            return Failure.VIOLATION, f"{name} Parse Error: {_quoted(b' '.join(words[1:]))}"
+        if size < 0 or (hpub and header < 0):
+            return Failure.VIOLATION, f"{name} Bad or Missing Size: {_quoted(b' '.join(words[1:]))}"
+        if header > size:
+            return Failure.VIOLATION, f"{name} Header Size larger then TotalSize: {_quoted(words[-2])}"
+        if size > self.max_payload:
+            return Failure.PAYLOAD, f"maximum payload exceeded: {size} vs {self.max_payload}"
+        return None
 
     def _partial(self, rest: bytes) -> None:
         """`rest` ends within a control line: keep it, or say now what is already wrong with it."""

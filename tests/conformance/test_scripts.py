@@ -105,7 +105,10 @@ SCRIPTS: dict[str, bytes] = {
     "no responders not asked for": OLD + b"SUB in.* 7\r\nPUB svc.none in.1 2\r\nhi\r\nPING\r\n",
     "headers": QUIET
     + b"SUB foo 1\r\nHPUB foo 22 27\r\nNATS/1.0\r\nBar: Baz\r\n\r\nhello\r\nHPUB foo re 12 12\r\nNATS/1.0\r\n\r\n\r\n",
-    "headers of nothing": QUIET + b"SUB foo 1\r\nHPUB foo 0 5\r\nhello\r\nHPUB foo 0 0\r\n\r\n",
+    "headers of nothing": QUIET + b"SUB foo 1\r\nHPUB foo 0 5\r\nhello\r\n" + b"HPUB foo 0 0\r\n\r\n" * 4,
+    "headers again and again": QUIET
+    + b"SUB foo 1\r\n"
+    + b"HPUB foo re 12 14\r\nNATS/1.0\r\n\r\nhi\r\nPUB foo 0\r\n\r\n" * 4,
     "headers unchecked": QUIET + b"SUB foo 1\r\nHPUB foo 5 7\r\nXYZ\r\nhi\r\n",
     "headers too long": QUIET + b"HPUB foo 6 5\r\nhello\r\nPING\r\n",
     "headers bad sizes": QUIET + b"HPUB foo x 5\r\nhello\r\nPING\r\n",
