@@ -126,6 +126,7 @@ def _storage(view: NodeView) -> Iterator[Metric]:
         "1 when a write or fsync failed and nothing is acknowledged any more.",
         view.storage.failure is not None,
     )
+    yield counter("storage_damaged_reads_total", "Reads that found damaged bytes or none.", view.storage.damaged_reads)
     yield gauge("storage_damage_reports", "Places where stored data was found damaged.", len(view.damage()))
 
 

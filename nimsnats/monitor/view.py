@@ -120,11 +120,20 @@ class NodeView:
 
     def damage(self) -> list[str]:
         """What was found damaged on disk, a sentence each."""
-        if self.jetstream is None:
-            return []
+        found: list[str] = []
+        if self.storage is not None:
+            found.extend(self.storage.damage)
+            if self.storage.damaged_reads:
+                found.append(f"{self.storage.damaged_reads} reads found stored bytes that do not match their checksum")
+        if self.jetstream is not None:
+            found.extend(self._lost(self.jetstream))
+        return found
+
+    @staticmethod
+    def _lost(jetstream: JetStream) -> list[str]:
         return [
             f"stream {stream.name} of account {account.name} has lost {len(stream.store.lost)} messages"
-            for account in self.jetstream.accounts.values()
+            for account in jetstream.accounts.values()
             for stream in account
             if stream.store.lost
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from nimsnats.monitor.server import MonitorError, MonitorServer
@@ -92,16 +94,32 @@ async def test_a_slot_answers_503_until_its_handler_is_there(view: NodeView) -> 
     await server.stop()
 
 
-class _FailedStorage:
-    """A database whose disk has failed."""
+class _Storage:
+    """A database with a history."""
 
-    failure = StorageFailed("write failed: I/O error")
-    observers: list[object] = []
+    def __init__(
+        self, failure: StorageFailed | None = None, damage: Sequence[str] = (), damaged_reads: int = 0
+    ) -> None:
+        self.failure = failure
+        self.damage = damage
+        self.damaged_reads = damaged_reads
+        self.observers: list[object] = []
 
 
 async def test_failed_storage_makes_every_probe_say_no(ours: Side, view: NodeView) -> None:
-    view.storage = _FailedStorage()  # type: ignore[assignment]
+    view.storage = _Storage(StorageFailed("write failed: I/O error"))  # type: ignore[assignment]
     answer = await ours.ask("/health")
     assert (answer.status, answer.json["problems"]) == (503, ["storage: write failed: I/O error"])
     metrics = (await ours.ask("/metrics")).text
     assert "nimsnats_storage_failed 1.0" in metrics
+
+
+async def test_damage_that_was_found_degrades_the_node(ours: Side, view: NodeView) -> None:
+    view.storage = _Storage(damage=["group 3: both copies of the snapshot are damaged"], damaged_reads=2)  # type: ignore[assignment]
+    answer = await ours.ask("/health")
+    assert (answer.status, answer.json["status"]) == (200, "degraded")
+    assert answer.json["problems"] == [
+        "damage: group 3: both copies of the snapshot are damaged",
+        "damage: 2 reads found stored bytes that do not match their checksum",
+    ]
+    assert "nimsnats_storage_damaged_reads_total 2.0" in (await ours.ask("/metrics")).text
