@@ -175,11 +175,14 @@ class Forest:
         return [f"left out: {error}" for error in self.broken]
 
     async def backlogs(self) -> dict[str, int]:
-        """Messages that each durable consumer has yet to handle. Raises Unavailable."""
+        """Messages that each durable consumer has yet to handle. Raises Unavailable.
+
+        Read in the direction of the flow: if all are zero, what had come in when the call began has been done.
+        """
         assert self._jet is not None
         return {
             worker.durable: await self._jet.backlog(worker.stream, worker.durable)
-            for worker in (*self._sources, *self._sinks)
+            for worker in (*self._sources, *reversed(self._sinks))
         }
 
     async def _name_orphans(self) -> None:

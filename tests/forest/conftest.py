@@ -177,6 +177,15 @@ async def stored(client: Client, stream: str) -> int:
     return int((await client.jetstream().stream_info(stream)).state.messages)
 
 
+async def emptied(client: Client, stream: str) -> None:
+    """Wait until nothing is left in a stream (a server may delete what has been acknowledged a little later)."""
+
+    async def empty() -> bool:
+        return await stored(client, stream) == 0
+
+    await until(empty, f"{stream} still holds something")
+
+
 async def writes_of(client: Client, charge: str) -> int:
     """How often the task of `charge` has been written to the soil (its history keeps ten)."""
     info = await client.jetstream().stream_info("KV_SOIL", subjects_filter=f"$KV.SOIL.task-{charge}")

@@ -9,7 +9,7 @@ import logging
 import pytest
 from nats.aio.client import Client
 
-from tests.forest.conftest import Grow, settled, stored, task_of, until
+from tests.forest.conftest import Grow, emptied, settled, stored, task_of, until
 from tests.forest.events import CHARGE_ID, succeeded
 from tests.forest.plants import CopyTree, CountingNim
 
@@ -30,7 +30,7 @@ async def test_plain_classes_are_trees_and_nims(grow: Grow, client: Client) -> N
     assert sorted(leaf.data for leaf in CountingNim.seen) == [1.5, 2.5, 3.5]
     assert len({leaf.id for leaf in CountingNim.seen}) == 3
     await settled(forest)
-    assert await stored(client, "RIVER") == 0
+    await emptied(client, "RIVER")
 
 
 async def test_a_tree_may_share_the_payments(grow: Grow, client: Client) -> None:
