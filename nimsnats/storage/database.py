@@ -283,14 +283,15 @@ class Database:
         if self.failure is not None:
             self._refuse(batch, self.failure)
             return
-        started = self._runtime.monotonic()
+        started = self._runtime.boot_time_ns()  # uvloop's own clock counts milliseconds only
         self._connections.writer.staged = batch
         try:
             await self._connections.writing.commit()
         except (sqlite3.Error, StorageError) as error:
             self._fail(batch, classify(error, self.path))
             return
-        report = CommitReport(self._runtime.monotonic() - started, batch.entries, batch.messages, batch.size)
+        seconds = (self._runtime.boot_time_ns() - started) / 1e9
+        report = CommitReport(seconds, batch.entries, batch.messages, batch.size)
         self._runtime.call_soon(self._finish, batch, report)
         self._checkpointer.written += batch.size + batch.entries * layout.PAGE_SIZE
         if self._checkpointer.due():
