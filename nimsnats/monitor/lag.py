@@ -9,7 +9,7 @@ from nimsnats.monitor.histogram import Histogram
 from nimsnats.runtime import Runtime
 
 _PERIOD: Final = 0.5
-_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BOUNDS: Final = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class LagMeter:
@@ -19,11 +19,11 @@ class LagMeter:
         self.seconds = Histogram(_BOUNDS)
         self._runtime = runtime
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._due = 0
 
     def start(self) -> None:
-        """Begin to measure."""
-        self._due = self._runtime.monotonic() + _PERIOD
+        """Begin to measure. Not on the loop's own clock: uvloop's counts milliseconds only."""
+        self._due = self._runtime.boot_time_ns() + round(_PERIOD * 1e9)
         self._timer = self._runtime.call_later(_PERIOD, self._fired)
 
     def stop(self) -> None:
@@ -33,5 +33,5 @@ class LagMeter:
             self._timer = None
 
     def _fired(self) -> None:
-        self.seconds.observe(max(0.0, self._runtime.monotonic() - self._due))
+        self.seconds.observe(max(0, self._runtime.boot_time_ns() - self._due) / 1e9)
         self.start()
