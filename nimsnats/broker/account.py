@@ -13,7 +13,7 @@ from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
 from nimsnats.broker.subscription import Subscription
 from nimsnats.protocol.parser import Line
-from nimsnats.protocol.subject import is_valid
+from nimsnats.protocol.subject import has_wildcard, is_valid
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
@@ -84,7 +84,7 @@ class Account:
 
     def limited(self, sub: Subscription) -> None:
         """A subscription's auto-unsubscribe limit changed: its messages are counted one by one from now on."""
-        self._forget()
+        self._changed(sub.subject, everything=has_wildcard(sub.subject))
 
     def has_interest(self, subject: bytes, queue: bytes = b"") -> bool:
         """Whether anyone would receive a message on `subject`; with `queue`, whether a member of that group would."""
@@ -121,6 +121,11 @@ class Account:
     def known_plan(self, subject: bytes) -> Plan | None:
         """The plan of a subject that has been used before, with its ways worked out; None for any other."""
         return self._plans.get(subject)
+
+    @property
+    def cached_plans(self) -> int:
+        """How many subjects have a kept plan (subsz `num_cache`)."""
+        return len(self._plans)
 
     def plan(self, subject: bytes) -> Plan:
         """The receivers of `subject`. Kept from the second use on: most subjects of replies are used once."""

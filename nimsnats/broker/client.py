@@ -50,7 +50,7 @@ class ClientConnection(Connection):
     """One client, and the `Commands` of its parser."""
 
     __slots__ = (
-        "_auth_task", "_connected", "_first_pong", "_ping_sent", "account", "echo", "headers", "identity",
+        "_connected", "_first_pong", "_ping_sent", "account", "auth_task", "echo", "headers", "identity",
         "kind", "lines", "local", "no_responders", "options", "pings_out", "plain", "rtt", "subs", "trace", "verbose",
     )  # fmt: skip
 
@@ -78,7 +78,8 @@ class ClientConnection(Connection):
         self._ping_sent = 0.0
         self._connected = False
         self._first_pong = False
-        self._auth_task: asyncio.Task[None] | None = None
+        self.auth_task: asyncio.Task[None] | None = None
+        """A slow check of credentials; ends with the connection, the broker awaits it when it stops."""
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -88,7 +89,7 @@ class ClientConnection(Connection):
         self.log(logging.DEBUG, "Client connection created")
         auth = broker.authenticator
         self._say(broker.info_line(self))
-        if len(broker.clients) >= broker.options.max_connections and not self.local:
+        if 0 <= broker.options.max_connections <= len(broker.clients) and not self.local:
             self._error("maximum connections exceeded", Reason.MAX_CONNECTIONS)
             return
         broker.clients[self.cid] = self
@@ -105,9 +106,9 @@ class ClientConnection(Connection):
         broker = self.broker
         broker.keepalive.cancel(self)
         broker.deadlines.cancel(self)
-        if self._auth_task is not None:
-            self._auth_task.cancel()
-            self._auth_task = None
+        if self.auth_task is not None:
+            self.auth_task.cancel()
+            self.auth_task = None
         for sub in self.subs.values():  # they stay listed in the closed connection's record
             self.account.remove(sub)
         self.account.clients.pop(self.cid, None)
@@ -156,14 +157,14 @@ class ClientConnection(Connection):
             self.parser.paused = True
             if self.transport is not None:
                 self.transport.pause_reading()
-            self._auth_task = self.broker.runtime.spawn(self._decide(proven), f"authenticate cid:{self.cid}")
+            self.auth_task = self.broker.runtime.spawn(self._decide(proven), f"authenticate cid:{self.cid}")
         else:
             self._admit(proven)
 
     async def _decide(self, proven: Awaitable[Identity | None]) -> None:
         """Wait for a slow check, then go on with the input that has been held back."""
         identity = await proven
-        self._auth_task = None
+        self.auth_task = None
         if self.closed:
             return
         self._admit(identity)
@@ -384,7 +385,7 @@ class ClientConnection(Connection):
             self._deny(f'Subscription to "{_text(subject)}" using queue "_sys_"', log)
             return
         limit = self.broker.options.max_subscriptions
-        if limit and len(self.subs) >= limit and sid not in self.subs:
+        if 0 < limit <= len(self.subs) and sid not in self.subs:
             self.log(logging.ERROR, "maximum subscriptions exceeded")
             self._say(b"-ERR 'maximum subscriptions exceeded'\r\n")
             return
@@ -454,7 +455,7 @@ class ClientConnection(Connection):
     def timer(self) -> None:
         """This connection's deadline passed: authentication is late, or it is time for a PING."""
         if self.parser.awaiting_connect:
-            if self._auth_task is None:
+            if self.auth_task is None:
                 self.log(logging.DEBUG, "Authentication Timeout")
                 self._error("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
             return

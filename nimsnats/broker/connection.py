@@ -190,10 +190,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.paused = False
+        if self.closed:
+            return  # the deadline for the last words still holds
         self.broker.deadlines.cancel(self)
         self._measure()
-        if not self.closed:
-            self._write()
+        self._write()
 
     def _measure(self) -> None:
         most = self.broker.options.max_pending

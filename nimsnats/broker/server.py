@@ -73,7 +73,6 @@ class Broker:
         self.info = self._server_info()
         self._last_cid = 0
         self._server: asyncio.Server | None = None
-        self._gone: asyncio.Event | None = None
 
     # -- life cycle ---------------------------------------------------------------------------------------------
 
@@ -97,15 +96,17 @@ class Broker:
         """Close the listener and every connection; returns when the clients have been told or after a second."""
         self._stop_listening()
         clients = list(self.clients.values())
+        checks = [client.auth_task for client in clients if client.auth_task is not None]
         for client in clients:
             client.close(Reason.SERVER_SHUTDOWN)
+        await asyncio.gather(*checks, return_exceptions=True)
         if any(client.transport is not None for client in clients):
             await self._wait_gone(clients)
         self.keepalive.close()
         self.deadlines.close()
 
     async def enter_lame_duck(self) -> None:
-        """Stop accepting, tell the clients, and close them one by one until none is left (ADR-less, nats-server `ldm`).
+        """Stop accepting, tell the clients, and close them one by one until none is left, as nats-server's `ldm` does.
 
         Returns when the last client is gone; the caller stops the broker then.
         """
@@ -166,8 +167,6 @@ class Broker:
         """A client is closed: keep its record for monitoring."""
         self.clients.pop(client.cid, None)
         self.closed.append(client)
-        if self._gone is not None and not self.clients:
-            self._gone.set()
 
     def set_connect_urls(self, urls: list[str]) -> None:
         """The client URLs of the cluster changed: tell clients that understand it."""
