@@ -35,13 +35,21 @@ class NodeProcess:
     `arguments` come before the ports that this class chooses; `ready` is the log line that ends the start.
     """
 
-    def __init__(self, data_dir: Path, *arguments: str, command: str = "", ready: str = READY) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        command: str = "",
+        ready: str = READY,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
         self.client_port = free_port()
         self.monitor_port = free_port()
         self.arguments = arguments
         self.command = command
         self.ready = ready
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self.log: list[str] = []
         self.process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -62,9 +70,8 @@ class NodeProcess:
     async def start(self) -> None:
         """Start and wait for the ready line; raises DidNotStart with the log when it does not come."""
         assert self.process is None, "already running"
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = await asyncio.create_subprocess_exec(
-            *self._command_line(), stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=environment
+            *self._command_line(), stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=self.environment
         )
         ready = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read_log(self.process, ready))
