@@ -454,6 +454,20 @@ def test_dropped_entries_are_proposed_again(stand: Stand) -> None:
     assert consumer.info()["ack_floor"]["stream_seq"] == 1
 
 
+def test_an_ack_that_overtakes_its_delivery_is_not_lost(stand: Stand) -> None:
+    stand.publish("s.a", "s.a", "s.a")
+    consumer = stand.create()
+    stand.stream.refusing = True
+    got = stand.pull(consumer, batch=2)
+    stand.stream.refusing = False
+    stand.ack(got[0])
+    stand.pull(consumer)
+    stand.advance(1)
+    info = consumer.info()
+    assert (info["num_ack_pending"], info["ack_floor"]["stream_seq"]) == (2, 1)
+    assert list(consumer.state.pending) == [2, 3]
+
+
 def test_a_deleted_message_is_no_longer_pending(stand: Stand) -> None:
     stand.publish("s.a", "s.a")
     events = stand.advisories("MSG_TERMINATED")

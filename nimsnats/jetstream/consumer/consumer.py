@@ -139,6 +139,7 @@ class Consumer:
             self.side = PullSide(self, self.delivery)
         self._jitter = int(self.runtime.random.uniform(100_000_000, 1_000_000_000))
         self._active_at = now
+        self._logged_at = now
         self._pause_told = self.state.paused_until > self.runtime.time_ns()
         self.wake_at = NEVER
         self.wake(now)
@@ -449,14 +450,16 @@ class Consumer:
 
     # --- entries
 
-    def take_delivered(self, now: int) -> list[Any] | None:
-        """What was delivered since the last call, as an item of an entry; None when there is nothing to write."""
+    def take_delivered(self, now: int, everything: bool = False) -> list[Any] | None:
+        """What was delivered since the last call, as an item of an entry; None when there is nothing to write.
+
+        The position of consumers that are `lazy` is written once a second while it moves, unless `everything` is asked.
+        """
         delivery = self.delivery
         if delivery is None or not (delivery.moved or delivery.exhausted):
             return None
         if self.lazy:
-            delivery.fresh.clear()
-            if self.config.mem_storage or now - self._logged_at < CHECKPOINT:
+            if now - self._logged_at < CHECKPOINT and not everything:
                 return None
             self._logged_at = now
         delivery.moved = False

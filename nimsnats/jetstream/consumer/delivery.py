@@ -319,6 +319,13 @@ class Delivery:
             self.next_seq = seq + 1
             self._remaining = -1
 
+    def landed(self, batch: dict[int, Delivered]) -> None:
+        """An entry was applied: its deliveries are in the replicated state now."""
+        for index, flying in enumerate(self.flying):
+            if flying is batch:
+                del self.flying[index]
+                return
+
     # --- telling what happened
 
     def sent(self, messages: Sequence[StoredMessage], now: int) -> None:

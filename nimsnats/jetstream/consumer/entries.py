@@ -36,12 +36,16 @@ class Operation:
 
 
 class Deliveries:
-    """One tick's deliveries: items of [consumer id, time, last number, last seq, fresh, again, exhausted]."""
+    """One tick's deliveries: items of [consumer id, time, last number, last seq, fresh, again, exhausted].
 
-    __slots__ = ("items",)
+    `repeated` when the entry was dropped once, so that acknowledgements may have been applied before it.
+    """
+
+    __slots__ = ("items", "repeated")
 
     def __init__(self) -> None:
         self.items: list[list[Any]] = []
+        self.repeated = False
 
     def encode(self) -> bytes:
         """The entry's data."""

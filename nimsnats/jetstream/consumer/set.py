@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,6 +89,9 @@ class ConsumerSet:
         self.marked: dict[int, Consumer] = {}
         self._hungry: dict[int, Consumer] = {}
         self._flush_handle: asyncio.Handle | None = None
+        self._refused: list[Deliveries | Acks] = []
+        """Batches that were dropped; nothing else is written down before they are."""
+        self._retry: asyncio.TimerHandle | None = None
         self._replies: list[bytes] = []
         self._flying_acks: list[Acks] = []
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -169,8 +172,10 @@ class ConsumerSet:
         """Apply one consumer entry."""
         context = entry.context
         if entry.kind == CONSUMER_DELIVERED:
-            items = context.items if isinstance(context, Deliveries) else None
-            self._apply_delivered(items if items is not None else read_deliveries(entry.data, self.source.live))
+            local = isinstance(context, Deliveries)
+            self._apply_delivered(context.items if local else read_deliveries(entry.data, self.source.live))
+            if local and context.repeated:
+                self._acknowledge_again(context)
         elif entry.kind == CONSUMER_ACKS:
             self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data))
             if isinstance(context, Acks):
@@ -273,8 +278,8 @@ class ConsumerSet:
             if consumer is None:
                 continue
             state, delivery = consumer.state, consumer.delivery
-            if delivery is not None and delivery.flying and delivery.flying[0] is fresh:
-                delivery.flying.popleft()
+            if delivery is not None:
+                delivery.landed(fresh)
             if consumer.config.ack_policy == "none":
                 state.advance(last_number, last_seq, time)
                 state.floor_to_delivered()
@@ -285,6 +290,14 @@ class ConsumerSet:
                 state.redeliver(seq, deliveries, time)
             if exhausted:
                 state.exhaust(exhausted, consumer.config.max_deliver)
+
+    def _acknowledge_again(self, deliveries: Deliveries) -> None:
+        """Acknowledgements that were applied before these deliveries had no effect; they are proposed once more."""
+        for id, _, _, _, fresh, _, _ in deliveries.items:
+            consumer = self._by_id.get(id)
+            if consumer is not None and consumer.delivery is not None:
+                consumer.acked += [seq for seq in fresh if seq in consumer.delivery.acking]
+                self.mark(consumer)
 
     def _apply_acks(self, items: Sequence[list[Any]]) -> None:
         for id, time, acked, to, touched in items:
@@ -309,14 +322,23 @@ class ConsumerSet:
 
     def refuse(self, context: object, error: Exception) -> None:
         """A proposal was dropped: operations fail, deliveries and acknowledgements are proposed again while leading."""
+        lost = isinstance(error, NotLeader)
         if isinstance(context, Operation):
-            context.fail(errors.INSUFFICIENT_RESOURCES())
-        elif isinstance(context, Deliveries | Acks):
-            if isinstance(context, Acks) and context in self._flying_acks:
-                self._flying_acks.remove(context)
-            if self.leading and not isinstance(error, NotLeader):
-                self.log.warning("stream %s: consumer state could not be stored (%s)", self.source.name, error)
-                self.runtime.call_later(RETRY, self._propose_batch, context)
+            context.fail(errors.CLUSTER_NOT_AVAIL() if lost else errors.INSUFFICIENT_RESOURCES())
+        elif isinstance(context, Deliveries | Acks) and self.leading and not lost:
+            if isinstance(context, Deliveries):
+                context.repeated = True
+            self._refused.append(context)
+            if self._retry is None:
+                self.log.warning("Stream %s: consumer state could not be stored: %s", self.source.name, error)
+                self._retry = self.runtime.call_later(RETRY, self._propose_refused)
+
+    def _propose_refused(self) -> None:
+        self._retry = None
+        refused, self._refused = self._refused, []
+        for batch in refused:
+            self._propose_batch(batch)
+        self._schedule_flush()
 
     # --- what the stream tells
 
@@ -373,9 +395,11 @@ class ConsumerSet:
         for consumer in self._consumers.values():
             consumer.follow(status)
         self.alarm.stop()
-        if self._flush_handle is not None:
-            self._flush_handle.cancel()
-            self._flush_handle = None
+        for handle in (self._flush_handle, self._retry):
+            if handle is not None:
+                handle.cancel()
+        self._flush_handle = self._retry = None
+        self._refused.clear()
         self.marked.clear()
         self._hungry.clear()
         self._replies.clear()
@@ -419,6 +443,9 @@ class ConsumerSet:
     def mark(self, consumer: Consumer) -> None:
         """Serve this consumer, and write down what it did, in the next tick."""
         self.marked[consumer.id] = consumer
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
         if self._flush_handle is None and self.leading:
             self._flush_handle = self.runtime.call_soon(self._flush)
 
@@ -434,21 +461,26 @@ class ConsumerSet:
         for consumer in marked.values():
             if consumer.serve(now):
                 more.append(consumer)
-        self._write({**marked, **self.marked}, now)
+        marked.update(self.marked)
         self.marked.clear()
+        if self._refused:
+            self.marked = marked
+            return
+        self._write(marked.values(), now)
         for consumer in more:
             self.mark(consumer)
 
     def _flush_now(self) -> None:
-        marked, self.marked = self.marked, {}
-        self._write(marked, self.now())
+        """Write down everything, also what could have waited."""
+        self.marked.clear()
+        self._write(self._consumers.values(), self.now(), everything=True)
 
-    def _write(self, marked: dict[int, Consumer], now: int) -> None:
+    def _write(self, marked: Iterable[Consumer], now: int, *, everything: bool = False) -> None:
         """Propose what these consumers have delivered and what was acknowledged to them."""
         deliveries = Deliveries()
         acks = Acks()
-        for consumer in marked.values():
-            if (item := consumer.take_delivered(now)) is not None:
+        for consumer in marked:
+            if (item := consumer.take_delivered(now, everything)) is not None:
                 deliveries.items.append(item)
             if (item := consumer.take_acks(now)) is not None:
                 acks.items.append(item)

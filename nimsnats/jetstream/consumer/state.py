@@ -103,9 +103,11 @@ class ConsumerState:
     def deliver(self, last_number: int, last_seq: int, fresh: dict[int, Delivered], time: int) -> None:
         """Take over new deliveries, all live and in ascending order, and the new positions."""
         if fresh:
-            if not self.pending:
-                self._front = next(iter(fresh))
+            late = next(iter(fresh)) <= self.delivered_seq
             self.pending.update(fresh)
+            if late:  # an entry that was dropped and proposed again
+                self.pending = dict(sorted(self.pending.items()))
+            self._front = next(iter(self.pending))
         self.advance(last_number, last_seq, time)
 
     def advance(self, last_number: int, last_seq: int, time: int) -> None:
