@@ -162,6 +162,9 @@ class Account:
         origin: ClientConnection | None,
     ) -> int:
         """Deliver one message to everyone in `plan`, shown under `subject`; the number of receivers reached."""
+        sole = plan.sole
+        if sole is not None:
+            return _hand_over(sole, plan, subject, reply, headers, payload, origin)
         reached = 0
         if plan.targets or plan.queues:
             message = _Outgoing(plan, subject, reply, headers, payload, origin)
@@ -180,6 +183,33 @@ class Account:
         """A cheap draw: which member of a queue group is asked first."""
         self._draw = (self._draw * 1103515245 + 12345) & 0x7FFFFFFF
         return (self._draw >> 8) % below
+
+
+def _hand_over(
+    target: Target,
+    plan: Plan,
+    subject: bytes,
+    reply: bytes,
+    headers: bytes,
+    payload: bytes,
+    origin: ClientConnection | None,
+) -> bool:
+    """Give one message to its only receiver, a client: what `_Outgoing` does, without the object."""
+    sub, prefix = target
+    client = sub.client
+    assert client is not None
+    if plan.subject != subject:
+        prefix = b"MSG " + subject + b" " + sub.sid + b" "
+    if reply:
+        prefix = prefix + reply + b" "
+    size = len(payload)
+    if headers and client.headers:
+        prefix = b"H" + prefix
+        size += len(headers)
+        tail = b"%d %d\r\n%b%b\r\n" % (len(headers), size, headers, payload)
+    else:
+        tail = b"%d\r\n%b\r\n" % (size, payload)
+    return client.accept(sub, prefix, tail, size, origin)
 
 
 class _Outgoing:

@@ -6,7 +6,7 @@ several. Plans hold no payload and deliver nothing by themselves; accounts and c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from nimsnats.broker.interest import SubscriptionSet
@@ -65,14 +65,33 @@ class Internal:
 class Plan:
     """Every receiver of one subject."""
 
-    __slots__ = ("empty", "handlers", "header_way", "queues", "subject", "targets", "way")
+    __slots__ = ("empty", "handlers", "header_way", "queues", "sole", "subject", "targets", "way")
 
-    def __init__(self, subject: bytes, matches: Iterable[SubscriptionSet]) -> None:
+    def __init__(self, subject: bytes, matches: Sequence[SubscriptionSet]) -> None:
         self.subject = subject
+        self.way: Way[Lane] | None = None
+        self.header_way: Way[Lane] | None = None
+        self.targets: tuple[Target, ...] = ()
+        self.handlers: tuple[Subscription, ...] = ()
+        self.queues: tuple[tuple[Target, ...], ...] = ()
+        self.sole: Target | None = None
+        """The only receiver, when that is one plain client subscription: the usual case of replies."""
+        if len(matches) == 1 and matches[0].queues is None and len(matches[0].plain) == 1:
+            (sub,) = matches[0].plain
+            if sub.handler is None:
+                self.sole = (sub, b"MSG " + subject + b" " + sub.sid + b" ")
+                self.targets = (self.sole,)
+            else:
+                self.handlers = (sub,)
+        else:
+            self._collect(matches)
+        self.empty = not (self.targets or self.handlers or self.queues)
+
+    def _collect(self, matches: Sequence[SubscriptionSet]) -> None:
         targets: list[Target] = []
         handlers: list[Subscription] = []
         queues: dict[bytes, list[Target]] = {}
-        head = b"MSG " + subject + b" "
+        head = b"MSG " + self.subject + b" "
         for found in matches:
             for sub in found.plain:
                 if sub.handler is None:
@@ -85,9 +104,6 @@ class Plan:
         self.targets = tuple(targets)
         self.handlers = tuple(handlers)
         self.queues = tuple(tuple(members) for members in queues.values())
-        self.empty = not (targets or handlers or queues)
-        self.way: Way[Lane] | None = None
-        self.header_way: Way[Lane] | None = None
 
     def build_ways(self) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
