@@ -108,25 +108,28 @@ def _same(oracle: Oracle, *pieces: bytes) -> None:
     assert ours.frames == theirs.frames or (theirs.reset and ours.agrees(theirs))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    first=st.sampled_from((b"", *_OPTIONS)), commands=st.lists(_good, max_size=14), end=st.one_of(st.just(b""), _bad)
-)
-def test_any_conversation(oracle: Oracle, first: bytes, commands: list[bytes], end: bytes) -> None:
+_repeat = st.sampled_from([1, 1, 2, 4])
+"""Conversations are repeated so that subjects become known and messages travel in runs."""
+
+
+def _script(first: bytes, commands: list[bytes], repeat: int, end: bytes = b"") -> bytes:
     greeting = b"CONNECT " + first + b"\r\n" if first else b""
-    script = greeting + b"".join(commands) + end
-    if b"HMSG" not in script.upper():
-        _same(oracle, script)
+    script = greeting + b"".join(commands * repeat) + end
+    return script.replace(b"HMSG", b"").replace(b"hmsg", b"")
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from((b"", *_OPTIONS)), st.lists(_good, max_size=14), _repeat, _bad | st.just(b""))
+def test_any_conversation(oracle: Oracle, first: bytes, commands: list[bytes], repeat: int, end: bytes) -> None:
+    _same(oracle, _script(first, commands, repeat, end))
 
 
 @pytest.mark.extended
+@pytest.mark.timeout(1800)
 @settings(max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(first=st.sampled_from((b"", *_OPTIONS)), commands=st.lists(st.one_of(_good, _good, _good, _bad), max_size=30))
-def test_many_conversations(oracle: Oracle, first: bytes, commands: list[bytes]) -> None:
-    greeting = b"CONNECT " + first + b"\r\n" if first else b""
-    script = greeting + b"".join(commands)
-    if b"HMSG" not in script.upper():
-        _same(oracle, script)
+@given(st.sampled_from((b"", *_OPTIONS)), st.lists(st.one_of(_good, _good, _good, _bad), max_size=30), _repeat)
+def test_many_conversations(oracle: Oracle, first: bytes, commands: list[bytes], repeat: int) -> None:
+    _same(oracle, _script(first, commands, repeat))
 
 
 _step = st.tuples(st.integers(0, 2), st.lists(_good.filter(lambda line: not line.startswith(b"CONNECT")), max_size=4))
