@@ -9,7 +9,7 @@ prefix (below `_INBOX.xyz` there is only `*`), and everything below the first tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from nimsnats.broker.subscription import Subscription
@@ -155,6 +155,19 @@ class Interest:
         if found is None:
             return list(wild)
         return [found, *wild]
+
+    def family(self, subject: bytes) -> tuple[SubscriptionSet, ...] | None:
+        """The wildcard sets that every subject reaches which differs from this one in the last token only.
+
+        None when that depends on the token, or is not remembered. Literal subscriptions come on top (`is_plain`).
+        """
+        if self._root:
+            self._match_wild(subject)
+        return self._families.get(subject[: subject.rfind(b".")])
+
+    def is_plain(self, subjects: Iterable[bytes]) -> bool:
+        """Whether none of these literal subjects has a subscription of its own."""
+        return self._literal.keys().isdisjoint(subjects)
 
     def __iter__(self) -> Iterator[Subscription]:
         for found in self._literal.values():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from nimsnats.broker.answers import publish_numbered
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.admission import Duplicate
 from nimsnats.jetstream.api.decode import encode
@@ -186,10 +187,7 @@ class Ingest:
 
     def acknowledge(self, replies: Sequence[bytes], seqs: Sequence[int]) -> None:
         """Acknowledge messages that were stored under these sequences."""
-        publish, prefix = self._account.publish, self._prefix
-        for reply, seq in zip(replies, seqs, strict=True):
-            if reply:
-                publish(reply, b"%b%d}" % (prefix, seq))
+        publish_numbered(self._account, replies, self._prefix, seqs)
 
     def answer(self, replies: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
         """Answer messages one by one."""

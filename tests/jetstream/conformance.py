@@ -55,7 +55,7 @@ async def _step(client: Client, subject: str, body: Any = b"", headers: dict[str
             answer = message.data
     else:
         answer = None
-    status = {key: value for key, value in (message.headers or {}).items()}
+    status = dict(message.headers or {})
     return (answer, status) if status else answer
 
 

@@ -42,7 +42,6 @@ class Stand:
 async def running(directory: Path, **options: object) -> AsyncIterator[Stand]:
     """Start on `directory` (kept, so that a second start recovers), stop in order."""
     runtime = Runtime.real()
-    directory.mkdir(parents=True, exist_ok=True)
     broker = Broker(BrokerOptions(host="127.0.0.1", port=-1, jetstream=True), runtime)
     database = await open_database(directory, runtime)
     host = Host(database, runtime, "test")
