@@ -218,10 +218,18 @@ class Node:
 
     def _cluster_changed(self, state: ClusterState) -> None:
         if self.forest is not None and self.forest.running:
-            self.server.runtime.spawn(self.forest.adjust_replicas(state.replication_factor), "forest replicas")
+            self.server.runtime.spawn(self._adjust_replicas(self.forest, state.replication_factor), "forest replicas")
+
+    async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
+        from forest.errors import ForestError
+
+        try:
+            await forest.adjust_replicas(replicas)
+        except ForestError as error:
+            self.log.warning("The forest's streams keep their replicas for now: %s", error)
 
     def _forest_problems(self) -> Sequence[str]:
-        return ()
+        return self.forest.problems() if self.forest is not None else ()
 
     async def lame_duck(self) -> None:
         """Send the clients away gently; returns when the last one has gone."""
