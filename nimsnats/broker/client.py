@@ -11,11 +11,13 @@ import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
+from nimsnats.broker import trace
 from nimsnats.broker.account import Account, InvalidSubject, Lines
-from nimsnats.broker.connection import TRACE, Connection
+from nimsnats.broker.connection import Connection
 from nimsnats.broker.plan import RESERVED, Fanout, Group, Internal, Lane
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
+from nimsnats.broker.trace import TRACE, quoted, readable
 from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
 from nimsnats.protocol.parser import Failure, Parser, Way
 from nimsnats.protocol.subject import is_literal
@@ -125,12 +127,12 @@ class ClientConnection(Connection):
             self.close(_FAILURES[failure])
 
     def _error(self, text: str, reason: Reason) -> None:
-        self._say(f"-ERR '{text}'\r\n".encode("utf-8", "surrogateescape"))
+        self._say(f"-ERR '{text}'\r\n".encode())
         self.close(reason)
 
     def _say(self, data: bytes) -> None:
         if self.trace:
-            self.log(TRACE, "->> [%s]", data.strip().decode("utf-8", "replace"))
+            self.log(TRACE, "->> [%s]", readable(data.strip()))
         self.send(data)
 
     # -- CONNECT ------------------------------------------------------------------------------------------------
@@ -216,7 +218,9 @@ class ClientConnection(Connection):
 
     def _refuse(self) -> None:
         options = self.options
-        who = f' - User "{options.user}"' if options.user else ' - Token "[REDACTED]"' if options.auth_token else ""
+        who = (
+            f" - User {quoted(options.user)}" if options.user else ' - Token "[REDACTED]"' if options.auth_token else ""
+        )
         self.log(logging.ERROR, "authentication error%s", who)
         self._error("Authorization Violation", Reason.AUTHENTICATION_FAILURE)
 
@@ -225,7 +229,7 @@ class ClientConnection(Connection):
         options = self.options
         parts = [f"v{options.version}" if options.version else "", options.lang, options.name]
         if not self._connected and any(parts):
-            self.label += ' - "' + ":".join(part for part in parts if part) + '"'
+            self.label += " - " + quoted(":".join(part for part in parts if part))
 
     def early(self) -> bool:
         """See `Commands.early`: a client without credentials is let in when there is a no_auth_user."""
@@ -322,12 +326,12 @@ class ClientConnection(Connection):
         self.in_msgs += 1
         self.in_bytes += end - start
         if self.trace:
-            self._trace_message("PUB" if header < 0 else "HPUB", subject, reply, header, data[start:end])
+            trace.published(self, subject, reply, header, data[start:end])
         if subject.startswith(RESERVED):
-            self._deny(f'Publish to "{_text(subject)}"', f'Publish Violation - Subject "{_text(subject)}"')
+            self._deny(b'Publish to "%b"' % subject, f'Publish Violation - Subject "{readable(subject)}"')
             return
         if reply and reply.startswith(_RESERVED_REPLY):
-            self._deny(f'Publish with Reply of "{_text(reply)}"', f'Publish Violation - Reply "{_text(reply)}"')
+            self._deny(b'Publish with Reply of "%b"' % reply, f'Publish Violation - Reply "{readable(reply)}"')
             return
         if self.verbose:
             self._say(_OK)
@@ -363,26 +367,26 @@ class ClientConnection(Connection):
         self.out.append(tail)
         self.queued += len(prefix) + len(tail)
         if self.trace:
-            self._trace_delivery(prefix, tail)
+            trace.delivered(self, prefix, tail)
         if limit and sub.delivered >= limit:
             self._drop(sub)
         if self.queued > self.brake:
             self.overfull(origin)
         return True
 
-    def _deny(self, what: str, log: str) -> None:
+    def _deny(self, what: bytes, log: str) -> None:
         self.log(logging.ERROR, "%s", log)
-        self._say(f"-ERR 'Permissions Violation for {what}'\r\n".encode("utf-8", "surrogateescape"))
+        self._say(b"-ERR 'Permissions Violation for %b'\r\n" % what)
 
     # -- subscribing --------------------------------------------------------------------------------------------
 
     def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None:
         """SUB. A sid that is taken keeps its first subscription."""
         if self.trace:
-            self.log(TRACE, "<<- [SUB %s]", _text(b" ".join(part for part in (subject, queue, sid) if part)))
+            self.log(TRACE, "<<- [SUB %s]", readable(b" ".join(part for part in (subject, queue, sid) if part)))
         if queue == _SYSTEM_QUEUE:
-            log = f'Subscription Violation - Subject "{_text(subject)}", Queue: "_sys_", SID {_text(sid)}'
-            self._deny(f'Subscription to "{_text(subject)}" using queue "_sys_"', log)
+            log = f'Subscription Violation - Subject "{readable(subject)}", Queue: "_sys_", SID {readable(sid)}'
+            self._deny(b'Subscription to "%b" using queue "_sys_"' % subject, log)
             return
         limit = self.broker.options.max_subscriptions
         if 0 < limit <= len(self.subs) and sid not in self.subs:
@@ -404,7 +408,7 @@ class ClientConnection(Connection):
     def unsubscribe(self, sid: bytes, limit: int) -> None:
         """UNSUB: at once, or after `limit` messages counted from the start of the subscription."""
         if self.trace:
-            self.log(TRACE, "<<- [UNSUB %s]", _text(sid))
+            self.log(TRACE, "<<- [UNSUB %s]", readable(sid))
         self.active()
         sub = self.subs.get(sid)
         if sub is not None:
@@ -490,19 +494,5 @@ class ClientConnection(Connection):
 
     def error(self, text: bytes) -> None:
         """A client that reports an error is done."""
-        self.log(logging.ERROR, "Client Error %s", _text(text))
+        self.log(logging.ERROR, "Client Error %s", readable(text))
         self.close(Reason.PARSE_ERROR)
-
-    def _trace_message(self, verb: str, subject: bytes, reply: bytes, header: int, body: bytes) -> None:
-        words = [subject, reply, b"" if header < 0 else b"%d" % header, b"%d" % len(body)]
-        self.log(TRACE, "<<- [%s %s]", verb, _text(b" ".join(word for word in words if word)))
-        self.log(TRACE, '<<- MSG_PAYLOAD: ["%s"]', _text(body))
-
-    def _trace_delivery(self, prefix: bytes, tail: bytes) -> None:
-        line, _, body = (prefix + tail).partition(b"\r\n")
-        self.log(TRACE, "->> [%s]", _text(line))
-        self.log(TRACE, '->> MSG_PAYLOAD: ["%s"]', _text(body[:-2]))
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")

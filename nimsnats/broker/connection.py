@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from nimsnats.broker.server import Broker
     from nimsnats.protocol.parser import Parser
 
-TRACE: Final = 5
-"""Log level below DEBUG for protocol traces."""
-
 FRONT: Final = 16 * 1024
 """Leftovers up to that size are put in front of the next read; longer ones are collected and joined when complete."""
 

@@ -63,6 +63,17 @@ async def test_logs_in_the_words_of_nats_server(caplog: pytest.LogCaptureFixture
     assert f"{named} - Client connection closed: Client Closed" in lines
 
 
+async def test_what_clients_say_cannot_break_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(5, "nimsnats")
+    async with running(trace=True) as broker:
+        peer = await Peer.connect(broker.port, b'CONNECT {"name":"a\\nb\\ud800\\"","verbose":false}\r\n')
+        await peer.sync(b"SUB \xff 1\r\nPUB \xff 3\r\na\nb\r\nPUB \x1b[0m _R_.\xff 0\r\n\r\n")
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.isprintable() and line.encode() for line in lines)
+    assert any(line.endswith(r'<<- MSG_PAYLOAD: ["a\nb"]') for line in lines)
+    assert any(r'"a\nb\ud800\""' in line for line in lines)
+
+
 async def test_bcrypt_does_not_hold_up_the_loop() -> None:
     secret = bcrypt.hashpw(b"s3cret", bcrypt.gensalt(4)).decode()
     async with running(users=[User("u", secret, "ACME")]) as broker:
