@@ -135,6 +135,11 @@ class Block:
         self.stored -= self.size_at(at)
         self.changed = True
 
+    def retire(self) -> None:
+        """Hold nothing any more: whoever still knows the block finds no message in it."""
+        self.seqs = None
+        self.count = self.live = self.stored = 0
+
     def note(self) -> bytes:
         """What storage remembers beside the block: enough to find the live sequences in the bytes again."""
         if self.seqs is None:

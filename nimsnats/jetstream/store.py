@@ -160,7 +160,7 @@ class MessageStore:
         if rejected:
             block.rejected = array("I", rejected)
         if not block.live:
-            self._forget(block)
+            self._take_out(block)
         elif cache:
             self.keep(block, batch)
 
@@ -169,41 +169,59 @@ class MessageStore:
     ) -> None:
         """Take back a block of a snapshot; blocks come in ascending order. Messages not in `live` are dead."""
         alive = set(live)
-        if batch.offsets is not None:
-            seqs = [first + offset for offset in batch.offsets]
-            rejected = None
-        else:
-            seqs = list(range(first, first + len(batch) - len(rejected or ())))
-        refused = set(rejected or ())
-        keep = [at not in refused for at in range(len(batch))]
-        taken = list(map(alive.__contains__, seqs))
         block = Block(index, first, batch.time, batch.table)
+        if batch.offsets is not None:
+            seqs = array("Q", [first + offset for offset in batch.offsets])
+            self._fill(block, batch, seqs, list(map(alive.__contains__, seqs)))
+        else:
+            block.rejected = rejected
+            refused = set(rejected or ())
+            self._fill(block, batch, None, [at not in refused for at in range(len(batch))])
+            taken = list(map(alive.__contains__, range(first, first + block.count)))
+            block.live = sum(taken)
+            if block.live < block.count:
+                block.dead = bytearray(not here for here in taken)
+                block.stored = sum(map(block.size_at, block.live_positions()))
         block.changed = False
-        block.rejected = rejected
-        block.seqs = array("Q", seqs) if batch.offsets is not None else None
-        sizes = self._sizes(batch)
-        each = array("I", (sizes,)) * len(batch) if isinstance(sizes, int) else sizes
-        block.sizes = array("I", compress(each, keep))
-        block.numbers = None if batch.numbers is None else array("I", compress(batch.numbers, keep))
-        block.times = None if batch.times is None else array("Q", compress(batch.times, keep))
-        block.count = len(seqs)
-        block.live = sum(taken)
-        block.stored = sum(compress(block.sizes, taken))
-        if block.live < block.count:
-            block.dead = bytearray(not here for here in taken)
         if not block.live:
             self.dropped.append(index)
             return
-        if min(block.sizes) == max(block.sizes):
-            block.sizes = block.sizes[0]
         if block.numbers is None and block.seqs is None and block.dead is None:
             self.index.add_run(block.table[0], first, block.last)
         else:
             for at in block.live_positions():
-                self.index.add(block.subject_at(at), seqs[at])
+                self.index.add(block.subject_at(at), block.seq_at(at))
         self.blocks.append(block)
         self.messages += block.live
         self.bytes += block.stored
+
+    def _fill(self, block: Block, batch: Batch, seqs: array[int] | None, keep: list[bool]) -> None:
+        """Give a block the columns of a batch, without the positions that are not kept; all of them live."""
+        sizes = self._sizes(batch)
+        each = array("I", (sizes,)) * len(batch) if isinstance(sizes, int) else sizes
+        block.table = batch.table
+        block.sizes = kept = array("I", compress(each, keep))
+        block.numbers = None if batch.numbers is None else array("I", compress(batch.numbers, keep))
+        block.times = None if batch.times is None else array("Q", compress(batch.times, keep))
+        block.seqs = None if seqs is None else array("Q", compress(seqs, keep))
+        block.dead = None
+        block.count = block.live = len(kept)
+        block.stored = sum(kept)
+        if kept and min(kept) == max(kept):
+            block.sizes = kept[0]
+
+    # Compaction: other blocks for the same messages (see `compaction.py`)
+
+    def absorbed(self, block: Block) -> None:
+        """The messages of this block are about to be in another one (`replace`)."""
+        self._take_out(block)
+
+    def replace(self, block: Block, batch: Batch, seqs: array[int], keep: list[bool]) -> None:
+        """A block's bytes are now this batch; `keep` says which of its messages are live."""
+        self._fill(block, batch, seqs, keep)
+        block.rejected = None
+        block.changed = True
+        self.keep(block, batch)
 
     def _new_block(self, index: int, batch: Batch) -> Block:
         return Block(index, self.last_seq + 1, batch.time, batch.table)
@@ -241,11 +259,14 @@ class MessageStore:
 
     def _forget(self, block: Block) -> None:
         """Give up a block without live messages, unless it is still being filled."""
-        if self._filling(block):
-            return
+        if not self._filling(block):
+            self._take_out(block)
+
+    def _take_out(self, block: Block) -> None:
         self.blocks.remove(block)
         self._cache.drop((self.id, block.index))
         self.dropped.append(block.index)
+        block.retire()
 
     def _filling(self, block: Block) -> bool:
         return self._open is not None and self._open[0] is block
@@ -299,7 +320,9 @@ class MessageStore:
     def clear(self) -> None:
         """Remove every message. Never while a batch is open."""
         assert self._open is None
-        self.dropped.extend(block.index for block in self.blocks)
+        for block in self.blocks:
+            self.dropped.append(block.index)
+            block.retire()
         self._cache.drop_store(self.id)
         self.blocks.clear()
         self.index.clear()

@@ -18,6 +18,7 @@ from nimsnats.jetstream import errors, search
 from nimsnats.jetstream.admission import ROLLUP, TTL, Admission, Duplicate, nats_headers
 from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache, Note
+from nimsnats.jetstream.compaction import Compactor
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import Expiry, parse_ttl
@@ -102,8 +103,10 @@ class Stream:
         self._admission = Admission()
         self._subjects = config.subject_bytes
         self._group: Group | None = None
-        self._known: set[int] = set()
         self._reader = BlockReader(self.store, self._read_block, environment.runtime, environment.log)
+        self._compactor = Compactor(
+            self.store, self._read_block, self._rewrite_block, environment.runtime, environment.log
+        )
         self._set_first_seq()
         self.consumers = environment.consumers(self)
 
@@ -125,11 +128,15 @@ class Stream:
         """Stop to serve; the group is closed by its owner. `deleted` is what consumers tell their clients."""
         self.leading = False
         await self.consumers.close(deleted=deleted)
+        await self._compactor.close()
         await self._reader.close()
         self.store.close()
 
     def _read_block(self, index: int) -> Awaitable[bytes]:
         return self.group.read_block(index)
+
+    def _rewrite_block(self, index: int, data: bytes) -> None:
+        self.group.rewrite_block(index, data)
 
     # Proposing
 
@@ -422,6 +429,8 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """State as of the last applied entry."""
         store = self.store
+        self._compactor.conclude()
+        self._reader.forget()
         self.expiry.prune(self.live)
         state = {
             "version": _STATE_VERSION,
@@ -441,6 +450,8 @@ class Stream:
                 block.changed = False
                 notes.append(BlockRecord(block.index, block.note()))
         dropped, store.dropped = store.dropped, []
+        if self._group is not None:
+            self._compactor.begin()
         return Snapshot(pack(state), notes, dropped)
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
