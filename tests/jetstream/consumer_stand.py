@@ -102,6 +102,8 @@ class Stream:
         self.last_seq = 0
         self.cold: set[int] = set()
         self.entries: list[Entry] = []
+        self.history: list[tuple[str, Any]] = []
+        """Everything that was applied, in log order: stored messages, entries, removals, purges."""
         self.held: list[Entry] | None = None
         self.refusing = False
         self.index = 0
@@ -162,6 +164,7 @@ class Stream:
             self._stand.consumers.refuse(entry.context, OSError("disk full"))
             return
         self.entries.append(Entry(entry.index, entry.term, entry.kind, entry.data))
+        self.history.append(("entry", self.entries[-1]))
         self._stand.consumers.apply(entry)
 
     def settled(self, seqs: list[int]) -> None:
@@ -220,14 +223,24 @@ class Stand:
         for subject in subjects:
             seq = self.stream.last_seq = self.stream.last_seq + 1
             payload = f"m{seq}".encode() + b"x" * size
-            self.stream.messages[seq] = StoredMessage(seq, self.runtime.time_ns(), subject.encode(), b"", payload)
+            message = StoredMessage(seq, self.runtime.time_ns(), subject.encode(), b"", payload)
+            self.stream.messages[seq] = message
+            self.stream.history.append(("stored", message))
         self.consumers.stored(first, self.stream.last_seq)
         self.loop.settle()
 
     def remove(self, *seqs: int) -> None:
         for seq in seqs:
             self.stream.messages.pop(seq)
+        self.stream.history.append(("removed", seqs))
         self.consumers.removed(seqs)
+        self.loop.settle()
+
+    def purge(self, below: int) -> None:
+        """Remove every message below a sequence."""
+        self.stream.messages = {seq: m for seq, m in self.stream.messages.items() if seq >= below}
+        self.stream.history.append(("purged", below))
+        self.consumers.purged()
         self.loop.settle()
 
     def create(self, name: str = "c", *, action: str = "", **fields: Any) -> Consumer:
@@ -285,14 +298,23 @@ class Stand:
         return events
 
     def replay(self) -> Stand:
-        """Another replica that has applied the same entries, and leads now."""
+        """Another replica that has applied the same history and does not lead."""
         other = Stand(self.stream.retention, self.traits)
         other.loop._now = self.loop.time()
-        other.stream.messages = self.stream.messages
-        other.stream.last_seq = self.stream.last_seq
         other.consumers = other.new_set()
-        for entry in self.stream.entries:
-            other.consumers.apply(entry)
+        for kind, what in self.stream.history:
+            if kind == "stored":
+                other.stream.messages[what.seq] = what
+                other.stream.last_seq = what.seq
+            elif kind == "entry":
+                other.consumers.apply(what)
+            elif kind == "removed":
+                for seq in what:
+                    other.stream.messages.pop(seq, None)
+                other.consumers.removed(what)
+            else:
+                other.stream.messages = {seq: m for seq, m in other.stream.messages.items() if seq >= what}
+                other.consumers.purged()
         return other
 
 

@@ -15,6 +15,7 @@ from nimsnats.jetstream.clock import format_time, parse_duration
 from nimsnats.jetstream.consumer.advisory import ack_sample, advise
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.delivery import NEVER, Delivery
+from nimsnats.jetstream.consumer.info import consumer_info
 from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD
@@ -179,7 +180,7 @@ class Consumer:
 
     def mark(self) -> None:
         """Have the consumer looked at in the next tick."""
-        self.owner.mark(self)
+        self.owner.journal.mark(self)
 
     def wake(self, at: int) -> None:
         """Have `tick` called at this time, or earlier."""
@@ -206,7 +207,7 @@ class Consumer:
         elif delivery.exhausted:
             self.mark()
         if not more and self.waits:
-            self.owner.hunger(self)
+            self.owner.journal.hunger(self)
         return more
 
     @property
@@ -319,8 +320,8 @@ class Consumer:
         delivery = self.delivery
         if delivery is not None and delivery.acknowledge(seq):
             self.acked.append(seq)
-            if self.id not in self.owner.marked:
-                self.owner.mark(self)
+            if self.id not in self.owner.journal.marked:
+                self.owner.journal.mark(self)
 
     def receive_ack(self, seq: int, number: int, deliveries: int, payload: bytes, reply: bytes) -> None:
         """What a client sent to the acknowledgement subject of a delivery."""
@@ -344,7 +345,7 @@ class Consumer:
                 self.side.request(payload[4:], reply, now)
             return
         if reply:
-            self.owner.answer(self, reply)
+            self.owner.journal.answer(self, reply)
 
     def _acknowledge(self, seq: int, number: int, now: int, sampled: bool = True) -> bool:
         delivery = self.leading
@@ -408,45 +409,7 @@ class Consumer:
 
     def info(self, *, listed: bool = False) -> dict[str, Any]:
         """ConsumerInfo without `type`. In lists the configuration lacks the version keys."""
-        state, delivery, side = self.state, self.delivery, self.side
-        number, seq = self.position()
-        delivered: dict[str, Any] = {"consumer_seq": number, "stream_seq": seq}
-        last_active = delivery.last_sent_at if delivery is not None else state.last_delivered
-        if last_active:
-            delivered["last_active"] = format_time(last_active)
-        if self.config.ack_policy == "none":
-            floor: dict[str, Any] = {"consumer_seq": number, "stream_seq": seq}
-        else:
-            floor = {"consumer_seq": state.floor_number, "stream_seq": state.floor_seq}
-            if not state.pending and (delivery is None or delivery.outstanding == 0):
-                floor = {"consumer_seq": number, "stream_seq": seq}
-            last_acked = delivery.last_acked_at if delivery is not None else state.last_acked
-            if self.acked or self.acked_to:
-                last_acked = self.owner.now()
-            if last_acked:
-                floor["last_active"] = format_time(last_acked)
-        again = len(delivery.attempts) if delivery is not None else len(state.redelivered)
-        body: dict[str, Any] = {
-            "stream_name": self.stream,
-            "name": self.name,
-            "created": format_time(self.created),
-            "config": self.config.echo(generated_name=self.generated, dynamic=not listed),
-            "delivered": delivered,
-            "ack_floor": floor,
-            "num_ack_pending": delivery.outstanding if delivery is not None else len(state.pending),
-            "num_redelivered": 0 if self.config.max_deliver == 1 else again,
-            "num_waiting": side.count() if isinstance(side, PullSide) else 0,
-            "num_pending": delivery.remaining() if delivery is not None else 0,
-        }
-        if isinstance(side, PushSide) and side.bound:
-            body["push_bound"] = True
-        if self.paused:
-            body["paused"] = True
-            body["pause_remaining"] = self.state.paused_until - self.runtime.time_ns()
-        body["ts"] = format_time(self.runtime.time_ns())
-        if isinstance(side, PullSide) and (groups := side.groups.info()):
-            body["priority_groups"] = groups
-        return body
+        return consumer_info(self, listed=listed)
 
     # --- entries
 

@@ -78,7 +78,7 @@ def read_deliveries(data: bytes, live: Callable[[int], bool]) -> list[list[Any]]
     """The items of an entry made elsewhere; messages that the stream has lost since are left out."""
     items: list[list[Any]] = []
     for id, time, number, seq, runs, again, exhausted in unpack(data):
-        fresh = {s: record for s, record in expand_deliveries(runs, time).items() if live(s)}
+        fresh = {s: record for s, record in expand_deliveries(runs).items() if live(s)}
         items.append([id, time, number, seq, fresh, list(zip(again[::2], again[1::2], strict=True)), exhausted])
     return items
 

@@ -1,19 +1,17 @@
 """All consumers of one stream: the consumer half of the stream's replicated state machine.
 
-Owns applying and proposing consumer entries, and the one flush a tick that all consumers share. What a single consumer
-does is in `consumer.py`; the stream itself is seen through `MessageSource`.
-
-Per tick and stream there is at most one entry for deliveries and one for acknowledgements. A client that asked for an
-answer to its acknowledgement gets it when that entry has been applied, so it is durable.
+Owns the applying of consumer entries, the proposing of operations that clients ask for, and what the stream tells its
+consumers. What a single consumer does is in `consumer.py`, how its deeds reach the log in `journal.py`; the stream
+itself is seen through `MessageSource`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
@@ -22,6 +20,7 @@ from nimsnats.jetstream.consumer.alarm import Alarm
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.entries import Acks, Deliveries, Operation, read_acks, read_deliveries
+from nimsnats.jetstream.consumer.journal import Journal
 from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.request import DELETED, LEADERSHIP
 from nimsnats.jetstream.consumer.retention import Retention
@@ -54,9 +53,6 @@ from nimsnats.runtime import Runtime
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
 
-RETRY: Final = 0.25
-"""Seconds until an entry that was dropped (disk full) is proposed again."""
-
 
 class ConsumerSet:
     """See the module. All methods are called on the loop.
@@ -86,14 +82,7 @@ class ConsumerSet:
         self._consumers: dict[str, Consumer] = {}
         self._by_id: dict[int, Consumer] = {}
         self._retention = Retention(source, self._consumers)
-        self.marked: dict[int, Consumer] = {}
-        self._hungry: dict[int, Consumer] = {}
-        self._flush_handle: asyncio.Handle | None = None
-        self._refused: list[Deliveries | Acks] = []
-        """Batches that were dropped; nothing else is written down before they are."""
-        self._retry: asyncio.TimerHandle | None = None
-        self._replies: list[bytes] = []
-        self._flying_acks: list[Acks] = []
+        self.journal = Journal(self, log)
         self._loads: dict[int, asyncio.Task[None]] = {}
         self._by_token: dict[bytes, Consumer] = {}
         self.alarm = Alarm(runtime, self.now, self._by_id.get)
@@ -149,7 +138,7 @@ class ConsumerSet:
 
     def propose_reset(self, name: str, start: int) -> asyncio.Future[JsonObject]:
         """Begin again at a stream sequence."""
-        self._flush_now()
+        self.journal.write_all(self._consumers.values())
         return self._propose(CONSUMER_RESET, {"name": name, "start": start})
 
     def propose_removal(self, consumer: Consumer) -> None:
@@ -179,7 +168,7 @@ class ConsumerSet:
         elif entry.kind == CONSUMER_ACKS:
             self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data))
             if isinstance(context, Acks):
-                self._acks_applied(context)
+                self.journal.applied(context)
         else:
             operation = context if isinstance(context, Operation) else None
             try:
@@ -257,8 +246,7 @@ class ConsumerSet:
         del self._by_id[consumer.id]
         del self._by_token[consumer.name.encode()]
         self._listening.forget(consumer)
-        self.marked.pop(consumer.id, None)
-        self._hungry.pop(consumer.id, None)
+        self.journal.forget(consumer)
         if self.leading:
             consumer.follow(DELETED)
             consumer.advise("DELETED", "consumer_action", {**consumer.names(), "action": "delete"})
@@ -297,7 +285,7 @@ class ConsumerSet:
             consumer = self._by_id.get(id)
             if consumer is not None and consumer.delivery is not None:
                 consumer.acked += [seq for seq in fresh if seq in consumer.delivery.acking]
-                self.mark(consumer)
+                self.journal.mark(consumer)
 
     def _apply_acks(self, items: Sequence[list[Any]]) -> None:
         for id, time, acked, to, touched in items:
@@ -314,40 +302,19 @@ class ConsumerSet:
                 consumer.delivery.acking.difference_update(settled)
             self._retention.settle(consumer, settled)
 
-    def _acks_applied(self, acks: Acks) -> None:
-        if acks in self._flying_acks:
-            self._flying_acks.remove(acks)
-        for reply in acks.replies:
-            self.account.publish(reply)
-
     def refuse(self, context: object, error: Exception) -> None:
         """A proposal was dropped: operations fail, deliveries and acknowledgements are proposed again while leading."""
         lost = isinstance(error, NotLeader)
         if isinstance(context, Operation):
             context.fail(errors.CLUSTER_NOT_AVAIL() if lost else errors.INSUFFICIENT_RESOURCES())
         elif isinstance(context, Deliveries | Acks) and self.leading and not lost:
-            if isinstance(context, Deliveries):
-                context.repeated = True
-            self._refused.append(context)
-            if self._retry is None:
-                self.log.warning("Stream %s: consumer state could not be stored: %s", self.source.name, error)
-                self._retry = self.runtime.call_later(RETRY, self._propose_refused)
-
-    def _propose_refused(self) -> None:
-        self._retry = None
-        refused, self._refused = self._refused, []
-        for batch in refused:
-            self._propose_batch(batch)
-        self._schedule_flush()
+            self.journal.refused(context, error)
 
     # --- what the stream tells
 
     def stored(self, first: int, last: int) -> None:
         """Messages were added: consumers that wait for new ones have work."""
-        if self._hungry:
-            hungry, self._hungry = self._hungry, {}
-            for consumer in hungry.values():
-                self.mark(consumer)
+        self.journal.feed()
 
     def removed(self, seqs: Sequence[int]) -> None:
         """Single messages are gone."""
@@ -369,7 +336,7 @@ class ConsumerSet:
             consumer.state.purge(self.source.first_seq, self.source.live)
             if consumer.delivery is not None:
                 consumer.delivery.purged()
-                self.mark(consumer)
+                self.journal.mark(consumer)
 
     # --- leadership
 
@@ -388,22 +355,14 @@ class ConsumerSet:
     def _lead(self, consumer: Consumer) -> None:
         consumer.lead(self.now())
         self._listening.watch(consumer)
-        self.mark(consumer)
+        self.journal.mark(consumer)
 
     def _quiet(self, status: bytes) -> None:
         self._listening.remove(self.source.name, self._by_token)
         for consumer in self._consumers.values():
             consumer.follow(status)
         self.alarm.stop()
-        for handle in (self._flush_handle, self._retry):
-            if handle is not None:
-                handle.cancel()
-        self._flush_handle = self._retry = None
-        self._refused.clear()
-        self.marked.clear()
-        self._hungry.clear()
-        self._replies.clear()
-        self._flying_acks.clear()
+        self.journal.stop()
         for task in self._loads.values():
             task.cancel()
 
@@ -411,7 +370,7 @@ class ConsumerSet:
         """Stop for good: open requests hear that the stream was deleted, or that the server stops."""
         if self.leading:
             if not deleted:
-                self._flush_now()
+                self.journal.write_all(self._consumers.values())
             self.leading = False
             self._quiet(DELETED if deleted else b"")
         loads = list(self._loads.values())
@@ -438,79 +397,6 @@ class ConsumerSet:
         self._by_id[consumer.id] = consumer
         self._by_token[consumer.name.encode()] = consumer
 
-    # --- the tick
-
-    def mark(self, consumer: Consumer) -> None:
-        """Serve this consumer, and write down what it did, in the next tick."""
-        self.marked[consumer.id] = consumer
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        if self._flush_handle is None and self.leading:
-            self._flush_handle = self.runtime.call_soon(self._flush)
-
-    def hunger(self, consumer: Consumer) -> None:
-        """Mark this consumer when messages are stored: it could deliver them."""
-        self._hungry[consumer.id] = consumer
-
-    def _flush(self) -> None:
-        self._flush_handle = None
-        now = self.now()
-        marked, self.marked = self.marked, {}
-        more: list[Consumer] = []
-        for consumer in marked.values():
-            if consumer.serve(now):
-                more.append(consumer)
-        marked.update(self.marked)
-        self.marked.clear()
-        if self._refused:
-            self.marked = marked
-            return
-        self._write(marked.values(), now)
-        for consumer in more:
-            self.mark(consumer)
-
-    def _flush_now(self) -> None:
-        """Write down everything, also what could have waited."""
-        self.marked.clear()
-        self._write(self._consumers.values(), self.now(), everything=True)
-
-    def _write(self, marked: Iterable[Consumer], now: int, *, everything: bool = False) -> None:
-        """Propose what these consumers have delivered and what was acknowledged to them."""
-        deliveries = Deliveries()
-        acks = Acks()
-        for consumer in marked:
-            if (item := consumer.take_delivered(now, everything)) is not None:
-                deliveries.items.append(item)
-            if (item := consumer.take_acks(now)) is not None:
-                acks.items.append(item)
-        if deliveries.items:
-            self._propose_batch(deliveries)
-        replies, self._replies = self._replies, []
-        if acks.items:
-            acks.replies = replies
-            self._flying_acks.append(acks)
-            self._propose_batch(acks)
-        elif self._flying_acks:
-            self._flying_acks[-1].replies += replies
-        else:
-            for reply in replies:
-                self.account.publish(reply)
-
-    def _propose_batch(self, batch: Deliveries | Acks) -> None:
-        if not self.leading:
-            return
-        kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS
-        try:
-            self.source.propose(kind, batch.encode(), batch)
-        except NotLeader:
-            self.log.debug("stream %s: not the leader any more, consumer state of this tick is void", self.source.name)
-
-    def answer(self, consumer: Consumer, reply: bytes) -> None:
-        """Answer an acknowledgement once everything acknowledged so far is durable."""
-        self._replies.append(reply)
-        self.mark(consumer)
-
     # --- reading from disk
 
     def loading(self, consumer: Consumer) -> bool:
@@ -531,4 +417,4 @@ class ConsumerSet:
             self._loads.pop(id, None)
         if delivery is not None and consumer.delivery is delivery:
             delivery.loaded(seq, message)
-            self.mark(consumer)
+            self.journal.mark(consumer)

@@ -40,23 +40,23 @@ def expand(runs: Sequence[int]) -> list[int]:
 
 
 def delivery_runs(fresh: dict[int, Delivered]) -> list[int]:
-    """New deliveries as flat triples (stream sequence, consumer sequence, count), both counting up in a run."""
+    """New deliveries as flat (stream sequence, consumer sequence, time, count), both sequences counting up in a run."""
     runs: list[int] = []
-    next_seq = next_number = -1
-    for seq, (number, _) in fresh.items():
-        if seq == next_seq and number == next_number:
+    next_seq = next_number = last_time = -1
+    for seq, (number, time) in fresh.items():
+        if seq == next_seq and number == next_number and time == last_time:
             runs[-1] += 1
         else:
-            runs += (seq, number, 1)
-        next_seq, next_number = seq + 1, number + 1
+            runs += (seq, number, time, 1)
+        next_seq, next_number, last_time = seq + 1, number + 1, time
     return runs
 
 
-def expand_deliveries(runs: Sequence[int], time: int) -> dict[int, Delivered]:
-    """The deliveries of `delivery_runs`, all at `time`."""
+def expand_deliveries(runs: Sequence[int]) -> dict[int, Delivered]:
+    """The deliveries of `delivery_runs`."""
     fresh: dict[int, Delivered] = {}
-    for index in range(0, len(runs), 3):
-        seq, number, count = runs[index : index + 3]
+    for index in range(0, len(runs), 4):
+        seq, number, time, count = runs[index : index + 4]
         fresh.update(zip(range(seq, seq + count), zip(range(number, number + count), repeat(time)), strict=False))
     return fresh
 

@@ -1,0 +1,156 @@
+"""What the consumers of a stream do in one tick, served and written down together.
+
+Owns the marks (who has to be looked at), the one flush a tick, the batches on their way through the log and the
+answers that wait for them. At most one entry for deliveries and one for acknowledgements a tick, for all consumers.
+Lives on the leader only; what entries mean when they are applied is `set.py`'s business.
+
+A batch that is dropped (the disk is full) is proposed again until it is stored, and nothing new is written before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.jetstream.consumer.entries import Acks, Deliveries
+from nimsnats.jetstream.kinds import CONSUMER_ACKS, CONSUMER_DELIVERED
+from nimsnats.raft.machine import NotLeader
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.consumer.consumer import Consumer
+    from nimsnats.jetstream.consumer.set import ConsumerSet
+
+RETRY: Final = 0.25
+"""Seconds until an entry that was dropped is proposed again."""
+
+
+class Journal:
+    """See the module. Nothing happens unless the owner leads."""
+
+    def __init__(self, owner: ConsumerSet, log: logging.Logger) -> None:
+        self._owner = owner
+        self._log = log
+        self.marked: dict[int, Consumer] = {}
+        self._hungry: dict[int, Consumer] = {}
+        self._handle: asyncio.Handle | None = None
+        self._refused: list[Deliveries | Acks] = []
+        self._retry: asyncio.TimerHandle | None = None
+        self._replies: list[bytes] = []
+        self._flying: list[Acks] = []
+
+    def mark(self, consumer: Consumer) -> None:
+        """Serve this consumer, and write down what it did, in the next tick."""
+        self.marked[consumer.id] = consumer
+        self._schedule()
+
+    def hunger(self, consumer: Consumer) -> None:
+        """Mark this consumer when messages are stored: it could deliver them."""
+        self._hungry[consumer.id] = consumer
+
+    def feed(self) -> None:
+        """Messages were stored."""
+        if self._hungry:
+            hungry, self._hungry = self._hungry, {}
+            for consumer in hungry.values():
+                self.mark(consumer)
+
+    def forget(self, consumer: Consumer) -> None:
+        """A consumer is gone."""
+        self.marked.pop(consumer.id, None)
+        self._hungry.pop(consumer.id, None)
+
+    def stop(self) -> None:
+        """Forget everything: this node does not lead any more."""
+        for handle in (self._handle, self._retry):
+            if handle is not None:
+                handle.cancel()
+        self._handle = self._retry = None
+        for kept in (self.marked, self._hungry, self._refused, self._replies, self._flying):
+            kept.clear()
+
+    # --- the tick
+
+    def _schedule(self) -> None:
+        if self._handle is None and self._owner.leading:
+            self._handle = self._owner.runtime.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._handle = None
+        now = self._owner.now()
+        marked, self.marked = self.marked, {}
+        more = [consumer for consumer in marked.values() if consumer.serve(now)]
+        marked.update(self.marked)
+        self.marked.clear()
+        if self._refused:
+            self.marked = marked
+            return
+        self._write(marked.values(), now)
+        for consumer in more:
+            self.mark(consumer)
+
+    def write_all(self, consumers: Iterable[Consumer]) -> None:
+        """Write down everything now, also what could have waited."""
+        self.marked.clear()
+        self._write(consumers, self._owner.now(), everything=True)
+
+    def _write(self, marked: Iterable[Consumer], now: int, *, everything: bool = False) -> None:
+        """Propose what these consumers have delivered and what was acknowledged to them."""
+        deliveries = Deliveries()
+        acks = Acks()
+        for consumer in marked:
+            if (item := consumer.take_delivered(now, everything)) is not None:
+                deliveries.items.append(item)
+            if (item := consumer.take_acks(now)) is not None:
+                acks.items.append(item)
+        if deliveries.items:
+            self._propose(deliveries)
+        acks.replies, self._replies = self._replies, []
+        if acks.items:
+            self._flying.append(acks)
+            self._propose(acks)
+        elif self._flying:
+            self._flying[-1].replies += acks.replies
+        else:
+            self._answer(acks.replies)
+
+    def _propose(self, batch: Deliveries | Acks) -> None:
+        kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS
+        try:
+            self._owner.source.propose(kind, batch.encode(), batch)
+        except NotLeader:
+            self._log.debug("Stream %s: led elsewhere now, this tick's consumer state is void", self._owner.source.name)
+
+    # --- what became of it
+
+    def refused(self, batch: Deliveries | Acks, error: Exception) -> None:
+        """A batch was dropped and has changed nothing."""
+        if isinstance(batch, Deliveries):
+            batch.repeated = True
+        self._refused.append(batch)
+        if self._retry is None:
+            self._log.warning("Stream %s: consumer state could not be stored: %s", self._owner.source.name, error)
+            self._retry = self._owner.runtime.call_later(RETRY, self._propose_refused)
+
+    def _propose_refused(self) -> None:
+        self._retry = None
+        refused, self._refused = self._refused, []
+        for batch in refused:
+            self._propose(batch)
+        self._schedule()
+
+    def applied(self, acks: Acks) -> None:
+        """A batch of acknowledgements was applied: whoever waited for it is answered."""
+        if acks in self._flying:
+            self._flying.remove(acks)
+        self._answer(acks.replies)
+
+    def answer(self, consumer: Consumer, reply: bytes) -> None:
+        """Answer an acknowledgement once everything acknowledged so far is durable."""
+        self._replies.append(reply)
+        self.mark(consumer)
+
+    def _answer(self, replies: Iterable[bytes]) -> None:
+        for reply in replies:
+            self._owner.account.publish(reply)
