@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import report, runner
-from benchmarks.scenario import QUICK, Settings
-from benchmarks.servers import KINDS
+from benchmarks.scenario import QUICK, Scenario, Settings
+from benchmarks.servers import KINDS, add_base
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,8 +21,16 @@ def main(argv: list[str] | None = None) -> int:
         for scenario in scenarios:
             print(f"{scenario.name:28} {scenario.title}")
         return 0
+    with tempfile.TemporaryDirectory(prefix="bench-base-") as unpacked:
+        kinds: list[str] = options.servers
+        if options.base:
+            add_base(options.base, Path(unpacked))
+            kinds = [*kinds, "base"]
+        return _run(scenarios, kinds, options)
+
+
+def _run(scenarios: list[Scenario], kinds: list[str], options: argparse.Namespace) -> int:
     settings = _settings(options)
-    kinds: list[str] = options.servers
     outcomes = runner.run(scenarios, kinds, settings, options.store)
     run = report.document(outcomes, kinds, settings)
     path = report.save(run, options.out)
@@ -61,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--servers", type=_kinds, default=["go", "nims", "go-sync"], help=f"comma separated: {', '.join(KINDS)}"
     )
+    parser.add_argument("--base", metavar="REVISION", help="also measure nimsnats as of this git revision, in turn")
     parser.add_argument("--duration", type=float, help="seconds of each measurement")
     parser.add_argument("--rounds", type=int, help="measurements of each server in each scenario")
     parser.add_argument("--scale", type=float, help="shrinks fixed amounts of messages and connections")

@@ -68,7 +68,7 @@ def run(
     footprint.raise_descriptor_limit()
     outcomes: list[Outcome] = []
     for scenario in scenarios:
-        chosen = [kind for kind in kinds if kind in scenario.servers or kind == "go-again"]
+        chosen = [kind for kind in kinds if kind in scenario.servers or kind in ("go-again", "base")]
         began = time.perf_counter()
         outcome = _run_one(scenario, chosen, settings, base)
         outcomes.append(outcome)
@@ -103,7 +103,7 @@ def _summary(outcome: Outcome, kinds: Sequence[str]) -> str:
     parts = [f"{kind} FAILED: {reason.strip().splitlines()[-1]}" for kind, reason in outcome.failures.items()]
     ours = next((kind for kind in ("nims", "go-again") if outcome.rounds.get(kind)), "")
     for theirs in kinds:
-        if ours and theirs.startswith("go") and theirs != ours:
+        if ours and theirs != ours and outcome.rounds.get(theirs):
             for metric in outcome.scenario.metrics:
                 ratio = outcome.ratio(metric, ours, theirs)
                 if ratio is not None:

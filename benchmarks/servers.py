@@ -5,6 +5,7 @@ Owns the child processes and the temporary store directories. Only what was star
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,15 +31,16 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server under test. `title` is what reports call it."""
+    """A server under test. `title` is what reports call it; `source` is where a nimsnats is imported from."""
 
     name: str
     title: str
+    source: Path | None = None
 
     def command(self, port: int, directory: Path) -> list[str]:
         """The command line that serves `port` with JetStream in `directory`."""
         options = ["-a", HOST, "-p", str(port), "-js", "-sd", str(directory)]
-        if self.name.startswith("nims"):
+        if self.source is not None:
             return [sys.executable, "-m", "nimsnats", "server", *options]
         if self.name == "go-sync":
             file = directory / "sync.conf"
@@ -49,22 +52,36 @@ class Kind:
 
     def version(self) -> str:
         """What the program answers to `-v`; raises ServerError when it cannot be run."""
-        command = [sys.executable, "-m", "nimsnats", "server"] if self.name.startswith("nims") else [str(go_binary())]
-        done = subprocess.run([*command, "-v"], capture_output=True, text=True, timeout=20, check=False)
+        command = [sys.executable, "-m", "nimsnats", "server"] if self.source is not None else [str(go_binary())]
+        done = subprocess.run(
+            [*command, "-v"], cwd=self.source, capture_output=True, text=True, timeout=20, check=False
+        )
         if done.returncode:
             raise ServerError(f"{self.title} cannot be run: {done.stderr.strip()[-300:]}")
         return done.stdout.strip()
 
 
-KINDS: Final = {
+KINDS: Final[dict[str, Kind]] = {
     kind.name: kind
     for kind in (
         Kind("go", "nats-server"),
         Kind("go-sync", "nats-server, sync_interval: always"),
         Kind("go-again", "nats-server, a second time"),
-        Kind("nims", "nimsnats"),
+        Kind("nims", "nimsnats", Path(__file__).parents[1]),
     )
 }
+
+
+def add_base(revision: str, directory: Path) -> None:
+    """Add the kind `base`: nimsnats as of a git revision, unpacked below `directory`. Raises ServerError."""
+    archive = subprocess.run(
+        ["git", "archive", revision, "nimsnats"], cwd=Path(__file__).parents[1], capture_output=True, check=False
+    )
+    if archive.returncode:
+        raise ServerError(f"no nimsnats in revision {revision!r}: {archive.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(directory, filter="data")
+    KINDS["base"] = Kind("base", f"nimsnats at {revision}", directory)
 
 
 def go_binary() -> Path:
@@ -95,7 +112,12 @@ class Server:
         began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=kind.source,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             self._wait_ready()
