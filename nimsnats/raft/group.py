@@ -60,8 +60,7 @@ class HostedGroup:
         self._bytes_since = 0
         self._damaged = False
 
-    # The face towards the state machine
-    # -------------------------------------------------------------------------
+    # The face towards the state machine -----------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -115,8 +114,7 @@ class HostedGroup:
         else:
             self._home.blocks[index] = data
 
-    # Recovery
-    # ---------------------------------------------------------------------------------------------------
+    # Recovery -------------------------------------------------------------------------------------
 
     def position(self, term: int, index: int, index_term: int, total: int) -> None:
         """Stand at a snapshot."""
@@ -142,8 +140,7 @@ class HostedGroup:
         self.last = self.applied_index = index
         self.total = self.applied_total = self.total + messages
 
-    # Driven by the host
-    # -----------------------------------------------------------------------------------------
+    # Driven by the host ---------------------------------------------------------------------------
 
     def lead(self) -> None:
         """Begin to serve."""

@@ -107,8 +107,7 @@ class Host:
             group.stop("the node is stopping")
         self._groups.clear()
 
-    # Driving
-    # ----------------------------------------------------------------------------------------------------
+    # Driving --------------------------------------------------------------------------------------
 
     def mark(self, group: HostedGroup) -> None:
         """A group has something to write; all groups marked in one turn of the loop go to disk together."""

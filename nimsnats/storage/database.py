@@ -168,8 +168,7 @@ class Database:
         self._witness.close()
         self._directory.release()
 
-    # Queueing
-    # ---------------------------------------------------------------------------------------------------
+    # Queueing -------------------------------------------------------------------------------------
 
     def group_names(self) -> list[str]:
         """Names of the groups that exist now, in order of creation."""
@@ -252,8 +251,7 @@ class Database:
         self._gathering.add(layout.UPSERTS["groups"], row)
         self._gathering.add(layout.UPSERTS["groups_mirror"], row)
 
-    # Committing
-    # -------------------------------------------------------------------------------------------------
+    # Committing -----------------------------------------------------------------------------------
 
     async def _write_loop(self) -> None:
         try:
@@ -380,8 +378,7 @@ class Database:
             self.failure = error
             self._log.error("Storage failed, nothing is acknowledged any more: %s", error)
 
-    # Reading
-    # ----------------------------------------------------------------------------------------------------
+    # Reading --------------------------------------------------------------------------------------
 
     async def load_group(self, name: str) -> StoredGroup | None:
         """The group's state, or None when there is no such group. Raises StorageFailed."""
