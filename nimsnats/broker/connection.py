@@ -155,6 +155,12 @@ class Connection(asyncio.BufferedProtocol):
             self.out.clear()
             self.queued = 0
             return
+        self._tell()
+        if not self.paused:
+            self._write()
+
+    def _tell(self) -> None:
+        """Add what was queued since the last turn to the broker's totals."""
         if self.out_msgs != self._told_out_msgs:
             self.last_ns = self.broker.runtime.time_ns()
             stats = self.broker.stats
@@ -162,8 +168,6 @@ class Connection(asyncio.BufferedProtocol):
             stats.out_bytes += self.out_bytes - self._told_out_bytes
             self._told_out_msgs = self.out_msgs
             self._told_out_bytes = self.out_bytes
-        if not self.paused:
-            self._write()
 
     def _write(self) -> None:
         out = self.out
@@ -233,6 +237,7 @@ class Connection(asyncio.BufferedProtocol):
         """End the connection: what is queued goes out first, unless the reason is that it cannot."""
         if self.closed:
             return
+        self._tell()
         if reason not in UNFLUSHED:
             self.paused = False
             self.flush()

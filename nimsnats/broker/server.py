@@ -40,6 +40,9 @@ _CLOSE_PATIENCE: Final = 1.0
 class ListenError(OSError):
     """The client port cannot be listened on; the text is one clear line."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
 
 class Broker:
     """A NATS server for clients, without JetStream and without peers: those are built on top of it."""

@@ -8,6 +8,7 @@ type anywhere is an error for the whole line.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -39,6 +40,9 @@ class ConnectOptions:
     account: str = ""
     new_account: bool = False
 
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""A lone half of a pair: legal JSON, but not a text that could be written anywhere."""
 
 _BOOLS = {
     field: field for field in ("verbose", "pedantic", "echo", "headers", "no_responders", "tls_required", "new_account")
@@ -74,7 +78,7 @@ def parse_connect(arg: bytes, options: ConnectOptions | None = None) -> ConnectO
         elif lowered in _TEXTS:
             if not isinstance(value, str):
                 raise BadConnect(f"CONNECT field {lowered!r} is not a string")
-            setattr(options, _TEXTS[lowered], value)
+            setattr(options, _TEXTS[lowered], _SURROGATE.sub("\ufffd", value))
         elif lowered == "protocol":
             if not isinstance(value, int) or isinstance(value, bool):
                 raise BadConnect("CONNECT field 'protocol' is not an integer")

@@ -22,7 +22,7 @@ from tests.broker.peer import QUIET, Peer, running, until
 async def test_a_port_in_use_is_one_clear_line() -> None:
     async with running() as broker:
         second = Broker(BrokerOptions(host="127.0.0.1", port=broker.port), Runtime.real())
-        with pytest.raises(ListenError, match=f"cannot listen for clients on 127.0.0.1:{broker.port}: .*in use"):
+        with pytest.raises(ListenError, match=f"^cannot listen for clients on 127.0.0.1:{broker.port}: .*in use"):
             await second.start()
         await second.stop()
 
@@ -71,7 +71,7 @@ async def test_what_clients_say_cannot_break_a_log_line(caplog: pytest.LogCaptur
     lines = [record.getMessage() for record in caplog.records]
     assert all(line.isprintable() and line.encode() for line in lines)
     assert any(line.endswith(r'<<- MSG_PAYLOAD: ["a\nb"]') for line in lines)
-    assert any(r'"a\nb\ud800\""' in line for line in lines)
+    assert any('"a\\nb\ufffd\\""' in line for line in lines)
 
 
 async def test_bcrypt_does_not_hold_up_the_loop() -> None:
