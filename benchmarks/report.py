@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.runner import Outcome
+from benchmarks.runner import OURS, Outcome
 from benchmarks.scenario import Aim, Metric, Settings
 from benchmarks.servers import KINDS, ServerError
 
@@ -26,8 +26,8 @@ _MARK: Final = "<!-- newest run below -->\n"
 
 
 def ours(kinds: Sequence[str]) -> str:
-    """The server that the ratios are about."""
-    return "nims" if "nims" in kinds else "go-again"
+    """The server that the ratios are about: this checkout, else a revision of it, else the Go server's second self."""
+    return next((kind for kind in OURS if kind in kinds), "")
 
 
 def document(outcomes: Sequence[Outcome], kinds: Sequence[str], settings: Settings) -> dict[str, Any]:

@@ -26,6 +26,9 @@ SCENARIOS: tuple[Scenario, ...] = (
     *footprint.SCENARIOS,
 )
 
+OURS: tuple[str, ...] = ("nims", "base", "go-again")
+"""Whom the ratios are about: the first of these that is measured."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -101,7 +104,7 @@ def _run_one(scenario: Scenario, kinds: Sequence[str], settings: Settings, base:
 def _summary(outcome: Outcome, kinds: Sequence[str]) -> str:
     """The ratios of the first kind that is not a baseline, or what failed."""
     parts = [f"{kind} FAILED: {reason.strip().splitlines()[-1]}" for kind, reason in outcome.failures.items()]
-    ours = next((kind for kind in ("nims", "go-again") if outcome.rounds.get(kind)), "")
+    ours = next((kind for kind in OURS if outcome.rounds.get(kind)), "")
     for theirs in kinds:
         if ours and theirs != ours and outcome.rounds.get(theirs):
             for metric in outcome.scenario.metrics:
