@@ -257,6 +257,8 @@ class ClientConnection(Connection):
         """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
         if isinstance(lane, ClientConnection):
             count = len(pieces) >> 1
+            if lane.paused:  # what has to wait waits as one object, not as thousands
+                pieces = [b"".join(pieces)]
             self._give(lane, pieces, sum(map(len, pieces)), count, size)
         elif isinstance(lane, Fanout):
             count = len(pieces) - 1

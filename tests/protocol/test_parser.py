@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,7 +207,7 @@ _command = st.one_of(
 def test_any_cut_gives_the_same_events(commands: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(commands)
     points = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    pieces = [stream[a:b] for a, b in zip(points, points[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in pairwise(points)]
     whole = parsed(stream)
     assert parsed(*pieces) == whole
     assert parsed(*pieces, routed=False) == whole
