@@ -1,23 +1,29 @@
-"""One hosted Raft group: its log position, its proposals, its state machine.
+"""One hosted Raft group: its core, its proposals, its state machine.
 
-Owns the way of an entry through this node: proposed, stored, committed, applied, compacted. It does not
-decide when the disk is synced (`host.py`) nor how (`storage`).
+Owns the way of an entry through this node: proposed, stored, committed, applied, compacted. What is decided
+is decided by `core`; when the disk is synced is the host's business (`host.py`), and how, storage's.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from nimsnats.raft.core import MEMBERSHIP, Core, HardState
+from nimsnats.raft.log import RaftLog
 from nimsnats.raft.machine import BLOCK, Entry, LogDamage, NotLeader, ProposalDropped, StateMachine
+from nimsnats.raft.membership import Membership
+from nimsnats.storage.errors import Corrupt
 from nimsnats.storage.interface import CompactionPoint, Storage
 
 if TYPE_CHECKING:
     from nimsnats.raft.host import Host
 
-_COMPACT_ENTRIES: Final = 8192
-_COMPACT_BYTES: Final = 32 * 1024 * 1024
+COMPACT_ENTRIES: Final = 8192
+COMPACT_BYTES: Final = 32 * 1024 * 1024
+"""A snapshot is due after so many entries or bytes of them: what a start has to apply again is bounded by
+this."""
 
 
 class Durable:
@@ -44,21 +50,28 @@ class HostedGroup:
         self._host = host
         self._home = home
         self.durable = isinstance(home, Durable)
-        self.term_now = 1
-        self.last = 0
-        self.total = 0
-        self.applied_index = 0
-        self.applied_term = 1
-        self.applied_total = 0
-        self.snapshot_index: int = 0
         self.serving = False
-        self._queue: deque[Entry] = deque()
-        self._unflushed: list[Entry] = []
-        self._blocks_since: list[int] = []
-        self._lost: list[int] = []
-        self._entries_since = 0
-        self._bytes_since = 0
-        self._damaged = False
+        self.total = 0
+        """Messages of the log up to the last flushed entry."""
+        self._applied = self._applied_term = self._applied_total = 0
+        self._snapshot = self._snapshot_term = 0
+        self._state = HardState(1, host.node_name)
+        self._core = self._new_core()
+        self._entries_since = self._bytes_since = 0
+        self._new_blocks: list[int] = []
+        self._unsaved: dict[int, bytes] = {}
+        """Block notes whose snapshot the disk refused."""
+        self._dropped: set[int] = set()
+        """Blocks to drop with the next snapshot: lost ones, and those whose snapshot the disk refused."""
+        self._damaged = self._compacting = False
+
+    def _new_core(self) -> Core:
+        """A core at the applied position. Only groups of one are hosted so far: everything recorded is
+        committed."""
+        log = RaftLog(self._snapshot, self._snapshot_term, self._applied, self._applied_term)
+        log.committed = log.applied = self._applied
+        members = Membership(frozenset({self._host.node_name}))
+        return Core(self._host.node_name, log, members, self._host.runtime.random, self._state)
 
     # The face towards the state machine -----------------------------------------------------------
 
@@ -75,163 +88,196 @@ class HostedGroup:
     @property
     def leader(self) -> str:
         """Name of the leading node, empty when unknown."""
-        return self._host.node_name if self.serving else ""
+        return self._core.leader if self.serving else ""
 
     @property
     def term(self) -> int:
         """The current term."""
-        return self.term_now
+        return self._core.term
 
     @property
     def applied(self) -> int:
         """Index of the last applied entry."""
-        return self.applied_index
+        return self._applied
 
     @property
     def committed(self) -> int:
         """Index of the last committed entry."""
-        return self.applied_index
+        return self._core.log.committed
 
     def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
         """Queue an entry. Raises NotLeader."""
         if not self.serving:
             raise NotLeader(self.leader)
-        self.last += 1
-        entry = Entry(self.last, self.term_now, kind, data, context, messages)
-        self._unflushed.append(entry)
+        self._core.propose(kind, data, context, messages)
         self._host.mark(self)
 
     def read_block(self, index: int) -> Awaitable[bytes]:
         """The bytes of a block, checksummed. Raises Corrupt."""
         if isinstance(self._home, Durable):
             return self._home.storage.read_block(self._home.number, index)
-        return _ready(self._home.blocks[index])
+        return _from_memory(self._home.blocks, index, self._name)
 
     def rewrite_block(self, index: int, data: bytes) -> None:
         """Replace a compacted block's bytes."""
         if isinstance(self._home, Durable):
             self._home.storage.rewrite(self._home.number, index, data)
+            self._home.storage.sync(_forget)
         else:
             self._home.blocks[index] = data
 
     # Recovery -------------------------------------------------------------------------------------
 
-    def position(self, term: int, index: int, index_term: int, total: int) -> None:
+    def position(self, state: HardState, index: int, index_term: int, total: int) -> None:
         """Stand at a snapshot."""
-        self.term_now, self.applied_term = term, index_term
-        self.last = self.applied_index = self.snapshot_index = index
-        self.total = self.applied_total = total
+        self._state = state
+        self._applied = self._snapshot = index
+        self._applied_term = self._snapshot_term = index_term
+        self.total = self._applied_total = total
 
     def replay(self, entry: Entry, total: int) -> None:
         """Apply a recorded entry."""
-        self.apply(entry)
-        self.last = entry.index
-        self.total = self.applied_total = total
+        self._apply(entry)
+        self.total = self._applied_total = total
 
     def damaged(self, damage: LogDamage) -> None:
         """Tell the machine what is lost, and pass over it: those indexes are never used again."""
         self._damaged = True
         self.machine.damaged(damage)
         if damage.entries:
-            self._skip(max(damage.entries), sum(damage.entries.values()))
-
-    def _skip(self, index: int, messages: int) -> None:
-        self._lost.extend(range(self.last + 1, index + 1))
-        self.last = self.applied_index = index
-        self.total = self.applied_total = self.total + messages
-
-    # Driven by the host ---------------------------------------------------------------------------
+            self._dropped.update(damage.entries)
+            self._applied = max(damage.entries)
+            self.total += sum(damage.entries.values())
+            self._applied_total = self.total
 
     def lead(self) -> None:
-        """Begin to serve."""
+        """Recovery is over: begin to serve."""
+        self._core = self._new_core()
+        self._core.resume_alone()
         self.serving = True
-        self.machine.leadership(True, self.term_now)
+        self.machine.leadership(True, self._core.term)
+
+    # Driven by the host ---------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
         """End: refuse what is still under way."""
         was_serving, self.serving = self.serving, False
-        self._refuse_all(ProposalDropped(reason))
+        self._refuse_pending(ProposalDropped(reason))
         if was_serving:
-            self.machine.leadership(False, self.term_now)
+            self.machine.leadership(False, self._core.term)
 
-    def flush(self) -> int:
-        """Hand new entries to storage; returns the index up to which this is done."""
-        entries = self._unflushed
+    def flush(self) -> tuple[int, int]:
+        """Hand new entries to storage; returns index and term up to which this is done."""
+        log = self._core.log
+        total = self.total
         if isinstance(self._home, Durable):
-            storage, number = self._home.storage, self._home.number
-            for entry in entries:
-                self.total += entry.messages
-                storage.append(number, entry.index, entry.term, entry.kind, entry.messages, self.total, entry.data)
-        self._queue.extend(entries)
-        self._unflushed = []
-        return self._queue[-1].index if self._queue else self.last
+            append, number = self._home.storage.append, self._home.number
+            for entry in log.unflushed():
+                total += entry.messages
+                append(number, entry.index, entry.term, entry.kind, entry.messages, total, entry.data)
+        self.total = total
+        log.flushed = log.last
+        return log.last, log.last_term
 
-    def stored(self, index: int) -> None:
-        """Entries up to `index` are durable; in a group of one that commits them. Apply them."""
-        queue = self._queue
-        while queue and queue[0].index <= index:
-            self.apply(queue.popleft())
-        if self._entries_since >= _COMPACT_ENTRIES or self._bytes_since >= _COMPACT_BYTES:
-            self.compact()
+    def stored(self, index: int, term: int) -> None:
+        """Entries up to `index` are durable: commit and apply what that allows."""
+        core = self._core
+        core.persisted(index, term)
+        log = core.log
+        if log.committed == log.applied:
+            return
+        try:
+            for entry in log.unapplied():
+                self._apply(entry)
+        except Exception:
+            # A machine that cannot apply an entry is broken; the other groups of this node are not.
+            self._host.log.exception("Group %s stops: entry %d cannot be applied", self._name, self._applied)
+            core.applied_to(log.committed)
+            self.stop("the group has failed")
+            return
+        core.applied_to(log.committed)
+        log.trim(log.applied + 1)
+        if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
+            self._entries_since = self._bytes_since = 0
+            self._host.compact_soon(self)
 
     def not_stored(self, error: Exception) -> None:
         """The disk refused: what is not applied never happened."""
-        self._refuse_all(error)
+        self._refuse_pending(error)
 
-    def _refuse_all(self, error: Exception) -> None:
-        refused = [*self._queue, *self._unflushed]
-        self._queue.clear()
-        self._unflushed.clear()
-        self.last, self.total = self.applied_index, self.applied_total
+    def _refuse_pending(self, error: Exception) -> None:
+        core = self._core
+        if core.log.last > core.log.committed:
+            core.cut(core.log.committed + 1)
+        _, refused = core.take_removed()
+        self.total = self._applied_total
         for entry in refused:
             if entry.context is not None:
                 self.machine.refuse(entry.context, error)
 
-    def apply(self, entry: Entry) -> None:
-        """Apply one committed entry and count towards the next compaction."""
-        self.applied_index, self.applied_term = entry.index, entry.term
-        self.applied_total += entry.messages
+    def _apply(self, entry: Entry) -> None:
+        """Apply one committed entry and count towards the next snapshot."""
+        kind, index = entry.kind, entry.index
+        self._applied, self._applied_term = index, entry.term
+        self._applied_total += entry.messages
         self._entries_since += 1
         self._bytes_since += len(entry.data)
-        if entry.kind & BLOCK:
-            self._blocks_since.append(entry.index)
+        if kind & BLOCK:
+            self._new_blocks.append(index)
             if isinstance(self._home, Memory):
-                self._home.blocks[entry.index] = entry.data
-        self.machine.apply(entry)
+                self._home.blocks[index] = entry.data
+        if kind > MEMBERSHIP:
+            self.machine.apply(entry)
 
     def compact(self) -> None:
         """Take a snapshot and cut the log there."""
-        if self.applied_index == self.snapshot_index and not self._damaged:
+        if self._compacting or (self._applied == self._snapshot and not self._damaged):
             return
         snapshot = self.machine.snapshot()
         if isinstance(self._home, Memory):
             for index in snapshot.dropped:
                 self._home.blocks.pop(index, None)
+            self._snapshot = self._applied
+            self._new_blocks = []
+            return
+        dropped = self._dropped.union(snapshot.dropped)
+        notes = {**dict.fromkeys(self._new_blocks, b""), **self._unsaved}
+        notes.update((record.index, record.note) for record in snapshot.blocks)
+        for index in dropped:
+            notes.pop(index, None)
+        members = self._core.membership.encode()
+        point = CompactionPoint(
+            self._applied,
+            self._applied_term,
+            self._applied_total,
+            members,
+            snapshot.state,
+            sorted(notes.items()),
+            sorted(dropped),
+        )
+        self._new_blocks, self._unsaved, self._dropped = [], {}, set()
+        self._compacting, self._damaged = True, False
+        self._home.storage.compact(self._home.number, point)
+        self._home.storage.sync(partial(self._compacted, point))
+
+    def _compacted(self, point: CompactionPoint, error: Exception | None) -> None:
+        self._compacting = False
+        if error is None:
+            self._snapshot, self._snapshot_term = point.index, point.term
+            if self._core.log.applied >= point.index:
+                self._core.compacted(point.index, point.term)
         else:
-            notes = {record.index: record.note for record in snapshot.blocks}
-            dropped = {*snapshot.dropped, *self._lost}
-            for index in self._blocks_since:
-                if index not in notes and index not in dropped:
-                    notes[index] = b""
-            point = CompactionPoint(
-                self.applied_index,
-                self.applied_term,
-                self.applied_total,
-                b"",
-                snapshot.state,
-                list(notes.items()),
-                list(dropped),
-            )
-            self._home.storage.compact(self._home.number, point)
-            self._home.storage.sync(_ignore)
-        self.snapshot_index = self.applied_index
-        self._blocks_since, self._lost, self._damaged = [], [], False
-        self._entries_since = self._bytes_since = 0
+            self._unsaved = {**dict(point.notes), **self._unsaved}
+            self._dropped.update(point.dropped)
 
 
-async def _ready(data: bytes) -> bytes:
+async def _from_memory(blocks: dict[int, bytes], index: int, name: str) -> bytes:
+    data = blocks.get(index)
+    if data is None:
+        raise Corrupt(f"block {index} of group {name} is missing")
     return data
 
 
-def _ignore(error: Exception | None) -> None:
+def _forget(error: Exception | None) -> None:
+    """A refused rewrite changes nothing: the old bytes say the same."""
     del error

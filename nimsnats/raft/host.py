@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 from typing import Final, Literal
 
 from nimsnats.raft.group import Durable, HostedGroup, Memory
 from nimsnats.raft.machine import Group, StateMachine
+from nimsnats.raft.membership import Membership
 from nimsnats.raft.recovery import recover
 from nimsnats.runtime import Runtime
 from nimsnats.storage.interface import Storage
+
+Mark = tuple[HostedGroup, int, int]
+"""A group, and the index and term up to which its log has been handed to storage."""
 
 _STOP_PATIENCE: Final = 4.0
 
@@ -31,6 +36,7 @@ class Host:
         self._groups: dict[str, HostedGroup] = {}
         self._opening: set[str] = set()
         self._dirty: dict[HostedGroup, None] = {}
+        self._due: deque[HostedGroup] = deque()
         self._flushing = False
         self._stopped = False
 
@@ -67,7 +73,8 @@ class Host:
     async def _open_file(self, name: str, machine: StateMachine) -> HostedGroup:
         stored = await self.storage.load_group(name)
         if stored is None:
-            number = self.storage.create_group(name, 1, self.node_name, b"")
+            members = Membership(frozenset({self.node_name})).encode()
+            number = self.storage.create_group(name, 1, self.node_name, members)
             await self.synced()
             return HostedGroup(name, machine, self, Durable(self.storage, number))
         group = HostedGroup(name, machine, self, Durable(self.storage, stored.id))
@@ -120,23 +127,37 @@ class Host:
         self._flushing = False
         if not self._dirty:
             return
-        marks: list[tuple[HostedGroup, int]] = []
-        on_disk = False
-        for group in self._dirty:
-            marks.append((group, group.flush()))
-            on_disk = on_disk or group.durable
-        self._dirty.clear()
-        if on_disk:
+        groups, self._dirty = self._dirty, {}
+        marks: list[Mark] = []
+        for group in groups:
+            index, term = group.flush()
+            if group.durable:
+                marks.append((group, index, term))
+            else:
+                group.stored(index, term)
+        if marks:
             self.storage.sync(partial(self._stored, marks))
-        else:
-            self._stored(marks, None)
 
-    def _stored(self, marks: list[tuple[HostedGroup, int]], error: Exception | None) -> None:
-        for group, index in marks:
+    def _stored(self, marks: list[Mark], error: Exception | None) -> None:
+        for group, index, term in marks:
             if error is None:
-                group.stored(index)
+                group.stored(index, term)
             else:
                 group.not_stored(error)
+
+    def compact_soon(self, group: HostedGroup) -> None:
+        """A snapshot of the group is due; one group a turn of the loop, so that nobody waits for all of
+        them."""
+        self._due.append(group)
+        if len(self._due) == 1:
+            self.runtime.call_later(0, self._compact_next)
+
+    def _compact_next(self) -> None:
+        group = self._due.popleft()
+        if group.serving:
+            group.compact()
+        if self._due:
+            self.runtime.call_later(0, self._compact_next)
 
     async def synced(self) -> None:
         """Wait until everything queued is durable. Raises StorageFull, StorageFailed."""

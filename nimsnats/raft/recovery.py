@@ -10,6 +10,7 @@ import logging
 from functools import partial
 from typing import Final
 
+from nimsnats.raft.core import HardState
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
@@ -28,7 +29,8 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
             for index, note in stored.blocks
         ]
         group.machine.restore(stored.state or b"", blocks)
-    group.position(stored.term, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
+    state = HardState(stored.term, stored.vote)
+    group.position(state, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
     replay = Replay(group, stored, log)
     if stored.damage:
         log.error("Group %s: %s", stored.name, "; ".join(stored.damage))
