@@ -1,275 +1,19 @@
-"""What clients do with consumers, as raw requests, and a transcript of what a server answers.
+"""How clients receive and acknowledge messages.
 
-Every scenario takes a client connection and records answers in comparable form: times and drawn names are replaced,
-version keys are left out. `test_consumer_oracle.py` runs each against nats-server and against this server.
+Each scenario is run against nats-server and against this server by `test_consumer_oracle.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError, TimeoutError
+from nats.errors import TimeoutError
 
-SECOND = 1_000_000_000
-_TIMES = ("created", "ts", "last_active", "timestamp", "pause_until", "pinned_ts")
-
-
-def comparable(value: Any, key: str = "") -> Any:
-    """A JSON value without what differs between two runs."""
-    if isinstance(value, dict):
-        return {k: comparable(v, k) for k, v in value.items() if k not in ("_nats.ver", "_nats.level", "id")}
-    if isinstance(value, list):
-        return [comparable(item) for item in value]
-    if key in _TIMES and isinstance(value, str):
-        return value if value.startswith("0001") else "TIME"
-    if key in ("pause_remaining", "ack_time"):
-        return "DURATION"
-    return value
-
-
-class Talk:
-    """One run of a scenario."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.lines: list[Any] = []
-        self._inboxes: dict[str, Any] = {}
-
-    async def api(self, subject: str, body: Any = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """A JSON request whose answer is recorded."""
-        payload = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        try:
-            reply = await self.client.request(f"$JS.API.{subject}", payload, timeout=2, headers=headers)
-        except (NoRespondersError, TimeoutError) as error:
-            self.lines.append((subject, type(error).__name__))
-            return {}
-        answer = json.loads(reply.data)
-        shown = comparable(answer)
-        if "name" in shown and "config" in shown and "name" not in shown["config"]:
-            shown["name"] = "DRAWN" if re.fullmatch(r"\w{8}", shown["name"]) else shown["name"]
-        self.lines.append((subject, shown))
-        return answer
-
-    async def quiet(self, subject: str, body: Any = None) -> dict[str, Any]:
-        """A JSON request that only prepares something."""
-        reply = await self.client.request(f"$JS.API.{subject}", json.dumps(body or {}).encode(), timeout=2)
-        answer = json.loads(reply.data)
-        assert "error" not in answer, answer
-        return answer
-
-    async def stream(self, name: str = "S", **config: Any) -> None:
-        await self.quiet(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{name.lower()}.>"], **config})
-
-    async def consumer(self, name: str = "c", **config: Any) -> None:
-        config = {"durable_name": name, "ack_policy": "explicit", **config}
-        await self.quiet(f"CONSUMER.CREATE.S.{name}", {"stream_name": "S", "config": config})
-
-    async def publish(self, *subjects: str, payload: bytes = b"x") -> None:
-        for subject in subjects:
-            await self.client.request(subject, payload, timeout=2)
-
-    async def listen(self, inbox: str, queue: str = "") -> asyncio.Queue[Msg]:
-        got: asyncio.Queue[Msg] = asyncio.Queue()
-        self._inboxes[inbox] = await self.client.subscribe(inbox, queue, cb=got.put)
-        await self.client.flush()
-        return got
-
-    async def ask(self, got: asyncio.Queue[Msg], inbox: str, body: Any, count: int, consumer: str = "c") -> list[Msg]:
-        """A pull request; the next `count` messages at its inbox are recorded."""
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        await self.client.publish(f"$JS.API.CONSUMER.MSG.NEXT.S.{consumer}", payload, reply=inbox)
-        return await self.expect(got, count)
-
-    async def expect(self, got: asyncio.Queue[Msg], count: int, timeout: float = 3) -> list[Msg]:
-        messages: list[Msg] = []
-        try:
-            while len(messages) < count:
-                messages.append(await asyncio.wait_for(got.get(), timeout))
-        except asyncio.TimeoutError:  # noqa: UP041
-            self.lines.append("(nothing)")
-        self.lines += [self.shown(message) for message in messages]
-        return messages
-
-    @staticmethod
-    def shown(message: Msg) -> Any:
-        reply = re.sub(r"\.\d{19}\.", ".TIME.", message.reply)
-        reply = re.sub(r"(\$JS\.FC\.\w+\.\w+\.)\w+", r"\1ID", reply)
-        headers = dict(message.headers or {})
-        for name in ("Nats-Pin-Id", "Nats-Consumer-Stalled"):
-            if name in headers:
-                headers[name] = "DRAWN"
-        return (message.subject, reply, headers, message.data[:20])
-
-    async def answered(self, message: Msg, payload: bytes = b"") -> None:
-        """A double ack, recorded."""
-        try:
-            reply = await self.client.request(message.reply, payload, timeout=0.3)
-            self.lines.append(("ack", payload, reply.data, dict(reply.headers or {})))
-        except (NoRespondersError, TimeoutError) as error:
-            self.lines.append(("ack", payload, type(error).__name__))
-
-    async def info(self, consumer: str = "c") -> dict[str, Any]:
-        return await self.api(f"CONSUMER.INFO.S.{consumer}")
-
-
-async def create_forms(talk: Talk) -> None:
-    await talk.stream()
-    create = {"stream_name": "S", "config": {"durable_name": "d", "ack_policy": "explicit"}}
-    await talk.api("CONSUMER.DURABLE.CREATE.S.d", create)
-    await talk.api("CONSUMER.CREATE.S.e", {"stream_name": "S", "config": {"durable_name": "e"}})
-    await talk.api("CONSUMER.CREATE.S.f", {"stream_name": "S", "config": {}})
-    await talk.api("CONSUMER.CREATE.S", {"stream_name": "S", "config": {"deliver_subject": "to"}})
-    await talk.api("CONSUMER.CREATE.S", {"stream_name": "S", "config": {"name": "named"}})
-    await talk.api(
-        "CONSUMER.CREATE.S.g.s.a.*", {"stream_name": "S", "config": {"filter_subject": "s.a.*", "metadata": {"k": "v"}}}
-    )
-    await talk.api("CONSUMER.CREATE.S.m", {"stream_name": "S", "config": {"filter_subjects": ["s.a", "s.b"]}})
-    await talk.api("CONSUMER.CREATE.S.n", {"stream_name": "S", "config": {"filter_subjects": ["s.a"]}})
-    await talk.api("CONSUMER.INFO.S.d")
-    await talk.api("CONSUMER.INFO.S.d", b"{}")
-    await talk.api("CONSUMER.INFO.S.d", b"x")
-    await talk.api("CONSUMER.INFO.S.zz")
-    await talk.api("CONSUMER.INFO.Z.zz")
-    for name in ("d", "e", "f", "g", "m", "n", "named"):
-        await talk.api(f"CONSUMER.DELETE.S.{name}")
-    await talk.api("CONSUMER.DELETE.S.d")
-    await talk.api("CONSUMER.DELETE.S.d", b"x")
-
-
-async def create_errors(talk: Talk) -> None:
-    await talk.stream()
-
-    def body(stream: str = "S", **config: Any) -> dict[str, Any]:
-        return {"stream_name": stream, "config": config}
-
-    requests: list[tuple[str, Any]] = [
-        ("CREATE.S.c", b""),
-        ("CREATE.S.c", b"{"),
-        ("CREATE.S.c", {"stream_name": "S", "config": {"nope": 1}}),
-        ("CREATE.S.c", {"stream_name": "S", "config": {"ack_wait": "1s"}}),
-        ("CREATE.S.c", {"stream_name": "S", "config": {"ack_policy": "maybe"}}),
-        ("CREATE.S.c", {"stream_name": "S", "action": "zz", "config": {}}),
-        ("CREATE.S.c", body("T")),
-        ("CREATE.T.c", body("T")),
-        ("CREATE.S.c", body(durable_name="d")),
-        ("DURABLE.CREATE.S.c", body()),
-        ("DURABLE.CREATE.S.c", body(durable_name="d")),
-        ("CREATE.S", body(durable_name="d")),
-        ("CREATE.S.c.s.a", body(filter_subject="s.b")),
-        ("CREATE.S.c.s.a", body(filter_subjects=["s.a", "s.b"])),
-        ("CREATE.S.a/b", body()),
-        ("CREATE.S.c", {**body(durable_name="c"), "action": "update"}),
-        ("CREATE.S", body(name="a.b")),
-    ]
-    for name, config in _INVALID:
-        requests.append(("CREATE.S.c", body(**config)))
-        talk.lines.append(name)
-    for subject, request in requests:
-        await talk.api(f"CONSUMER.{subject}", request)
-
-
-_INVALID: list[tuple[str, dict[str, Any]]] = [
-    ("ack_wait", {"ack_policy": "explicit", "ack_wait": -1}),
-    ("backoff", {"ack_policy": "explicit", "backoff": [-1]}),
-    ("backoff longer", {"ack_policy": "explicit", "backoff": [1, 2, 3], "max_deliver": 2}),
-    ("description", {"description": "d" * 5000}),
-    ("filter", {"filter_subject": "a..b"}),
-    ("both filters", {"filter_subject": "s.a", "filter_subjects": ["s.b"]}),
-    ("empty filter", {"filter_subjects": ["s.a", ""]}),
-    ("overlap", {"filter_subjects": ["s.a", "s.*"]}),
-    ("rate pull", {"rate_limit_bps": 100}),
-    ("sample", {"sample_freq": "x%"}),
-    ("waiting push", {"deliver_subject": "d", "max_waiting": 5}),
-    ("pending none", {"deliver_subject": "d", "max_ack_pending": 5}),
-    ("fc pull", {"flow_control": True}),
-    ("fc no heartbeat", {"deliver_subject": "d", "flow_control": True}),
-    ("heartbeat pull", {"idle_heartbeat": SECOND}),
-    ("heartbeat small", {"deliver_subject": "d", "idle_heartbeat": 1000}),
-    ("expires small", {"max_expires": 1000}),
-    ("deliver wild", {"deliver_subject": "d.*"}),
-    ("deliver bad", {"deliver_subject": "d..e"}),
-    ("deliver cycle", {"deliver_subject": "s.a"}),
-    ("replicas", {"num_replicas": 3}),
-    ("replicas <0", {"num_replicas": -1}),
-    ("metadata", {"metadata": {"k": "v" * 140_000}}),
-    ("all + seq", {"deliver_policy": "all", "opt_start_seq": 1}),
-    ("all + time", {"deliver_policy": "all", "opt_start_time": "2020-01-01T00:00:00Z"}),
-    ("last + seq", {"deliver_policy": "last", "opt_start_seq": 1}),
-    ("new + seq", {"deliver_policy": "new", "opt_start_seq": 1}),
-    ("lps no filter", {"deliver_policy": "last_per_subject"}),
-    ("lps + seq", {"deliver_policy": "last_per_subject", "opt_start_seq": 1, "filter_subject": "s.>"}),
-    ("seq none", {"deliver_policy": "by_start_sequence"}),
-    (
-        "seq + time",
-        {"deliver_policy": "by_start_sequence", "opt_start_seq": 1, "opt_start_time": "2020-01-01T00:00:00Z"},
-    ),
-    ("time none", {"deliver_policy": "by_start_time"}),
-    ("time + seq", {"deliver_policy": "by_start_time", "opt_start_seq": 1, "opt_start_time": "2020-01-01T00:00:00Z"}),
-    ("time text", {"deliver_policy": "by_start_time", "opt_start_time": "yesterday"}),
-    ("policy no group", {"priority_policy": "overflow"}),
-    ("group push", {"deliver_subject": "d", "priority_policy": "overflow", "priority_groups": ["g"]}),
-    ("group empty", {"priority_policy": "overflow", "priority_groups": [""]}),
-    ("group name", {"priority_policy": "overflow", "priority_groups": ["g g"]}),
-    ("group none", {"priority_groups": ["g"]}),
-    ("timeout none", {"priority_timeout": SECOND}),
-    ("direct pull", {"direct": True}),
-    ("seq with ordered", {"deliver_policy": "by_start_sequence", "opt_start_seq": 7, "ack_policy": "none"}),
-]
-
-
-async def updates(talk: Talk) -> None:
-    await talk.stream()
-    await talk.publish("s.a", "s.b", "s.a")
-    base = {"durable_name": "c", "ack_policy": "explicit"}
-    push = {"durable_name": "p", "deliver_subject": "to", "ack_policy": "explicit"}
-    await talk.consumer()
-    await talk.consumer("p", deliver_subject="to")
-    changes: list[tuple[dict[str, Any], str]] = [
-        (base, "create"),
-        ({**base, "description": "d"}, "create"),
-        ({**base, "description": "d"}, ""),
-        ({**base, "description": "e", "ack_wait": 5 * SECOND, "max_deliver": 3, "max_ack_pending": 7}, "update"),
-        ({**base, "filter_subject": "s.b"}, "update"),
-        ({**base, "deliver_policy": "new"}, ""),
-        ({**base, "deliver_policy": "by_start_sequence", "opt_start_seq": 2}, ""),
-        ({**base, "ack_policy": "none"}, ""),
-        ({**base, "replay_policy": "original"}, ""),
-        ({**base, "max_waiting": 7}, ""),
-        ({**base, "mem_storage": True}, ""),
-        ({**base, "deliver_subject": "to"}, ""),
-        ({**base, "pause_until": "2100-01-01T00:00:00Z"}, ""),
-        ({"name": "c", "ack_policy": "explicit"}, ""),
-        (base, ""),
-    ]
-    for config, action in changes:
-        await talk.api("CONSUMER.CREATE.S.c", {"stream_name": "S", "config": config, "action": action})
-    for config in (
-        {**push, "idle_heartbeat": SECOND},
-        {**push, "idle_heartbeat": SECOND, "flow_control": True},
-        {"durable_name": "p", "ack_policy": "explicit"},
-        {**push, "deliver_subject": "there"},
-    ):
-        await talk.api("CONSUMER.CREATE.S.p", {"stream_name": "S", "config": config})
-    await talk.listen("there")
-    await talk.api("CONSUMER.CREATE.S.p", {"stream_name": "S", "config": push})
-
-
-async def limits(talk: Talk) -> None:
-    await talk.stream(max_consumers=2, consumer_limits={"max_ack_pending": 50, "inactive_threshold": 60 * SECOND})
-    for name, config in (
-        ("a", {}),
-        ("b", {"ack_policy": "explicit", "max_ack_pending": 51}),
-        ("b", {"ack_policy": "explicit", "inactive_threshold": 61 * SECOND}),
-        ("b", {"ack_policy": "explicit", "max_ack_pending": -1}),
-        ("c", {}),
-    ):
-        await talk.api(f"CONSUMER.CREATE.S.{name}", {"stream_name": "S", "config": config})
+from tests.jetstream.consumer_talk import SECOND, Talk, comparable
 
 
 async def work_queue(talk: Talk) -> None:
@@ -537,76 +281,6 @@ async def flow_control(talk: Talk) -> None:
     await talk.expect(got, 5)
 
 
-async def paused(talk: Talk) -> None:
-    await talk.stream()
-    await talk.consumer()
-    await talk.publish("s.a")
-    await talk.api("CONSUMER.PAUSE.S.c", {"pause_until": "2100-01-01T00:00:00Z"})
-    await talk.info()
-    got = await talk.listen("i")
-    await talk.ask(got, "i", {"batch": 1, "expires": 200_000_000}, 1)
-    await talk.api("CONSUMER.PAUSE.S.c", {"pause_until": "2000-01-01T00:00:00Z"})
-    await talk.ask(got, "i", {"batch": 1, "expires": 2 * SECOND}, 1)
-    await talk.api("CONSUMER.PAUSE.S.c")
-    await talk.api("CONSUMER.PAUSE.S.zz")
-    await talk.info()
-
-
-async def lists(talk: Talk) -> None:
-    await talk.stream()
-    await talk.api("CONSUMER.NAMES.S")
-    await talk.api("CONSUMER.LIST.S")
-    await talk.consumer("b")
-    await talk.consumer("a")
-    await talk.api("CONSUMER.NAMES.S")
-    await talk.api("CONSUMER.NAMES.S", {"offset": 1})
-    await talk.api("CONSUMER.NAMES.S", {"offset": 5})
-    await talk.api("CONSUMER.LIST.S", {"offset": 1})
-    await talk.api("CONSUMER.LIST.S", {"offset": "x"})
-    await talk.api("CONSUMER.NAMES.Z")
-    await talk.api("CONSUMER.LIST.Z")
-    await talk.api("CONSUMER.LEADER.STEPDOWN.S.a")
-
-
-async def resets(talk: Talk) -> None:
-    await talk.stream()
-    await talk.consumer()
-    await talk.publish("s.a", "s.a", "s.a")
-    got = await talk.listen("i")
-    messages = await talk.ask(got, "i", {"batch": 3}, 3)
-    await talk.answered(messages[0])
-    await talk.api("CONSUMER.RESET.S.c")
-    await talk.ask(got, "i", {"batch": 3}, 2)
-    await talk.api("CONSUMER.RESET.S.c", {"seq": 1})
-    await talk.info()
-    await talk.consumer("n", deliver_policy="new")
-    await talk.api("CONSUMER.RESET.S.n", {"seq": 1})
-    await talk.consumer("s", deliver_policy="by_start_sequence", opt_start_seq=3)
-    await talk.api("CONSUMER.RESET.S.s", {"seq": 1})
-
-
-async def deletions(talk: Talk) -> None:
-    await talk.stream()
-    await talk.consumer()
-    await talk.publish("s.a", "s.b", "s.a", "s.b")
-    events = await talk.listen("$JS.EVENT.ADVISORY.CONSUMER.*.S.*")
-    got = await talk.listen("i")
-    await talk.ask(got, "i", {"batch": 2}, 2)
-    await talk.quiet("STREAM.MSG.DELETE.S", {"seq": 1})
-    talk.lines.append(comparable(json.loads((await asyncio.wait_for(events.get(), 3)).data)))
-    await talk.info()
-    await talk.quiet("STREAM.PURGE.S", {"filter": "s.b"})
-    await talk.info()
-    await talk.quiet("STREAM.PURGE.S", {})
-    await talk.info()
-    await talk.publish("s.c")
-    await talk.ask(got, "i", {"batch": 1}, 1)
-    await talk.consumer("d")
-    await talk.quiet("CONSUMER.DELETE.S.d")
-    for _ in range(2):
-        talk.lines.append(comparable(json.loads((await asyncio.wait_for(events.get(), 3)).data)))
-
-
 async def overflow(talk: Talk) -> None:
     await talk.stream()
     await talk.consumer(priority_policy="overflow", priority_groups=["g"])
@@ -640,11 +314,43 @@ async def pinned(talk: Talk) -> None:
     await talk.ask(got, "i", {"batch": 1, "group": "g"}, 1)
 
 
+async def samples(talk: Talk) -> None:
+    await talk.stream()
+    await talk.consumer(sample_freq="100%")
+    await talk.publish("s.a", "s.a")
+    events = await talk.listen("$JS.EVENT.METRIC.CONSUMER.ACK.S.c")
+    got = await talk.listen("i")
+    messages = await talk.ask(got, "i", {"batch": 2}, 2)
+    await talk.answered(messages[0])
+    await talk.answered(messages[1], b"+TERM")
+    talk.lines.append(comparable(json.loads((await asyncio.wait_for(events.get(), 3)).data)))
+
+
+async def prioritized(talk: Talk) -> None:
+    await talk.stream()
+    await talk.consumer(priority_policy="prioritized", priority_groups=["g"])
+    order: list[str] = []
+    done = asyncio.Event()
+
+    def note(name: str) -> Callable[[Msg], Awaitable[None]]:
+        async def take(message: Msg) -> None:
+            order.append(name)
+            if len(order) == 8:
+                done.set()
+
+        return take
+
+    for name, priority in (("a", 5), ("b", 1), ("c", 1), ("d", 9)):
+        await talk.client.subscribe(f"i.{name}", cb=note(name))
+        body = {"batch": 2, "group": "g", "priority": priority, "expires": 5 * SECOND}
+        await talk.client.publish("$JS.API.CONSUMER.MSG.NEXT.S.c", json.dumps(body).encode(), reply=f"i.{name}")
+        await talk.client.flush()
+    await talk.publish(*["s.a"] * 8)
+    await asyncio.wait_for(done.wait(), 3)
+    talk.lines.append(order)
+
+
 SCENARIOS: list[Callable[[Talk], Awaitable[None]]] = [
-    create_forms,
-    create_errors,
-    updates,
-    limits,
     work_queue,
     interest,
     deliver_policies,
@@ -659,10 +365,8 @@ SCENARIOS: list[Callable[[Talk], Awaitable[None]]] = [
     max_ack_pending,
     push,
     flow_control,
-    paused,
-    lists,
-    resets,
-    deletions,
     overflow,
     pinned,
+    samples,
+    prioritized,
 ]

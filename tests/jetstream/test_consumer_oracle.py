@@ -12,7 +12,8 @@ import pytest
 
 from nimsnats.server import Server
 from tests.conformance.oracle import Oracle
-from tests.jetstream.consumer_scenarios import SCENARIOS, Talk
+from tests.jetstream import consumer_management, consumer_scenarios
+from tests.jetstream.consumer_talk import Talk
 
 Scenario = Callable[[Talk], Awaitable[None]]
 
@@ -39,7 +40,9 @@ async def run(url: str, scenario: Scenario) -> list[object]:
     return talk.lines
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize(
+    "scenario", [*consumer_management.SCENARIOS, *consumer_scenarios.SCENARIOS], ids=lambda scenario: scenario.__name__
+)
 async def test_answers_like_the_go_server(scenario: Scenario, go_server: Oracle, tmp_path: Path) -> None:
     async with Server(store_dir=tmp_path) as server:
         url = f"nats://127.0.0.1:{server.port}"

@@ -23,6 +23,7 @@ from nimsnats.jetstream.api.decode import (
     Listed,
     Struct,
 )
+from nimsnats.jetstream.clock import ZERO_TIME
 from nimsnats.jetstream.source import Filters
 from nimsnats.version import API_LEVEL, NATS_VERSION
 
@@ -130,8 +131,6 @@ class ConsumerConfig:
     def from_json(cls, body: JsonObject) -> ConsumerConfig:
         """The configuration of a decoded body (or of what `to_json` wrote); absent fields are not set."""
         config = cls(**body)
-        if len(config.filter_subjects) == 0:
-            config.filter_subjects = []
         config.metadata = {k: v for k, v in config.metadata.items() if k not in _LEVEL_KEYS}
         return config
 
@@ -155,6 +154,11 @@ class ConsumerConfig:
             metadata["_nats.level"] = str(API_LEVEL)
         body["metadata"] = metadata
         return body
+
+    @property
+    def pauses(self) -> bool:
+        """Whether `pause_until` names a time (Go clients send the zero time for none)."""
+        return self.pause_until not in ("", ZERO_TIME)
 
     @property
     def durable(self) -> bool:

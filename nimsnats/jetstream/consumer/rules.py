@@ -98,16 +98,19 @@ def with_defaults(
         if config.ack_wait not in (0, filled.backoff[0]):
             adjust("first backoff value has to equal batch AckWait")
         filled.ack_wait = filled.backoff[0]
-    if filled.max_ack_pending == 0 and (acked or (stream.max_ack_pending > 0 and not filled.push)):
-        filled.max_ack_pending = _default_ack_pending(stream, server)
-    if filled.inactive_threshold == 0 and stream.inactive_threshold > 0:
-        filled.inactive_threshold = stream.inactive_threshold
     if not filled.push:
-        filled.max_batch = max(filled.max_batch, 0)
-        filled.max_expires = max(filled.max_expires, 0)
-        filled.max_bytes = max(filled.max_bytes, 0)
+        for name in ("max_batch", "max_expires", "max_bytes"):
+            if getattr(filled, name) < 0:
+                adjust(f"{name} must not be negative")
+                setattr(filled, name, 0)
         if filled.max_batch == 0 and server.max_request_batch > 0:
             filled.max_batch = server.max_request_batch
+    for name in ("max_ack_pending", "inactive_threshold"):
+        if getattr(filled, name) == 0 and getattr(stream, name) > 0:
+            adjust(f"{name} must be set if it's configured in stream limits")
+            setattr(filled, name, getattr(stream, name))
+    if filled.max_ack_pending == 0 and acked:
+        filled.max_ack_pending = _default_ack_pending(server)
     if filled.priority_policy == "pinned_client" and filled.priority_timeout == 0:
         filled.priority_timeout = PINNED_TIMEOUT
     return with_level(filled)
@@ -115,7 +118,7 @@ def with_defaults(
 
 def with_level(config: ConsumerConfig) -> ConsumerConfig:
     """A copy whose metadata tells the API level that the configuration needs (ADR-44)."""
-    level = "1" if config.pause_until or config.priority_policy != "none" or config.priority_groups else "0"
+    level = "1" if config.pauses or config.priority_policy != "none" or config.priority_groups else "0"
     return replace(config, metadata={**config.metadata, "_nats.req.level": level})
 
 
@@ -124,9 +127,7 @@ def paused(config: ConsumerConfig, until: int) -> ConsumerConfig:
     return with_level(replace(config, pause_until=format_time(until) if until else ""))
 
 
-def _default_ack_pending(stream: StreamTraits, server: ServerLimits) -> int:
-    if stream.max_ack_pending > 0:
-        return stream.max_ack_pending
+def _default_ack_pending(server: ServerLimits) -> int:
     if server.max_ack_pending > 0:
         return min(MAX_ACK_PENDING, server.max_ack_pending)
     return MAX_ACK_PENDING

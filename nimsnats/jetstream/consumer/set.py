@@ -213,7 +213,7 @@ class ConsumerSet:
             config.inactive_threshold = EPHEMERAL_THRESHOLD
         consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
         consumer.state = place(config, consumer.filters, self.source)
-        if config.pause_until:
+        if config.pauses:
             consumer.state.paused_until = parse_time(config.pause_until)
         self._add(consumer)
         if self.leading:
