@@ -102,7 +102,7 @@ class Member:
     def compact(self) -> None:
         """Snapshot at the last applied index, as far as the disk has it."""
         log = self.core.log
-        index = min(log.applied, self.disk.snapshot + len(self.disk.entries))
+        index = min(log.applied, log.durable)
         if index <= log.snapshot or index < log.first - 1:
             return
         term = log.term(index)
@@ -125,6 +125,9 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         self.leaders: dict[int, str] = {}
         self.chosen: dict[int, tuple[int, bytes]] = {}
+        self.chosen_in: dict[int, int] = {}
+        """The term in which an entry was first seen committed: a stale leader of an earlier term need not
+        have it."""
         self.trace: Callable[[str], None] = lambda line: None
 
     def send(self, messages: list[Message]) -> None:
@@ -185,11 +188,12 @@ class Network:
         if core.role is Role.LEADER:
             assert self.leaders.setdefault(core.term, core.name) == core.name, "two leaders in a term"
             for index, (term, data) in self.chosen.items():
-                if index >= core.log.first:
+                if index >= core.log.first and core.term >= self.chosen_in[index]:
                     entry = core.log.entries[index - core.log.first]
                     assert (entry.term, entry.data) == (term, data), "a leader lacks a committed entry"
         for index in range(max(core.log.committed - 8, 1), core.log.committed + 1):
             found = member.applied[index]
+            self.chosen_in.setdefault(index, core.term)
             assert self.chosen.setdefault(index, found) == found, "two entries chosen for one index"
 
     def check_logs(self) -> None:
