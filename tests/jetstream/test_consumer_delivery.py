@@ -375,6 +375,7 @@ def test_one_entry_a_tick_for_all_consumers(stand: Stand) -> None:
     one, two = stand.create("one"), stand.create("two")
     before = len(stand.stream.entries)
     got = stand.pull(one, "i1", batch=100)
+    stand.advance(0.01)
     assert len(stand.stream.entries) == before + 1
     for message in got:
         stand.account.publish(message.reply)
@@ -507,6 +508,7 @@ def test_interest_waits_for_every_consumer() -> None:
         stand.ack(message)
     assert list(stand.stream.messages) == [2, 3]
     stand.pull(none, "i2")
+    stand.advance(0.01)
     assert list(stand.stream.messages) == [2]
     stand.pull(two, "i3")
     stand.consumers.propose_delete("two")

@@ -431,19 +431,25 @@ class Delivery:
         self._queued.add(seq)
         self.queue.append(seq)
 
-    def lost(self, seqs: Sequence[int], pending: Sequence[int]) -> None:
-        """The stream lost single messages; `pending` of them were in the replicated state, which forgot them first."""
-        for seq in pending:
-            if seq not in self.acking and seq not in self.spent:
-                self.outstanding -= 1
-            self._drop(seq)
+    def lost(self, seqs: Sequence[int], forgotten: dict[int, Delivered]) -> list[tuple[int, int, int]]:
+        """The stream lost single messages; the replicated state has forgotten some of them already.
+
+        Returns (stream sequence, consumer sequence, deliveries) of those that were outstanding.
+        """
+        gone: list[tuple[int, int, int]] = []
         for seq in seqs:
             if seq >= self.next_seq:
                 self._remaining = -1
-            elif self.noted and (seq in self.fresh or any(seq in batch for batch in self.flying)):
-                if self.tracked and seq not in self.acking:
+                continue
+            record = forgotten.get(seq) or self.record(seq)
+            if record is None:
+                continue
+            if self.tracked and seq not in self.acking:
+                if seq not in self.spent:
                     self.outstanding -= 1
-                self._drop(seq)
+                gone.append((seq, record[0], self.attempts.get(seq, 1)))
+            self._drop(seq)
+        return gone
 
     def _drop(self, seq: int) -> None:
         self.fresh.pop(seq, None)
@@ -480,6 +486,13 @@ class Delivery:
 
     def _in_order(self) -> Iterator[int]:
         return chain(self.state.pending, *self.flying, self.fresh)
+
+    def front(self) -> tuple[int, int] | None:
+        """Stream and consumer sequence of the first delivery that has not been acknowledged."""
+        for batch in (self.state.pending, *self.flying, self.fresh):
+            for seq, (number, _) in batch.items():
+                return seq, number
+        return None
 
     def expire(self, now: int) -> None:
         """Queue what has waited long enough, or note it as exhausted."""

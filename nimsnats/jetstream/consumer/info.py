@@ -55,6 +55,9 @@ def _floor(consumer: Consumer) -> dict[str, Any]:
         last_acked = consumer.owner.now()
     if not state.pending and (delivery is None or delivery.outstanding == 0):
         return _sequences(*consumer.position(), last_acked)
+    front = delivery.front() if delivery is not None and not state.pending else None
+    if front is not None and front[1] - 1 > state.floor_number:
+        return _sequences(front[1] - 1, front[0] - 1, last_acked)
     return _sequences(state.floor_number, state.floor_seq, last_acked)
 
 

@@ -2,7 +2,8 @@
 
 Owns the marks (who has to be looked at), the one flush a tick, the batches on their way through the log and the
 answers that wait for them. At most one entry for deliveries and one for acknowledgements a tick, for all consumers.
-Lives on the leader only; what entries mean when they are applied is `set.py`'s business.
+Deliveries alone can wait a little: the acknowledgement that mostly follows soon then shares their commit. Lives on the
+leader only; what entries mean when they are applied is `set.py`'s business.
 
 A batch that is dropped (the disk is full) is proposed again until it is stored, and nothing new is written before it.
 """
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer
     from nimsnats.jetstream.consumer.set import ConsumerSet
 
+DEFERRED: Final = 0.005
+"""Seconds that deliveries may wait for acknowledgements before they are written down on their own."""
 RETRY: Final = 0.25
 """Seconds until an entry that was dropped is proposed again."""
 
@@ -34,6 +37,9 @@ class Journal:
         self._log = log
         self.marked: dict[int, Consumer] = {}
         self._hungry: dict[int, Consumer] = {}
+        self._owing: dict[int, Consumer] = {}
+        """Consumers that may have deliveries to be written down."""
+        self._deferred: asyncio.TimerHandle | None = None
         self._handle: asyncio.Handle | None = None
         self._refused: list[Deliveries | Acks] = []
         self._retry: asyncio.TimerHandle | None = None
@@ -60,14 +66,15 @@ class Journal:
         """A consumer is gone."""
         self.marked.pop(consumer.id, None)
         self._hungry.pop(consumer.id, None)
+        self._owing.pop(consumer.id, None)
 
     def stop(self) -> None:
         """Forget everything: this node does not lead any more."""
-        for handle in (self._handle, self._retry):
+        for handle in (self._handle, self._retry, self._deferred):
             if handle is not None:
                 handle.cancel()
-        self._handle = self._retry = None
-        for kept in (self.marked, self._hungry, self._refused, self._replies, self._flying):
+        self._handle = self._retry = self._deferred = None
+        for kept in (self.marked, self._owing, self._hungry, self._refused, self._replies, self._flying):
             kept.clear()
 
     # --- the tick
@@ -96,16 +103,16 @@ class Journal:
         self._write(consumers, self._owner.now(), everything=True)
 
     def _write(self, marked: Iterable[Consumer], now: int, *, everything: bool = False) -> None:
-        """Propose what these consumers have delivered and what was acknowledged to them."""
-        deliveries = Deliveries()
+        """Propose what was acknowledged to these consumers, and before it whatever has been delivered."""
         acks = Acks()
         for consumer in marked:
-            if (item := consumer.take_delivered(now, everything)) is not None:
-                deliveries.items.append(item)
+            self._owing[consumer.id] = consumer
             if (item := consumer.take_acks(now)) is not None:
                 acks.items.append(item)
-        if deliveries.items:
-            self._propose(deliveries)
+        if acks.items or everything:
+            self._write_deliveries(everything=everything)
+        elif self._deferred is None and self._owing:
+            self._deferred = self._owner.runtime.call_later(DEFERRED, self._write_deliveries)
         acks.replies, self._replies = self._replies, []
         if acks.items:
             self._flying.append(acks)
@@ -114,6 +121,21 @@ class Journal:
             self._flying[-1].replies += acks.replies
         else:
             self._answer(acks.replies)
+
+    def _write_deliveries(self, *, everything: bool = False) -> None:
+        if self._deferred is not None:
+            self._deferred.cancel()
+            self._deferred = None
+        if self._refused and not everything:
+            return
+        now = self._owner.now()
+        deliveries = Deliveries()
+        for consumer in self._owing.values():
+            if (item := consumer.take_delivered(now, everything)) is not None:
+                deliveries.items.append(item)
+        self._owing.clear()
+        if deliveries.items:
+            self._propose(deliveries)
 
     def _propose(self, batch: Deliveries | Acks) -> None:
         kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS

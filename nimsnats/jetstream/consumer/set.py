@@ -323,9 +323,8 @@ class ConsumerSet:
             delivery = consumer.delivery
             if delivery is None:
                 continue
-            told = [(seq, number, delivery.attempts.get(seq, 1)) for seq, (number, _) in gone.items()]
-            delivery.lost(seqs, list(gone))
-            if gone:
+            told = delivery.lost(seqs, gone)
+            if told:
                 delivery.last_acked_at = self.now()
             for seq, number, deliveries in told:
                 consumer.terminated(seq, number, deliveries, "Unacknowledged message was deleted")

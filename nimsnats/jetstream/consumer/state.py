@@ -107,7 +107,9 @@ class ConsumerState:
             self.pending.update(fresh)
             if late:  # an entry that was dropped and proposed again
                 self.pending = dict(sorted(self.pending.items()))
-            self._front = next(iter(self.pending))
+            self._front, (number, _) = next(iter(self.pending.items()))
+            if number - 1 > self.floor_number:  # what was delivered before it was lost meanwhile
+                self.floor_number, self.floor_seq = number - 1, self._front - 1
         self.advance(last_number, last_seq, time)
 
     def advance(self, last_number: int, last_seq: int, time: int) -> None:
