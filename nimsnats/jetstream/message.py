@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class StoredMessage(NamedTuple):
-    """One message of a stream. `time` is nanoseconds since the epoch; `headers` is the raw `NATS/1.0…` block or empty."""
+    """One message of a stream. `time`: nanoseconds since the epoch; `headers`: the raw `NATS/1.0…` block, or empty."""
 
     seq: int
     time: int
