@@ -96,6 +96,8 @@ def _broken(view: NodeView) -> list[str]:
     problems: list[str] = []
     if view.storage is not None and view.storage.failure is not None:
         problems.append(f"storage: {view.storage.failure}")
+    if view.storage is not None and view.storage.full:
+        problems.append("storage: no space left, writes are refused")
     return problems
 
 

@@ -111,6 +111,8 @@ class Database:
         """Called after each commit, on the loop."""
         self.failure: StorageFailed | None = None
         """Why nothing is acknowledged any more, once that is so."""
+        self.full = False
+        """Whether the latest write was refused for want of space."""
         self.damage: list[str] = contents.damage
         """What was found damaged at start, one line each."""
         self.damaged_reads = 0
@@ -300,6 +302,9 @@ class Database:
         """A commit is on disk: tell the witness, then everybody who waits."""
         self._committed.update(batch.groups)
         self._reaping_rests = False
+        if self.full:
+            self.full = False
+            self._log.info("Storage has space again, writes are accepted")
         if batch.witness:
             try:
                 self._witness.names.update((row[0], row[2]) for row in batch.groups.values() if row[2])
@@ -321,6 +326,9 @@ class Database:
         holes."""
         if isinstance(error, StorageFailed):
             self._stop_for_good(error)
+        elif not self.full:
+            self.full = True
+            self._log.error("Storage is full, writes are refused until there is space: %s", error)
         self._reaping_rests = True
         behind, self._gathering = self._gathering, Batch()
         self._groups = dict(self._committed)
