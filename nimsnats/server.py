@@ -160,6 +160,9 @@ class Server:
         self.log.info("Starting JetStream")
         self.log.info("  Store Directory: \"%s\"", options.store_dir)
         self._host = Host(self.storage, runtime, broker.server_name)
+        for account in self.settings.accounts:
+            if account.jetstream:
+                broker.account(account.name)
         self.jetstream = JetStream(broker, self._host, options, runtime)
         await self.jetstream.start()
 
