@@ -9,7 +9,7 @@ load and an idle stream answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from nimsnats.broker.answers import publish_numbered
 from nimsnats.jetstream import errors
@@ -190,7 +190,10 @@ class Ingest:
         publish_numbered(self._account, replies, self._prefix, seqs)
 
     def answer(self, replies: Sequence[bytes], outcomes: Sequence[Outcome]) -> None:
-        """Answer messages one by one."""
+        """Answer messages one by one, or together when all were stored."""
+        if set(map(type, outcomes)) == {int}:
+            self.acknowledge(replies, cast("Sequence[int]", outcomes))
+            return
         publish, prefix = self._account.publish, self._prefix
         for reply, outcome in zip(replies, outcomes, strict=True):
             if not reply:

@@ -24,7 +24,8 @@ class MessageStore:
     """Live messages of one stream. Stored sizes follow nats-server: 30 bytes of overhead in a file, 16 in memory."""
 
     def __init__(self, *, file: bool, cache: BlockCache) -> None:
-        self.first_seq = 0
+        self._first_seq = 0
+        self._first_moved = False
         self.last_seq = 0
         self.messages = 0
         self.bytes = 0
@@ -41,6 +42,19 @@ class MessageStore:
         self._header_overhead = 4 if file else 0
         self._cache = cache
         self._open: tuple[Block, Batch, array[int]] | None = None
+
+    @property
+    def first_seq(self) -> int:
+        """The lowest live sequence; last_seq + 1 when there is none, 0 in a new store."""
+        if self._first_moved:
+            self._first_moved = False
+            self.advance()
+        return self._first_seq
+
+    @first_seq.setter
+    def first_seq(self, seq: int) -> None:
+        self._first_seq = seq
+        self._first_moved = False
 
     # Storing
 
@@ -247,8 +261,8 @@ class MessageStore:
         self._kill(block, at, seq)
         if not block.live:
             self._forget(block)
-        if seq == self.first_seq:
-            self.advance()
+        if seq <= self._first_seq:
+            self._first_moved = True
         return True
 
     def _kill(self, block: Block, at: int, seq: int) -> None:

@@ -319,7 +319,9 @@ class Stream:
 
     def _evict(self, subject: bytes, keep: int) -> list[int]:
         """Remove the oldest messages of a subject until `keep` are left."""
-        removed = list(self.store.index.seqs(subject)[:-keep])
+        index = self.store.index
+        excess = index.count(subject) - keep
+        removed = [index.first(subject)] if excess == 1 else list(index.seqs(subject)[: max(excess, 0)])
         for seq in removed:
             self.store.remove(seq)
         return removed

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sysconfig
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,17 +46,16 @@ async def running(directory: Path, **options: object) -> AsyncIterator[Stand]:
     database = await open_database(directory, runtime)
     host = Host(database, runtime, "test")
     engine = JetStream(broker, host, JetStreamOptions(directory, **options), runtime)  # type: ignore[arg-type]
-    await engine.start()
-    await broker.start()
-    client = await nats.connect(f"nats://127.0.0.1:{broker.port}", allow_reconnect=False)
-    try:
+    async with AsyncExitStack() as ending:  # a thread of the database that is left behind would keep the process alive
+        ending.push_async_callback(database.close)
+        ending.push_async_callback(host.stop)
+        await engine.start()
+        ending.push_async_callback(engine.stop)
+        await broker.start()
+        ending.push_async_callback(broker.stop)
+        client = await nats.connect(f"nats://127.0.0.1:{broker.port}", allow_reconnect=False)
+        ending.push_async_callback(client.close)
         yield Stand(broker, host, database, engine, client)
-    finally:
-        await client.close()
-        await broker.stop()
-        await engine.stop()
-        await host.stop()
-        await database.close()
 
 
 def go_server() -> str | None:
