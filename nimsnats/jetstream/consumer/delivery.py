@@ -10,17 +10,17 @@ state's `pending`, in an entry on its way (`flying`) or delivered in this tick (
 on its way (`acking`).
 
 Waits: first deliveries expire in the order of delivery, so looking at the front of those maps is enough. Everything
-else (redeliveries, delayed negative acknowledgements, work in progress) has an explicit time in `due` and in a heap.
+else has an explicit time in `redelivery.py`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from heapq import heappop, heappush
 from itertools import chain, repeat
 
 from nimsnats.jetstream.consumer.config import ConsumerConfig
+from nimsnats.jetstream.consumer.redelivery import Redeliveries
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters, MessageSource
@@ -40,11 +40,9 @@ class Delivery:
 
     __slots__ = (
         "_counted_to",
-        "_heap",
         "_initial",
         "_initial_at",
         "_loaded",
-        "_queued",
         "_remaining",
         "_replay",
         "_replay_to",
@@ -54,7 +52,6 @@ class Delivery:
         "again",
         "attempts",
         "config",
-        "due",
         "exhausted",
         "filters",
         "flying",
@@ -68,7 +65,7 @@ class Delivery:
         "noted",
         "outstanding",
         "picked_again",
-        "queue",
+        "redeliveries",
         "spent",
         "state",
         "touched",
@@ -107,10 +104,7 @@ class Delivery:
         self.spent: set[int] = set(state.exhausted)
         """Messages that reached max_deliver, including those whose entry is not applied yet."""
         self.attempts: dict[int, int] = dict(state.redelivered)
-        self.queue: deque[int] = deque()
-        self._queued: set[int] = set()
-        self.due: dict[int, int] = {}
-        self._heap: list[tuple[int, int]] = []
+        self.redeliveries = Redeliveries()
         self.outstanding = len(state.pending) - len(state.exhausted)
         self.wanted = 0
         self._loaded: StoredMessage | None = None
@@ -138,7 +132,7 @@ class Delivery:
             if seq in self.spent:
                 continue
             if seq in self.attempts or time < newest:
-                self._schedule(seq, time + self.wait(self.attempts.get(seq, 1)))
+                self.redeliveries.schedule(seq, time + self.wait(self.attempts.get(seq, 1)))
             newest = max(newest, time)
 
     # --- what is left
@@ -199,7 +193,7 @@ class Delivery:
         `wanted` names it and the pick ends there. Tell `sent` what was really delivered.
         """
         self.wanted = 0
-        if self.queue:
+        if self.redeliveries:
             again = self._pick_again()
             if again is not None:
                 self.picked_again = True
@@ -221,9 +215,8 @@ class Delivery:
         return message
 
     def _pick_again(self) -> StoredMessage | None:
-        while self.queue:
-            seq = self.queue[0]
-            if seq in self._queued and self.is_outstanding(seq) and not self._exhausts(seq):
+        while seq := self.redeliveries.head():
+            if self.is_outstanding(seq) and not self._exhausts(seq):
                 message = self._cached(seq)
                 if message is not None:
                     return message
@@ -232,8 +225,7 @@ class Delivery:
                     return None
                 if self.acknowledge(seq):
                     self.vanished.append(seq)
-            self.queue.popleft()
-            self._queued.discard(seq)
+            self.redeliveries.forget(seq)
         return None
 
     def _exhausts(self, seq: int) -> bool:
@@ -248,7 +240,7 @@ class Delivery:
         self.exhausted.append(seq)
         self.spent.add(seq)
         self.outstanding -= 1
-        self.due.pop(seq, None)
+        self.redeliveries.forget(seq)
 
     def _pick_initial(self) -> list[StoredMessage]:
         initial = self._initial
@@ -305,14 +297,13 @@ class Delivery:
         self._remaining = 0
         self._counted_to = self._source.last_seq
 
-    def loaded(self, seq: int, message: StoredMessage | None) -> None:
-        """The answer to `wanted`. None: the message is gone or damaged, and is passed over."""
+    def loaded(self, seq: int, message: StoredMessage | None, now: int) -> None:
+        """The answer to `wanted`. None: the message is gone or damaged, and is passed over (for now)."""
         self._loaded = message
         if message is not None:
             return
-        if self.queue and self.queue[0] == seq:
-            self.queue.popleft()
-            self._queued.discard(seq)
+        if self.redeliveries.head() == seq:
+            self.redeliveries.schedule(seq, now + self.wait(self.attempts.get(seq, 1)))
         elif self._initial_at < len(self._initial) and self._initial[self._initial_at] == seq:
             self._initial_at += 1
         elif self.next_seq == seq:
@@ -358,12 +349,11 @@ class Delivery:
             self._replay = (messages[-1].time, now) if last < self._replay_to else None
 
     def _sent_again(self, seq: int, now: int) -> None:
-        self.queue.popleft()
-        self._queued.discard(seq)
+        self.redeliveries.pop()
         deliveries = self.attempts.get(seq, 1) + 1
         self.attempts[seq] = deliveries
         self.again.append((seq, deliveries))
-        self._schedule(seq, now + self.wait(deliveries))
+        self.redeliveries.schedule(seq, now + self.wait(deliveries))
 
     def not_before(self, message: StoredMessage) -> int:
         """When replay policy `original` wants this message delivered (0: at once)."""
@@ -388,10 +378,7 @@ class Delivery:
             self.spent.discard(seq)
         else:
             self.outstanding -= 1
-        if self._queued:
-            self._queued.discard(seq)
-        if self.due:
-            self.due.pop(seq, None)
+        self.redeliveries.forget(seq)
         if self.attempts:
             self.attempts.pop(seq, None)
         return True
@@ -410,26 +397,19 @@ class Delivery:
         if not self.is_outstanding(seq):
             return False
         if delay > 0:
-            self._queued.discard(seq)
-            self._schedule(seq, now + delay)
+            self.redeliveries.schedule(seq, now + delay)
             self.touched += (seq, now + delay - self.wait(self.attempts.get(seq, 1)))
-        elif seq not in self._queued:
-            self.due.pop(seq, None)
-            self._enqueue(seq)
+        else:
+            self.redeliveries.enqueue(seq)
         return True
 
     def progress(self, seq: int, now: int) -> bool:
         """Work in progress: the wait starts again."""
         if not self.is_outstanding(seq):
             return False
-        self._queued.discard(seq)
-        self._schedule(seq, now + self.wait(self.attempts.get(seq, 1)))
+        self.redeliveries.schedule(seq, now + self.wait(self.attempts.get(seq, 1)))
         self.touched += (seq, now)
         return True
-
-    def _enqueue(self, seq: int) -> None:
-        self._queued.add(seq)
-        self.queue.append(seq)
 
     def lost(self, seqs: Sequence[int], forgotten: dict[int, Delivered]) -> list[tuple[int, int, int]]:
         """The stream lost single messages; the replicated state has forgotten some of them already.
@@ -455,8 +435,7 @@ class Delivery:
         self.fresh.pop(seq, None)
         for batch in self.flying:
             batch.pop(seq, None)
-        self._queued.discard(seq)
-        self.due.pop(seq, None)
+        self.redeliveries.forget(seq)
         self.attempts.pop(seq, None)
         self.acking.discard(seq)
         self.spent.discard(seq)
@@ -480,10 +459,6 @@ class Delivery:
             return backoff[min(attempt, len(backoff)) - 1]
         return self.config.ack_wait
 
-    def _schedule(self, seq: int, at: int) -> None:
-        self.due[seq] = at
-        heappush(self._heap, (at, seq))
-
     def _in_order(self) -> Iterator[int]:
         return chain(self.state.pending, *self.flying, self.fresh)
 
@@ -494,41 +469,32 @@ class Delivery:
                 return seq, number
         return None
 
+    def _first_tries(self) -> Iterator[tuple[int, int]]:
+        """(sequence, expiry) of outstanding first deliveries, in ascending order of expiry in each batch."""
+        wait = self.wait(1)
+        planned, spent, acking = self.redeliveries, self.spent, self.acking
+        for batch in (self.state.pending, *self.flying, self.fresh):
+            for seq, (_, time) in batch.items():
+                if not (seq in planned or seq in spent or seq in acking):
+                    yield seq, time + wait
+
     def expire(self, now: int) -> None:
         """Queue what has waited long enough, or note it as exhausted."""
         if not self.tracked:
             return
         expired: list[int] = []
-        wait = self.wait(1)
-        due, queued, exhausted, acking = self.due, self._queued, self.spent, self.acking
-        for batch in (self.state.pending, *self.flying, self.fresh):
-            for seq, (_, time) in batch.items():
-                if seq in due or seq in queued or seq in exhausted or seq in acking:
-                    continue
-                if time + wait > now:
-                    break
-                expired.append(seq)
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            at, seq = heappop(heap)
-            if due.get(seq) == at:
-                del due[seq]
-                expired.append(seq)
+        for seq, at in self._first_tries():
+            if at > now:
+                break
+            expired.append(seq)
+        expired += self.redeliveries.take_due(now)
         for seq in sorted(expired):
             if self.is_outstanding(seq) and not self._exhausts(seq):
-                self._enqueue(seq)
+                self.redeliveries.enqueue(seq)
 
     def next_expiry(self) -> int:
         """When `expire` has something to do, at the earliest."""
         if not self.tracked or self.outstanding <= 0:
             return NEVER
-        heap, due = self._heap, self.due
-        while heap and due.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
-        when = heap[0][0] if heap else NEVER
-        queued, exhausted, acking = self._queued, self.spent, self.acking
-        for batch in (self.state.pending, *self.flying, self.fresh):
-            for seq, (_, time) in batch.items():
-                if not (seq in due or seq in queued or seq in exhausted or seq in acking):
-                    return min(when, time + self.wait(1))
-        return when
+        first = next(self._first_tries(), None)
+        return min(self.redeliveries.next_due(NEVER), NEVER if first is None else first[1])

@@ -415,5 +415,5 @@ class ConsumerSet:
         finally:
             self._loads.pop(id, None)
         if delivery is not None and consumer.delivery is delivery:
-            delivery.loaded(seq, message)
+            delivery.loaded(seq, message, self.now())
             self.journal.mark(consumer)
