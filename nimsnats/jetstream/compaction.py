@@ -68,6 +68,7 @@ class Compactor:
         self._log = log
         self._jobs: list[_Job] = []
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def conclude(self) -> None:
         """Step 2, before a snapshot is taken: blocks that were merged become one."""
@@ -80,7 +81,7 @@ class Compactor:
 
     def begin(self) -> None:
         """Step 1, after a snapshot was taken: choose what to rewrite and start."""
-        if self._task is not None and not self._task.done():
+        if self._closed or (self._task is not None and not self._task.done()):
             return
         self._jobs = self._choose()
         if self._jobs:
@@ -88,6 +89,7 @@ class Compactor:
 
     async def close(self) -> None:
         """Give up what is under way; unfinished work is chosen again some other time."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

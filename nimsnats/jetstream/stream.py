@@ -32,11 +32,10 @@ from nimsnats.jetstream.kinds import (
     STREAM_EXPIRE,
     STREAM_PURGE,
 )
-from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.reading import BlockReader
-from nimsnats.jetstream.source import Filters
 from nimsnats.jetstream.store import MessageStore
+from nimsnats.jetstream.view import StreamView
 from nimsnats.raft.machine import BlockRecord, Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
 from nimsnats.runtime import Runtime
 
@@ -79,18 +78,19 @@ class Environment:
     """Makes the stream's consumer set."""
 
 
-class Stream:
+class Stream(StreamView):
     """See the module. Implements `StateMachine` for its group and `MessageSource` for its consumers."""
 
     def __init__(self, account: Account, config: StreamConfig, created: int, environment: Environment) -> None:
+        store = MessageStore(file=config.storage == "file", cache=environment.cache)
+        reader = BlockReader(store, self._read_block, environment.runtime, environment.log)
+        super().__init__(config, store, reader)
         self.account = account
-        self.config = config
         self.created = created
         """When the stream was created, nanoseconds."""
         self.environment = environment
         self.runtime = environment.runtime
         self.log = environment.log
-        self.store = MessageStore(file=config.storage == "file", cache=environment.cache)
         self.expiry = Expiry()
         self.leading = False
         self.configured = False
@@ -101,9 +101,7 @@ class Stream:
         self.on_change: Callable[[], None] | None = None
         """Called when something that can expire was stored."""
         self._admission = Admission()
-        self._subjects = config.subject_bytes
         self._group: Group | None = None
-        self._reader = BlockReader(self.store, self._read_block, environment.runtime, environment.log)
         self._compactor = Compactor(
             self.store, self._read_block, self._rewrite_block, environment.runtime, environment.log
         )
@@ -129,7 +127,7 @@ class Stream:
         self.leading = False
         await self.consumers.close(deleted=deleted)
         await self._compactor.close()
-        await self._reader.close()
+        await self.reader.close()
         self.store.close()
 
     def _read_block(self, index: int) -> Awaitable[bytes]:
@@ -302,7 +300,7 @@ class Stream:
                 self._gone(self._evict(subject, per_subject))
             self._enforce_limits()
         store.finish(rejected, cache=cache)
-        self._reader.forget()
+        self.reader.forget()
         return outcomes
 
     def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
@@ -344,7 +342,7 @@ class Stream:
         """`config` (stored form) and, when the stream is new, `created`."""
         self.configured = True
         before, self.config = self.config, StreamConfig.from_stored(fields["config"])
-        self._subjects = self.config.subject_bytes
+        self.subjects = self.config.subject_bytes
         if "created" in fields:
             self.created = fields["created"]
             self._set_first_seq()
@@ -354,7 +352,7 @@ class Stream:
                 if count > keep:
                     self._gone(self._evict(subject, keep))
         self._enforce_limits()
-        self._reader.forget()
+        self.reader.forget()
         if self.on_config is not None:
             self.on_config(before)
 
@@ -377,7 +375,7 @@ class Stream:
         seq: int = fields["seq"]
         keep: int = fields["keep"]
         before = store.messages
-        if wanted and not covers_all((wanted,), self._subjects):
+        if wanted and not covers_all((wanted,), self.subjects):
             self._purge_subjects(wanted, seq, keep)
         elif seq > store.last_seq + 1 and not keep:
             store.clear()
@@ -387,7 +385,7 @@ class Stream:
             store.remove_below(end)
         else:
             store.clear()
-        self._reader.forget()
+        self.reader.forget()
         self.consumers.purged()
         return before - store.messages
 
@@ -410,7 +408,7 @@ class Stream:
             end = search.seq_at_time(self.store, now - self.config.max_age + 1)
             removed += self.store.remove_below(end, keep=self.expiry.never)
         self._admission.forget_ids(now - self.config.duplicate_window)
-        self._reader.forget()
+        self.reader.forget()
         self._gone(removed)
 
     # Damage, snapshot, restore
@@ -432,7 +430,7 @@ class Stream:
         """State as of the last applied entry."""
         store = self.store
         self._compactor.conclude()
-        self._reader.forget()
+        self.reader.forget()
         self.expiry.prune(self.live)
         state = {
             "version": _STATE_VERSION,
@@ -462,7 +460,7 @@ class Stream:
         store = self.store
         self.configured = True
         self.config = StreamConfig.from_stored(fields["config"])
-        self._subjects = self.config.subject_bytes
+        self.subjects = self.config.subject_bytes
         self.created = fields["created"]
         store.last_seq = fields["last"]
         store.last_time = fields["time"]
@@ -497,59 +495,7 @@ class Stream:
             *(self.config.name, stored.index, reason, len(lost), note.first, note.first + note.count - 1),
         )
 
-    # MessageSource
-
-    @property
-    def name(self) -> str:
-        """The stream's name."""
-        return self.config.name
-
-    @property
-    def retention(self) -> str:
-        """`limits`, `interest` or `workqueue`."""
-        return self.config.retention
-
-    @property
-    def first_seq(self) -> int:
-        """Sequence of the oldest message; last_seq + 1 when there is none (0 in a new stream)."""
-        return self.store.first_seq
-
-    @property
-    def last_seq(self) -> int:
-        """The highest sequence ever given out."""
-        return self.store.last_seq
-
-    def next_match(self, filters: Filters, start: int) -> int:
-        """Lowest live sequence >= `start` whose subject matches, or 0."""
-        return search.next_match(self.store, filters, start, self._subjects)
-
-    def last_match(self, filters: Filters) -> int:
-        """Highest live sequence whose subject matches, or 0."""
-        return search.last_match(self.store, filters, self._subjects)
-
-    def last_per_subject(self, filters: Filters) -> list[int]:
-        """The newest live sequence of every matching subject, ascending."""
-        return search.last_per_subject(self.store, filters)
-
-    def count_match(self, filters: Filters, start: int) -> int:
-        """How many live messages at or after `start` match."""
-        return search.count_match(self.store, filters, start, self._subjects)
-
-    def seq_at_time(self, time_ns: int) -> int:
-        """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""
-        return search.seq_at_time(self.store, time_ns)
-
-    def get(self, seq: int) -> StoredMessage | None:
-        """The message if it is live and in memory."""
-        return self._reader.get(seq)
-
-    def live(self, seq: int) -> bool:
-        """Whether the stream still holds this sequence."""
-        return search.live(self.store, seq)
-
-    def load(self, seq: int) -> Awaitable[StoredMessage | None]:
-        """The message, read from disk when needed; None when it is gone or damaged."""
-        return self._reader.load(seq)
+    # MessageSource, beyond what `StreamView` answers
 
     def settled(self, seqs: list[int]) -> None:
         """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Final
-
-MAX_TOKENS: Final = 256
 
 
 def valid(subject: bytes) -> bool:
@@ -32,8 +29,13 @@ def matches(subject: bytes, pattern: bytes) -> bool:
     return matcher(pattern)(subject)
 
 
+@lru_cache(maxsize=8192)
 def covers(pattern: bytes, other: bytes) -> bool:
     """Whether everything that `other` matches is matched by `pattern` too."""
+    return _covers(pattern, other)
+
+
+def _covers(pattern: bytes, other: bytes) -> bool:
     if pattern == b">" or pattern == other:
         return True
     wide, narrow = pattern.split(b"."), other.split(b".")
@@ -68,7 +70,7 @@ def matcher(pattern: bytes) -> Callable[[bytes], bool]:
     if pattern.endswith(b".>") and literal(pattern[:-2]):
         prefix = pattern[:-1]
         return lambda subject: subject.startswith(prefix) and len(subject) > len(prefix)
-    return lambda subject: covers(pattern, subject)
+    return lambda subject: _covers(pattern, subject)
 
 
 def _everything(subject: bytes) -> bool:

@@ -91,3 +91,23 @@ async def test_blocks_that_leave_the_cache_are_read_from_disk(tmp_path: Path) ->
             message = await js.get_msg("S", seq)
             assert message.data == b"%04d" % (seq - 1) * 64
             assert (await js.get_msg("S", seq, direct=True)).data == message.data
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_consumers_survive_with_their_positions(tmp_path: Path, compacted: bool) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.*"], retention=RetentionPolicy.WORK_QUEUE)
+        await fill(stand, 10)
+        pull = await js.pull_subscribe("s.*", durable="D")
+        for message in await pull.fetch(4):
+            await message.ack_sync()
+        if compacted:
+            for group in stand.host.groups():
+                group.compact()
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        assert (await js.stream_info("S")).state.messages == 6
+        assert (await js.consumer_info("S", "D")).num_pending == 6
+        pull = await js.pull_subscribe("s.*", durable="D")
+        assert [message.data for message in await pull.fetch(10, timeout=1)] == [b"%d" % n for n in range(4, 10)]

@@ -1,0 +1,77 @@
+"""A stream as its readers see it: what is there, where it is, and how to get at it.
+
+Owns the reading half of `MessageSource`. Nothing here changes the stream; `stream.py` builds on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from nimsnats.jetstream import search
+from nimsnats.jetstream.config import StreamConfig
+from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.reading import BlockReader
+from nimsnats.jetstream.source import Filters
+from nimsnats.jetstream.store import MessageStore
+
+
+class StreamView:
+    """Look-ups over one stream's store. `subjects` are those of the configuration, as bytes."""
+
+    def __init__(self, config: StreamConfig, store: MessageStore, reader: BlockReader) -> None:
+        self.config = config
+        self.store = store
+        self.reader = reader
+        self.subjects = config.subject_bytes
+
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+        return self.config.name
+
+    @property
+    def retention(self) -> str:
+        """`limits`, `interest` or `workqueue`."""
+        return self.config.retention
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence of the oldest message; last_seq + 1 when there is none (0 in a new stream)."""
+        return self.store.first_seq
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence ever given out."""
+        return self.store.last_seq
+
+    def next_match(self, filters: Filters, start: int) -> int:
+        """Lowest live sequence >= `start` whose subject matches, or 0."""
+        return search.next_match(self.store, filters, start, self.subjects)
+
+    def last_match(self, filters: Filters) -> int:
+        """Highest live sequence whose subject matches, or 0."""
+        return search.last_match(self.store, filters, self.subjects)
+
+    def last_per_subject(self, filters: Filters) -> list[int]:
+        """The newest live sequence of every matching subject, ascending."""
+        return search.last_per_subject(self.store, filters)
+
+    def count_match(self, filters: Filters, start: int) -> int:
+        """How many live messages at or after `start` match."""
+        return search.count_match(self.store, filters, start, self.subjects)
+
+    def seq_at_time(self, time_ns: int) -> int:
+        """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""
+        return search.seq_at_time(self.store, time_ns)
+
+    def get(self, seq: int) -> StoredMessage | None:
+        """The message if it is live and in memory."""
+        return self.reader.get(seq)
+
+    def live(self, seq: int) -> bool:
+        """Whether the stream still holds this sequence."""
+        return search.live(self.store, seq)
+
+    def load(self, seq: int) -> Awaitable[StoredMessage | None]:
+        """The message, read from disk when needed; None when it is gone or damaged."""
+        return self.reader.load(seq)
