@@ -17,6 +17,7 @@ from nimsnats.protocol.subject import has_wildcard, is_valid
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
     from nimsnats.broker.subscription import Handler
 
@@ -48,15 +49,19 @@ class Account:
         self._listeners: dict[int, InterestListener] = {}
         self._listener_ids = 0
         self._draw = seed & 0x7FFFFFFF
+        self.routing: AccountRouting | None = None
+        """What peers must be told, and the plans of what comes from them; set while there are routes."""
 
     # -- interest -----------------------------------------------------------------------------------------------
 
-    def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"") -> Subscription:
+    def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"", *, routed: bool = False) -> Subscription:
         """An internal subscription: `handler` is called with every message. Raises InvalidSubject.
 
+        With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
+        clients' messages here; `origin` is None for these.
         Handlers run inside the reading of their publisher's input: they must neither block nor raise.
         """
-        sub = Subscription(subject, queue, handler=handler)
+        sub = Subscription(subject, queue, handler=handler, routed=routed)
         self.add(sub)
         return sub
 
@@ -69,6 +74,8 @@ class Account:
         if not is_valid(sub.subject):
             raise InvalidSubject(sub.subject.decode("utf-8", "replace"))
         self._changed(sub.subject, everything=self.interest.insert(sub))
+        if sub.routed and self.routing is not None:
+            self.routing.added(sub)
         for listener in tuple(self._listeners.values()):
             listener(sub.subject, sub.queue, True)
 
@@ -79,6 +86,8 @@ class Account:
         if self.interest.count == before:
             return
         self._changed(sub.subject, everything=everything)
+        if sub.routed and self.routing is not None:
+            self.routing.removed(sub)
         for listener in tuple(self._listeners.values()):
             listener(sub.subject, sub.queue, False)
 
@@ -105,6 +114,8 @@ class Account:
         return unwatch
 
     def _changed(self, subject: bytes, *, everything: bool) -> None:
+        if self.routing is not None:
+            self.routing.changed(subject, everything=everything)
         if everything:
             self._forget()
         elif self._plans.pop(subject, None) is not None:
@@ -166,12 +177,15 @@ class Account:
         if sole is not None:
             return _hand_over(sole, plan, subject, reply, headers, payload, origin)
         reached = 0
-        if plan.targets or plan.queues:
-            message = _Outgoing(plan, subject, reply, headers, payload, origin)
+        outward = plan.outward
+        if plan.targets or plan.queues or outward is not None:
+            message = Outgoing(plan, subject, reply, headers, payload, origin)
             for target in plan.targets:
                 reached += message.offer(target)
             for members in plan.queues:
                 reached += message.offer_one(members, self.draw(len(members)))
+            if outward is not None:
+                reached += outward.send(message, self.draw)
         for sub in plan.handlers:
             assert sub.handler is not None
             if sub.handler(subject, reply, headers, payload, origin) is not False:
@@ -194,7 +208,7 @@ def _hand_over(
     payload: bytes,
     origin: ClientConnection | None,
 ) -> bool:
-    """Give one message to its only receiver, a client: what `_Outgoing` does, without the object."""
+    """Give one message to its only receiver, a client: what `Outgoing` does, without the object."""
     sub, prefix = target
     client = sub.client
     assert client is not None
@@ -212,10 +226,10 @@ def _hand_over(
     return client.accept(sub, prefix, tail, size, origin)
 
 
-class _Outgoing:
+class Outgoing:
     """One message on its way, in the shapes that receivers need, each made at most once."""
 
-    __slots__ = ("_bare", "_origin", "_shown", "_tail", "headers", "payload", "reply", "size", "subject")
+    __slots__ = ("_bare", "headers", "origin", "payload", "reply", "shown", "size", "subject", "tail")
 
     def __init__(
         self,
@@ -230,15 +244,15 @@ class _Outgoing:
         self.reply = reply
         self.headers = headers
         self.payload = payload
-        self._origin = origin
-        self._shown = plan.subject is not subject and plan.subject != subject
+        self.origin = origin
+        self.shown = plan.subject is not subject and plan.subject != subject
         self.size = len(headers) + len(payload)
         self._bare = b""
         head = reply + b" " if reply else b""
         if headers:
-            self._tail = b"%b%d %d\r\n%b%b\r\n" % (head, len(headers), self.size, headers, payload)
+            self.tail = b"%b%d %d\r\n%b%b\r\n" % (head, len(headers), self.size, headers, payload)
         else:
-            self._tail = b"%b%d\r\n%b\r\n" % (head, self.size, payload)
+            self.tail = b"%b%d\r\n%b\r\n" % (head, self.size, payload)
 
     def offer(self, target: Target) -> bool:
         """Hand the message to one subscription; False when it does not take it."""
@@ -246,20 +260,24 @@ class _Outgoing:
         client = sub.client
         if client is None:
             assert sub.handler is not None
-            if sub.handler(self.subject, self.reply, self.headers, self.payload, self._origin) is False:
+            if sub.handler(self.subject, self.reply, self.headers, self.payload, self.origin) is False:
                 return False
             sub.delivered += 1
             return True
-        if self._shown:
+        if self.shown:
             prefix = b"MSG " + self.subject + b" " + sub.sid + b" "
         if not self.headers:
-            return client.accept(sub, prefix, self._tail, self.size, self._origin)
+            return client.accept(sub, prefix, self.tail, self.size, self.origin)
         if client.headers:
-            return client.accept(sub, b"H" + prefix, self._tail, self.size, self._origin)
+            return client.accept(sub, b"H" + prefix, self.tail, self.size, self.origin)
+        return client.accept(sub, prefix, self.bare(), len(self.payload), self.origin)
+
+    def bare(self) -> bytes:
+        """The tail without headers."""
         if not self._bare:
             head = self.reply + b" " if self.reply else b""
             self._bare = b"%b%d\r\n%b\r\n" % (head, len(self.payload), self.payload)
-        return client.accept(sub, prefix, self._bare, len(self.payload), self._origin)
+        return self._bare
 
     def offer_one(self, members: tuple[Target, ...], first: int) -> bool:
         """Hand the message to one member of a queue group: `first`, or the next that takes it."""

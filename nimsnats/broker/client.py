@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker import trace
 from nimsnats.broker.account import Account, InvalidSubject, Lines
-from nimsnats.broker.connection import Connection
-from nimsnats.broker.plan import RESERVED, Fanout, Group, Internal, Lane
+from nimsnats.broker.plan import RESERVED, Internal, Lane
+from nimsnats.broker.publisher import Publisher, unpacked
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.broker.trace import TRACE, quoted, readable
@@ -24,6 +24,7 @@ from nimsnats.protocol.subject import is_literal
 
 if TYPE_CHECKING:
     from nimsnats.broker.auth import Identity
+    from nimsnats.broker.connection import Connection
     from nimsnats.broker.server import Broker
 
 _OK: Final = b"+OK\r\n"
@@ -35,8 +36,6 @@ _FIRST_PING: Final = 2.0
 """Seconds after CONNECT until the first PING, which measures the round trip."""
 _RTT_AGE: Final = 3600.0
 """Seconds after which the round trip is measured anew even on a busy connection."""
-_CHUNK: Final = 4096
-"""Average message size from which a run is queued message by message instead of being joined."""
 _NO_LINES: Final[Lines] = {}
 """Stays empty: connections that need every message looked at know no control line."""
 _FAILURES: Final = {
@@ -48,11 +47,11 @@ _FAILURES: Final = {
 }
 
 
-class ClientConnection(Connection):
+class ClientConnection(Publisher):
     """One client, and the `Commands` of its parser."""
 
     __slots__ = (
-        "_connected", "_first_pong", "_ping_sent", "account", "auth_task", "echo", "headers", "identity",
+        "_connected", "_first_pong", "_ping_sent", "auth_task", "echo", "headers", "identity",
         "kind", "lines", "local", "no_responders", "options", "pings_out", "plain", "rtt", "subs", "trace", "verbose",
     )  # fmt: skip
 
@@ -253,70 +252,13 @@ class ClientConnection(Connection):
             return None
         return plan.header_way if headers else plan.way
 
-    def run(self, lane: Lane, pieces: list[bytes], size: int) -> None:
-        """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
-        if isinstance(lane, ClientConnection):
-            count = len(pieces) >> 1
-            if lane.paused:  # what has to wait waits as one object, not as thousands
-                pieces = [b"".join(pieces)]
-            self._give(lane, pieces, sum(map(len, pieces)), count, size)
-        elif isinstance(lane, Fanout):
-            count = len(pieces) - 1
-            for prefix, members in lane.groups:
-                if size < count * _CHUNK:
-                    shared = [prefix.join(pieces)]
-                else:
-                    shared = [piece for tail in pieces[1:] for piece in (prefix, tail)]
-                length = sum(map(len, shared))
-                for client, sub in members:
-                    sub.delivered += count
-                    self._give(client, shared, length, count, size)
-        else:
-            count = len(pieces) - 1
-            if isinstance(lane, Group):
-                self._share(lane, pieces)
-            else:
-                self._call(lane, pieces)
-        self.in_msgs += count
-        self.in_bytes += size
-
-    def _share(self, lane: Group, pieces: list[bytes]) -> None:
-        """Each message of a run goes to one member of a queue group, whoever is drawn."""
-        members = lane.members
-        count = len(members)
-        draw = self.account.draw
-        for tail in pieces[1:]:
-            first = draw(count)
-            payload = len(tail) - tail.find(10) - 3
-            for step in range(count):
-                sub, client, prefix = members[(first + step) % count]
-                if client.accept(sub, prefix, tail, payload, self):
-                    break
-
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         """Each message of a run goes to a handler inside the server."""
-        subject, handler = lane.subject, lane.handler
-        headers = b""
+        subject, handler, headers = lane.subject, lane.handler, lane.headers
         for tail in pieces[1:]:
-            end = tail.find(10)
-            words = tail[: end - 1].split(b" ")
-            start = end + 1
-            if lane.headers:
-                start += int(words[-2])
-                headers = tail[end + 1 : start]
-            reply = words[0] if len(words) == 2 + lane.headers else b""
-            if handler(subject, reply, headers, tail[start:-2], self) is False and reply and self.no_responders:
+            reply, block, payload = unpacked(tail, headers)
+            if handler(subject, reply, block, payload, self) is False and reply and self.no_responders:
                 self._no_responders(subject, reply)
-
-    def _give(self, client: ClientConnection, pieces: list[bytes], length: int, count: int, size: int) -> None:
-        client.out_msgs += count
-        client.out_bytes += size
-        client.out += pieces
-        if not client.queued:
-            self.broker.outbox.mark(client)
-        client.queued += length
-        if client.queued > client.brake:
-            client.overfull(self)
 
     def announced(self, subject: bytes) -> None:
         """See `Commands.announced`: pedantic clients hear of a bad subject before the payload is read."""
@@ -353,7 +295,7 @@ class ClientConnection(Connection):
                     self._say(b"HMSG %b %b %d %d\r\n%b\r\n" % (reply, sub.sid, len(text), len(text), text))
                     return
 
-    def accept(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: ClientConnection | None) -> bool:
+    def accept(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: Connection | None) -> bool:
         """Queue one message for `sub`; False when this connection does not take it."""
         if self.closed or (origin is self and not self.echo):
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
 
@@ -35,6 +35,13 @@ class Connection(asyncio.BufferedProtocol):
         "port", "queued", "reason", "room", "stalled", "stalls", "start_ns", "stop_ns", "transport",
     )  # fmt: skip
 
+    KIND: ClassVar[str] = "Client"
+    """What log lines call it."""
+    ID: ClassVar[str] = "cid"
+    """What log lines put before its number."""
+    STALLS: ClassVar[bool] = True
+    """Whether it is slowed down when it sends more than its receivers can take."""
+
     parser: Parser[Any]
 
     def __init__(self, broker: Broker, cid: int) -> None:
@@ -44,9 +51,9 @@ class Connection(asyncio.BufferedProtocol):
         self.out: list[bytes] = []
         self.queued = 0
         """Bytes in `out`."""
-        self.room = broker.options.max_pending
+        self.room = self.most
         """Most bytes that `out` may hold; less than max_pending while the transport holds some."""
-        self.brake = self.room - broker.options.max_pending // 4
+        self.brake = self.room - self.most // 4
         """From that many bytes in `out` on, publishers are slowed down."""
         self.paused = False
         self.closed = False
@@ -69,6 +76,11 @@ class Connection(asyncio.BufferedProtocol):
         self.last_in = broker.runtime.monotonic()
 
     @property
+    def most(self) -> int:
+        """Most bytes that may wait for this peer."""
+        return self.broker.options.max_pending
+
+    @property
     def pending(self) -> int:
         """Bytes accepted for this peer and not yet taken by the kernel."""
         return self.queued + (0 if self.transport is None else self.transport.get_write_buffer_size())
@@ -82,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
             host, port, *_ = cast("tuple[object, ...]", peer)
             self.ip = str(host)
             self.port = port if isinstance(port, int) else 0
-        self.label = f"{self.ip}:{self.port} - cid:{self.cid}"
+        self.label = f"{self.ip}:{self.port} - {self.ID}:{self.cid}"
         self.opened()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -198,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
         self._write()
 
     def _measure(self) -> None:
-        most = self.broker.options.max_pending
+        most = self.most
         held = 0 if self.transport is None or not self.paused else self.transport.get_write_buffer_size()
         self.room = most - held
         self.brake = self.room - most // 4
@@ -208,14 +220,13 @@ class Connection(asyncio.BufferedProtocol):
         if self.closed:
             return
         if self.queued <= self.room:
-            if publisher is not None and publisher is not self and not publisher.stalled:
+            if publisher is not None and publisher is not self and publisher.STALLS and not publisher.stalled:
                 publisher.stalled = True
                 publisher.stalls += 1
                 self.broker.stats.stalled_clients += 1
             return
         self.broker.stats.slow_consumers += 1
-        most = self.broker.options.max_pending
-        self.log(logging.INFO, "Slow Consumer Detected: MaxPending of %d Exceeded", most)
+        self.log(logging.INFO, "Slow Consumer Detected: MaxPending of %d Exceeded", self.most)
         self.close(Reason.SLOW_PENDING)
 
     def write_deadline_passed(self) -> None:
@@ -249,7 +260,7 @@ class Connection(asyncio.BufferedProtocol):
         self.out = []
         self.queued = 0
         self.ended()
-        self.log(logging.DEBUG, "Client connection closed: %s", reason.value)
+        self.log(logging.DEBUG, "%s connection closed: %s", self.KIND, reason.value)
         if self.transport is None:
             return
         if reason in UNFLUSHED:

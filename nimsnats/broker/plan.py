@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from nimsnats.broker.interest import SubscriptionSet
-from nimsnats.broker.subscription import Subscription
+from nimsnats.broker.route_outward import MixedGroup, Outward, remote_prefix
+from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.protocol.parser import Way
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.route import RouteConnection
     from nimsnats.broker.subscription import Handler
 
-Lane: TypeAlias = "ClientConnection | Fanout | Group | Internal"
+Receiver: TypeAlias = "ClientConnection | RouteConnection"
+"""A connection that messages go to."""
+
+Lane: TypeAlias = "Receiver | Fanout | Group | Internal"
 """What takes a run of messages."""
+
+_MOST_SHARES = 256
+"""Members, counted by weight, up to which a queue group is a lane of its own."""
 
 RESERVED = (b"$NRG.", b"$GR.", b"_GR_.")
 """Beginnings of subjects that clients may not publish to."""
@@ -35,7 +43,7 @@ class Fanout:
 
     __slots__ = ("delivered", "groups")
 
-    def __init__(self, groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> None:
+    def __init__(self, groups: dict[bytes, list[tuple[Receiver, Subscription]]]) -> None:
         self.groups = tuple((prefix, tuple(members)) for prefix, members in groups.items())
         self.delivered = 0
 
@@ -45,7 +53,7 @@ class Group:
 
     __slots__ = ("delivered", "members")
 
-    def __init__(self, members: list[tuple[Subscription, ClientConnection, bytes]]) -> None:
+    def __init__(self, members: list[tuple[Subscription, Receiver, bytes]]) -> None:
         self.members = tuple(members)
         self.delivered = 0
 
@@ -63,47 +71,80 @@ class Internal:
 
 
 class Plan:
-    """Every receiver of one subject."""
+    """Every receiver of one subject.
 
-    __slots__ = ("empty", "handlers", "header_way", "queues", "sole", "subject", "targets", "way")
+    `listed` is given for messages from a route: they go no further than this server, and only to those queue groups
+    that the sender has named.
+    """
 
-    def __init__(self, subject: bytes, matches: Sequence[SubscriptionSet]) -> None:
+    __slots__ = ("empty", "handlers", "header_way", "outward", "queues", "sole", "subject", "targets", "way")
+
+    def __init__(
+        self, subject: bytes, matches: Sequence[SubscriptionSet], listed: frozenset[bytes] | None = None
+    ) -> None:
         self.subject = subject
         self.way: Way[Lane] | None = None
         self.header_way: Way[Lane] | None = None
         self.targets: tuple[Target, ...] = ()
         self.handlers: tuple[Subscription, ...] = ()
         self.queues: tuple[tuple[Target, ...], ...] = ()
+        self.outward: Outward | None = None
         self.sole: Target | None = None
         """The only receiver, when that is one plain client subscription: the usual case of replies."""
         if len(matches) == 1 and matches[0].queues is None and len(matches[0].plain) == 1:
             (sub,) = matches[0].plain
-            if sub.handler is None:
+            if sub.client is not None:
                 self.sole = (sub, b"MSG " + subject + b" " + sub.sid + b" ")
                 self.targets = (self.sole,)
-            else:
+            elif sub.handler is not None:
                 self.handlers = (sub,)
+            elif listed is None and isinstance(sub, RemoteSubscription):
+                self.outward = Outward(subject, (sub,), ())
         else:
-            self._collect(matches)
-        self.empty = not (self.targets or self.handlers or self.queues)
+            self._collect(matches, listed)
+        self.empty = not (self.targets or self.handlers or self.queues or self.outward)
 
-    def _collect(self, matches: Sequence[SubscriptionSet]) -> None:
+    def _collect(self, matches: Sequence[SubscriptionSet], listed: frozenset[bytes] | None) -> None:
         targets: list[Target] = []
         handlers: list[Subscription] = []
-        queues: dict[bytes, list[Target]] = {}
+        remotes: dict[RouteConnection, RemoteSubscription] = {}
+        queues: dict[bytes, list[Subscription]] = {}
         head = b"MSG " + self.subject + b" "
         for found in matches:
             for sub in found.plain:
-                if sub.handler is None:
+                if sub.client is not None:
                     targets.append((sub, head + sub.sid + b" "))
-                else:
+                elif sub.handler is not None:
                     handlers.append(sub)
+                elif isinstance(sub, RemoteSubscription):
+                    remotes.setdefault(sub.route, sub)
             if found.queues is not None:
                 for name, members in found.queues.items():
-                    queues.setdefault(name, []).extend((sub, head + sub.sid + b" ") for sub in members)
+                    if listed is None or name in listed:
+                        queues.setdefault(name, []).extend(members)
+        groups: list[tuple[Target, ...]] = []
+        mixed: list[MixedGroup] = []
+        for name, members in queues.items():
+            inside = [sub for sub in members if sub.handler is not None]
+            if len(inside) == 1:
+                handlers += inside
+                continue
+            chosen: list[Target | RemoteSubscription] = []
+            local: list[Target] = []
+            for sub in inside or members:
+                if isinstance(sub, RemoteSubscription):
+                    chosen.append(sub)
+                else:
+                    local.append((sub, head + sub.sid + b" "))
+            if chosen and listed is None:
+                mixed.append(MixedGroup(name, (*local, *chosen)))
+            elif local:
+                groups.append(tuple(local))
         self.targets = tuple(targets)
         self.handlers = tuple(handlers)
-        self.queues = tuple(tuple(members) for members in queues.values())
+        self.queues = tuple(groups)
+        if listed is None and (remotes or mixed):
+            self.outward = Outward(self.subject, remotes.values(), mixed)
 
     def build_ways(self) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
@@ -114,13 +155,17 @@ class Plan:
         """
         if self.subject.startswith(RESERVED):
             return
-        if self.handlers or self.queues:
-            if not self.targets and len(self.queues) + len(self.handlers) == 1:
-                self._build_single()
+        outward = self.outward
+        mixed = outward.groups if outward is not None else ()
+        remotes = outward.plain if outward is not None else ()
+        if self.handlers or self.queues or mixed:
+            if not (self.targets or remotes) and len(self.queues) + len(self.handlers) + len(mixed) == 1:
+                self._build_single(mixed)
             return
         if any(sub.limit for sub, _ in self.targets):
             return
-        groups: dict[bytes, list[tuple[ClientConnection, Subscription]]] = {}
+        plain: dict[bytes, list[tuple[Receiver, Subscription]]] = {}
+        headed: dict[bytes, list[tuple[Receiver, Subscription]]] = {}
         seen: set[ClientConnection] = set()
         headers = True
         for sub, prefix in self.targets:
@@ -130,35 +175,47 @@ class Plan:
                 return
             seen.add(client)
             headers = headers and client.headers
-            groups.setdefault(prefix, []).append((client, sub))
-        self.way = _way(groups)
+            plain.setdefault(prefix, []).append((client, sub))
+            headed.setdefault(b"H" + prefix, []).append((client, sub))
+        for sub in remotes:
+            headers = headers and sub.route.headers
+            plain.setdefault(remote_prefix(sub, self.subject), []).append((sub.route, sub))
+            headed.setdefault(remote_prefix(sub, self.subject, headers=True), []).append((sub.route, sub))
+        self.way = _way(plain)
         if headers:
-            self.header_way = _way({b"H" + prefix: members for prefix, members in groups.items()})
+            self.header_way = _way(headed)
 
-    def _build_single(self) -> None:
-        """The only receiver is one handler or one queue group of clients."""
+    def _build_single(self, mixed: Sequence[MixedGroup]) -> None:
+        """The only receiver is one handler or one queue group of clients, here or at peers."""
         for sub in self.handlers:
             assert sub.handler is not None
             self.way = _lane(Internal(self.subject, sub.handler, headers=False))
             self.header_way = _lane(Internal(self.subject, sub.handler, headers=True))
             return
-        members: list[tuple[Subscription, ClientConnection, bytes]] = []
-        for sub, prefix in self.queues[0]:
+        members: list[tuple[Subscription, Receiver, bytes, bytes]] = []
+        for member in mixed[0].members if mixed else self.queues[0]:
+            if isinstance(member, RemoteSubscription):
+                if member.weight + len(members) > _MOST_SHARES:
+                    return
+                prefixes = (remote_prefix(member, self.subject), remote_prefix(member, self.subject, headers=True))
+                members += [(member, member.route, *prefixes)] * member.weight
+                continue
+            sub, prefix = member
             if sub.client is None:
                 return
-            members.append((sub, sub.client, prefix))
-        self.way = _lane(Group(members))
-        if all(client.headers for _, client, _ in members):
-            self.header_way = _lane(Group([(sub, client, b"H" + prefix) for sub, client, prefix in members]))
+            members.append((sub, sub.client, prefix, b"H" + prefix))
+        self.way = _lane(Group([(sub, receiver, prefix) for sub, receiver, prefix, _ in members]))
+        if all(receiver.headers for _, receiver, _, _ in members):
+            self.header_way = _lane(Group([(sub, receiver, prefix) for sub, receiver, _, prefix in members]))
 
 
-def _way(groups: dict[bytes, list[tuple[ClientConnection, Subscription]]]) -> Way[Lane]:
+def _way(groups: dict[bytes, list[tuple[Receiver, Subscription]]]) -> Way[Lane]:
     """One receiver is a lane by itself: all its subscriptions share it, in the order of the messages."""
     if len(groups) == 1:
         ((prefix, members),) = groups.items()
         if len(members) == 1:
-            client, sub = members[0]
-            return client, sub, prefix
+            receiver, sub = members[0]
+            return receiver, sub, prefix
     return _lane(Fanout(groups))
 
 

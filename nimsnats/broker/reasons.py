@@ -25,6 +25,12 @@ class Reason(Enum):
     SERVER_SHUTDOWN = "Server Shutdown"
     NO_RESPONDERS_HEADERS = "No Responders Requires Headers"
     KICKED = "Kicked"
+    DUPLICATE_ROUTE = "Duplicate Route"
+    DUPLICATE_NAME = "Duplicate Server Name"
+    WRONG_CLUSTER = "Cluster Name Conflict"
+    WRONG_PORT = "Incorrect Port"
+    ROUTE_REMOVED = "Route Removed"
+    SELF_ROUTE = "Self Route"
 
 
 UNFLUSHED = frozenset(

@@ -11,7 +11,7 @@ import platform
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nimsnats import identity
 from nimsnats.broker.account import Account
@@ -27,6 +27,9 @@ from nimsnats.broker.wheel import Wheel
 from nimsnats.protocol.info import ServerInfo
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL, NATS_VERSION
+
+if TYPE_CHECKING:
+    from nimsnats.broker.route_table import RouteTable
 
 GLOBAL_ACCOUNT: Final = "$G"
 SYSTEM_ACCOUNT: Final = "$SYS"
@@ -62,15 +65,19 @@ class Broker:
         self.started = datetime.fromtimestamp(runtime.time_ns() / 1e9, UTC)
         self.port = 0
         self.stats = BrokerStats()
+        self.routes: RouteTable | None = None
+        """The connections to other servers, while there is a table of them; it sets and clears this."""
         self.accounts: dict[str, Account] = {}
         self.global_account = self.account(GLOBAL_ACCOUNT)
         self.system_account = self.account(options.system_account)
+        for user in options.users:  # peers may tell of their interest before anybody connects here
+            self.account(user.account)
         self.clients: dict[int, ClientConnection] = {}
         self.closed: deque[ClientConnection] = deque(maxlen=options.max_closed_clients)
         self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
         self.outbox = Outbox(runtime)
         self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
-        self.deadlines: Wheel[Connection] = Wheel(runtime, Connection.write_deadline_passed)
+        self.deadlines: Wheel[Connection] = Wheel(runtime, lambda connection: connection.write_deadline_passed())
         self.read_view = memoryview(bytearray(_READ_SIZE))
         self.lame_duck = False
         self.info = self._server_info()
@@ -118,6 +125,8 @@ class Broker:
         self.lame_duck = True
         self.log.info("Entering lame duck mode, stop accepting new clients")
         self._stop_listening()
+        if self.routes is not None:
+            self.routes.lame_duck()
         if not self.clients:
             return
         self.info.lame_duck = True
@@ -149,6 +158,8 @@ class Broker:
         if account is None:
             account = Account(name, self.stats, self.runtime.random.getrandbits(31))
             self.accounts[name] = account
+            if self.routes is not None:
+                self.routes.adopt(account)
         return account
 
     def info_line(self, client: ClientConnection, *, connected: bool = False) -> bytes:
@@ -165,6 +176,11 @@ class Broker:
             account=account.name,
             system=account is self.system_account,
         )
+
+    def next_id(self) -> int:
+        """A number for a new connection, of whatever kind."""
+        self._last_cid += 1
+        return self._last_cid
 
     def forget(self, client: ClientConnection) -> None:
         """A client is closed: keep its record for monitoring."""
@@ -184,9 +200,8 @@ class Broker:
         return ClientConnection(self, self._next_cid())
 
     def _next_cid(self) -> int:
-        self._last_cid += 1
         self.stats.total_connections += 1
-        return self._last_cid
+        return self.next_id()
 
     def _stop_listening(self) -> None:
         if self._server is not None:

@@ -1,4 +1,4 @@
-"""One subscription: who wants which subject, under which sid or by which handler."""
+"""One subscription: who wants which subject, under which sid, by which handler, or behind which route."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.route import RouteConnection
 
     Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes, ClientConnection | None], "bool | None"]
     """(subject, reply, header block or b"", payload, origin). False means: as if this subscription did not exist."""
 
 
 class Subscription:
-    """A client's subscription (`client` and `sid` set) or an internal one (`handler` set)."""
+    """A client's subscription (`client` and `sid` set) or an internal one (`handler` set).
 
-    __slots__ = ("client", "delivered", "handler", "limit", "queue", "sid", "subject")
+    `routed`: peers are told of it, so that their clients' messages come here; clients' subscriptions always are.
+    """
+
+    __slots__ = ("client", "delivered", "handler", "limit", "queue", "routed", "sid", "subject")
 
     def __init__(
         self,
@@ -24,12 +28,26 @@ class Subscription:
         sid: bytes = b"",
         client: ClientConnection | None = None,
         handler: Handler | None = None,
+        routed: bool = False,
     ) -> None:
         self.subject = subject
         self.queue = queue
         self.sid = sid
         self.client = client
         self.handler = handler
+        self.routed = routed or client is not None
         self.delivered = 0
         self.limit = 0
         """Auto-unsubscribe after that many messages, counted from the start; 0 means never."""
+
+
+class RemoteSubscription(Subscription):
+    """A peer's interest in a subject: neither client nor handler, but a route. `weight` counts its queue members."""
+
+    __slots__ = ("account", "route", "weight")
+
+    def __init__(self, account: bytes, subject: bytes, queue: bytes, weight: int, route: RouteConnection) -> None:
+        super().__init__(subject, queue)
+        self.account = account
+        self.route = route
+        self.weight = weight

@@ -1,0 +1,93 @@
+"""A connection that messages come from: what happens to a run of them.
+
+Owns the run path into the receivers' output queues, the same for clients and for routes. Which way a message goes is in
+`plan`, what a single message meets is in `account`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nimsnats.broker.connection import Connection
+from nimsnats.broker.plan import Fanout, Group, Internal, Lane
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+
+_CHUNK: Final = 4096
+"""Average message size from which a run is queued message by message instead of being joined."""
+
+
+class Publisher(Connection):
+    """One connection that publishes."""
+
+    __slots__ = ("account",)
+
+    account: Account
+    """Whose draws choose members of queue groups; for a client, the account that it is in."""
+
+    def run(self, lane: Lane, pieces: list[bytes], size: int) -> None:
+        """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
+        if isinstance(lane, Connection):
+            count = len(pieces) >> 1
+            if lane.paused:  # what has to wait waits as one object, not as thousands
+                pieces = [b"".join(pieces)]
+            self._give(lane, pieces, sum(map(len, pieces)), count, size)
+        elif isinstance(lane, Fanout):
+            count = len(pieces) - 1
+            for prefix, members in lane.groups:
+                if size < count * _CHUNK:
+                    shared = [prefix.join(pieces)]
+                else:
+                    shared = [piece for tail in pieces[1:] for piece in (prefix, tail)]
+                length = sum(map(len, shared))
+                for receiver, sub in members:
+                    sub.delivered += count
+                    self._give(receiver, shared, length, count, size)
+        else:
+            count = len(pieces) - 1
+            if isinstance(lane, Group):
+                self._share(lane, pieces)
+            else:
+                self._call(lane, pieces)
+        self.in_msgs += count
+        self.in_bytes += size
+
+    def _share(self, lane: Group, pieces: list[bytes]) -> None:
+        """Each message of a run goes to one member of a queue group, whoever is drawn."""
+        members = lane.members
+        count = len(members)
+        draw = self.account.draw
+        for tail in pieces[1:]:
+            first = draw(count)
+            payload = len(tail) - tail.find(10) - 3
+            for step in range(count):
+                sub, receiver, prefix = members[(first + step) % count]
+                if receiver.accept(sub, prefix, tail, payload, self):
+                    break
+
+    def _call(self, lane: Internal, pieces: list[bytes]) -> None:
+        """Each message of a run goes to a handler inside the server."""
+        raise NotImplementedError
+
+    def _give(self, receiver: Connection, pieces: list[bytes], length: int, count: int, size: int) -> None:
+        receiver.out_msgs += count
+        receiver.out_bytes += size
+        receiver.out += pieces
+        if not receiver.queued:
+            self.broker.outbox.mark(receiver)
+        receiver.queued += length
+        if receiver.queued > receiver.brake:
+            receiver.overfull(self)
+
+
+def unpacked(tail: bytes, headers: bool) -> tuple[bytes, bytes, bytes]:
+    """Reply, header block and payload out of `[reply ][header size ]size CRLF … CRLF`."""
+    end = tail.find(10)
+    words = tail[: end - 1].split(b" ")
+    start = end + 1
+    block = b""
+    if headers:
+        start += int(words[-2])
+        block = tail[end + 1 : start]
+    return words[0] if len(words) == 2 + headers else b"", block, tail[start:-2]

@@ -1,0 +1,385 @@
+"""A connection to another server: what each verb of the route protocol does.
+
+Owns the handshake in both directions, the peer's interest, its messages, keep-alive. Framing is `protocol.route`, which
+peers are welcome and what they are told of each other is `route_table`, receivers are `account`.
+
+The side that dialled sends CONNECT, INFO and PING once it has seen the peer's INFO, and takes the route as accepted
+from the first word that only an accepted route gets: so a peer that will refuse us is never reported as connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from nimsnats.broker.account import InvalidSubject
+from nimsnats.broker.plan import Internal, Lane
+from nimsnats.broker.publisher import Publisher, unpacked
+from nimsnats.broker.reasons import Reason
+from nimsnats.broker.route_outward import marked, shown_subject
+from nimsnats.broker.subscription import RemoteSubscription, Subscription
+from nimsnats.broker.trace import quoted, readable
+from nimsnats.protocol.connect import BadConnect
+from nimsnats.protocol.parser import Failure, Line, Way
+from nimsnats.protocol.route import RouteParser
+from nimsnats.protocol.route_info import RouteConnect, RouteInfo, encode_connect
+
+if TYPE_CHECKING:
+    from nimsnats.broker.connection import Connection
+    from nimsnats.broker.route_dial import Solicitation
+    from nimsnats.broker.route_table import RouteTable
+
+_PONG: Final = b"PONG\r\n"
+_PING: Final = b"PING\r\n"
+_FIRST_PING: Final = 1.0
+"""Seconds after registration until the first PING, which measures the round trip."""
+_LINES: Final = 16
+"""How much longer control lines may be than those of clients."""
+_STRANGE_KEPT: Final = 10_000
+"""Subscriptions in accounts that do not exist here, kept for the case that they will."""
+_DEDICATED: Final = b"Not possible to have a dedicated route for account"
+"""What a nats-server says that has tried to open a second route for its system account: no reason to worry."""
+_FAILURES: Final = {
+    Failure.UNKNOWN: Reason.PROTOCOL_VIOLATION,
+    Failure.VIOLATION: Reason.PROTOCOL_VIOLATION,
+    Failure.CONTROL_LINE: Reason.MAX_CONTROL_LINE,
+    Failure.PAYLOAD: Reason.MAX_PAYLOAD,
+    Failure.AUTHORIZATION: Reason.AUTHENTICATION_FAILURE,
+}
+
+
+class Stage(Enum):
+    """How far the handshake is: nothing agreed; we have introduced ourselves; registered."""
+
+    GREETING = 0
+    OFFERED = 1
+    UP = 2
+
+
+class RouteConnection(Publisher):
+    """One connection to a peer, and the `RouteCommands` of its parser. `dial` is set when we dialled."""
+
+    KIND: ClassVar[str] = "Router"
+    ID: ClassVar[str] = "rid"
+    STALLS: ClassVar[bool] = False  # it carries everybody's messages: one slow client must not hold up all of them
+
+    __slots__ = (
+        "_held", "_ping_sent", "_strange", "dial", "gone", "headers", "lines", "peer", "pings_out", "rtt", "stage",
+        "subs", "table",
+    )  # fmt: skip
+
+    def __init__(self, table: RouteTable, dial: Solicitation | None = None) -> None:
+        super().__init__(table.broker, table.broker.next_id())
+        options = table.broker.options
+        self.table = table
+        self.dial = dial
+        self.parser = RouteParser(self, options.max_pending, _LINES * options.max_control_line)
+        self.account = table.broker.system_account
+        self.lines: dict[bytes, Line[Lane]] = table.lines
+        self.stage = Stage.GREETING
+        self.peer: RouteInfo | None = None
+        self.headers = True
+        self.subs: dict[tuple[bytes, bytes, bytes], RemoteSubscription] = {}
+        """The peer's interest by account, subject and queue."""
+        self._strange: dict[tuple[bytes, bytes, bytes], int] = {}
+        self.gone = asyncio.Event()
+        self.rtt = 0.0
+        """Seconds; 0 until it has been measured."""
+        self.pings_out = 0
+        self._ping_sent = 0.0
+        self._held = 0
+
+    @property
+    def name(self) -> str:
+        """What the peer calls itself; its address before it has said so."""
+        return self.peer.server_name if self.peer is not None else f"{self.ip}:{self.port}"
+
+    @property
+    def most(self) -> int:
+        """Most bytes that may wait: more than for a client, because a route that is cut costs everybody."""
+        return self.broker.options.max_pending * 2
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def opened(self) -> None:
+        """Who was dialled introduces itself first."""
+        self.table.opened(self)
+        self.log(logging.DEBUG, "Route connection created")
+        if self.closed or self.dial is not None:
+            return
+        self.parser.awaiting_connect = True
+        self.send(self.table.info_line(self))
+
+    def ended(self) -> None:
+        """Give back the peer's interest and the place in the table."""
+        self.broker.deadlines.cancel(self)
+        self.table.forget(self)
+        self.gone.set()
+
+    def drop_interest(self) -> None:
+        """The peer's interest counts no longer."""
+        for sub in self.subs.values():
+            self.table.routings[sub.account].account.remove(sub)
+        self.subs.clear()
+        self._strange.clear()
+
+    def fail(self, failure: Failure, detail: str) -> None:
+        """The parser gave up."""
+        if failure.value:
+            self.refuse(failure.value, _FAILURES[failure], detail)
+        else:
+            self.table.complain(self, detail)
+            self.close(_FAILURES[failure])
+
+    def refuse(self, text: str, reason: Reason, detail: str = "") -> None:
+        """Tell the peer why, and end the connection."""
+        self.table.complain(self, detail or text)
+        self.send(f"-ERR '{text}'\r\n".encode("utf-8", "replace"))
+        self.close(reason)
+
+    # -- handshake ----------------------------------------------------------------------------------------------
+
+    def connect(self, arg: bytes) -> None:
+        """CONNECT: only a peer that has dialled us says it, once; whatever comes later means nothing."""
+        if self.dial is not None or not self.parser.awaiting_connect:
+            return
+        try:
+            options = RouteConnect.parse(arg)
+        except BadConnect as error:
+            self.fail(Failure.VIOLATION, str(error))
+            return
+        ours = self.table.options.name
+        if options.lang:
+            self.refuse("attempted to connect to route port", Reason.WRONG_PORT)
+        elif options.gateway:
+            text = f'Rejecting connection from gateway "{options.gateway}" on the Route port'
+            self.refuse(text, Reason.WRONG_PORT)
+        elif not self.table.admits(options.user, options.password):
+            detail = f"authentication error - User {quoted(options.user)}"
+            self.refuse("Authorization Violation", Reason.AUTHENTICATION_FAILURE, detail)
+        elif options.cluster != ours:
+            text = f'Rejecting connection, cluster name "{options.cluster}" does not match "{ours}"'
+            self.refuse(text, Reason.WRONG_CLUSTER)
+        else:
+            self.parser.awaiting_connect = False
+
+    def info(self, arg: bytes) -> None:
+        """INFO: the peer introduces itself, or tells of a newcomer, or of its own end."""
+        try:
+            info = RouteInfo.parse(arg)
+        except BadConnect as error:
+            self.fail(Failure.VIOLATION, str(error))
+            return
+        if self.peer is not None:
+            self.table.heard(self, info)
+            return
+        self.peer = info
+        self.headers = info.headers
+        self.label += " - " + quoted(info.server_name)
+        if not self.table.welcomes(self, info):
+            return
+        if self.dial is None:
+            self.table.register(self)
+        else:
+            self.stage = Stage.OFFERED
+            name, user, password = self.table.options.name, self.dial.user, self.dial.password
+            self.send(encode_connect(self.broker.server_id, name, user, password))
+            self.send(self.table.info_line(self, gossip_mode=self.dial.gossip_mode))
+            self._send_ping()
+
+    def _accepted(self) -> bool:
+        """Whether the peer may speak of interest and messages; its first word accepts a route that we dialled."""
+        if self.stage is Stage.UP:
+            return True
+        if self.stage is Stage.OFFERED:
+            self.table.register(self)
+            return not self.closed
+        self.fail(Failure.AUTHORIZATION, "spoke before its introduction")
+        return False
+
+    def early(self) -> bool:
+        """See `Commands.early`."""
+        return False
+
+    # -- interest -----------------------------------------------------------------------------------------------
+
+    def interested(self, account: bytes, subject: bytes, queue: bytes, weight: int) -> None:
+        """RS+."""
+        if not self._accepted():
+            return
+        key = (account, subject, queue)
+        routing = self.table.routings.get(account)
+        if routing is None:
+            if len(self._strange) < _STRANGE_KEPT:
+                self._strange[key] = weight
+            return
+        known = self.subs.get(key)
+        if known is not None:
+            if known.weight != weight:
+                known.weight = weight
+                routing.account.limited(known)
+            return
+        sub = RemoteSubscription(account, subject, queue, weight, self)
+        try:
+            routing.account.add(sub)
+        except InvalidSubject:
+            self.table.complain(self, f"invalid subject {readable(subject)}")
+            return
+        self.subs[key] = sub
+
+    def uninterested(self, account: bytes, subject: bytes, queue: bytes) -> None:
+        """RS-."""
+        if not self._accepted():
+            return
+        key = (account, subject, queue)
+        self._strange.pop(key, None)
+        sub = self.subs.pop(key, None)
+        if sub is not None:
+            self.table.routings[account].account.remove(sub)
+
+    def adopt(self, account: bytes) -> None:
+        """An account that the peer has spoken of exists now."""
+        for key in [key for key in self._strange if key[0] == account]:
+            self.interested(*key, self._strange.pop(key))
+
+    # -- messages from the peer ---------------------------------------------------------------------------------
+
+    def arrival(
+        self, account: bytes, subject: bytes, queues: tuple[bytes, ...], headers: bool, reply: bytes
+    ) -> Way[Lane] | None:
+        """See `RouteCommands.arrival`."""
+        if self.stage is not Stage.UP or (reply[:1] == b"$" and shown_subject(reply) is not None):
+            return None
+        routing = self.table.routings.get(account)
+        plan = routing.known_plan(subject, queues) if routing is not None else None
+        if plan is None:
+            return None
+        return plan.header_way if headers else plan.way
+
+    def routed(
+        self, account: bytes, subject: bytes, queues: tuple[bytes, ...], reply: bytes, header: int, body: bytes
+    ) -> None:
+        """RMSG and HMSG by the long way."""
+        if not self._accepted():
+            return
+        self.in_msgs += 1
+        self.in_bytes += len(body)
+        routing = self.table.routings.get(account)
+        if routing is None:
+            return
+        plan = routing.plan(subject, queues)
+        shown = shown_subject(reply) if reply[:1] == b"$" else None
+        if shown is not None:
+            reply, subject = shown
+        routing.account.dispatch(plan, subject, reply, body[:header], body[header:], None)
+
+    def _call(self, lane: Internal, pieces: list[bytes]) -> None:
+        subject, handler, headers = lane.subject, lane.handler, lane.headers
+        for tail in pieces[1:]:
+            reply, block, payload = unpacked(tail, headers)
+            handler(subject, reply, block, payload, None)
+
+    # -- messages to the peer -----------------------------------------------------------------------------------
+
+    def accept(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: Connection | None) -> bool:
+        """Queue one message for a subscription of the peer, naming its queue; False when the route is closed."""
+        if sub.queue:
+            prefix, tail = marked(prefix, tail, sub.queue)
+        return self.take(sub, prefix, tail, size, origin)
+
+    def take(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: Connection | None) -> bool:
+        """Queue one message as it is; False when the route is closed."""
+        if self.closed:
+            return False
+        sub.delivered += 1
+        self.out_msgs += 1
+        self.out_bytes += size
+        if not self.queued:
+            self.broker.outbox.mark(self)
+        self.out.append(prefix)
+        self.out.append(tail)
+        self.queued += len(prefix) + len(tail)
+        if self.queued > self.brake:
+            self.overfull(origin)
+        return True
+
+    def pause_writing(self) -> None:
+        """See `Connection`; remembers how much the peer had still to take."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._held = self.transport.get_write_buffer_size()
+
+    def write_deadline_passed(self) -> None:
+        """A route is cut when nothing at all could be written within the deadline: it may be slow for long."""
+        held = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        if not self.closed and held < self._held:
+            self._held = held
+            self.broker.deadlines.set(self, self.broker.options.write_deadline)
+            return
+        super().write_deadline_passed()
+
+    # -- keep-alive ---------------------------------------------------------------------------------------------
+
+    def up(self) -> None:
+        """The table has registered this route."""
+        self.stage = Stage.UP
+        self.table.timers.set(self, min(_FIRST_PING, self._interval()) * (1 + self.broker.runtime.random.random() / 5))
+
+    def ping(self) -> None:
+        """PING."""
+        self.send(_PONG)
+
+    def pong(self) -> None:
+        """PONG: the peer is alive, and has accepted us."""
+        if self.stage is Stage.OFFERED:
+            self._accepted()
+        self.pings_out = 0
+        if self._ping_sent:
+            self.rtt = max(self.broker.runtime.monotonic() - self._ping_sent, 1e-9)
+
+    def timer(self) -> None:
+        """The handshake took too long, or it is time for a PING."""
+        if self.stage is not Stage.UP:
+            self.refuse("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
+            return
+        if self.pings_out + 1 > self.broker.options.ping_max:
+            self.broker.stats.stale_connections += 1
+            self.refuse("Stale Connection", Reason.STALE)
+            return
+        self._send_ping()
+        self.table.timers.set(self, self._interval())
+
+    def _send_ping(self) -> None:
+        self.pings_out += 1
+        self._ping_sent = self.broker.runtime.monotonic()
+        self.send(_PING)
+
+    def _interval(self) -> float:
+        return min(self.table.options.ping_interval, self.broker.options.ping_interval)
+
+    # -- verbs of clients, which mean little here ---------------------------------------------------------------
+
+    def route(self, subject: bytes, headers: bool, reply: bytes) -> Way[Lane] | None:
+        """PUB: tolerated, without effect."""
+        return None
+
+    def announced(self, subject: bytes) -> None:
+        """See `route`."""
+
+    def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
+        """See `route`."""
+
+    def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None:
+        """SUB: tolerated, without effect."""
+
+    def unsubscribe(self, sid: bytes, limit: int) -> None:
+        """UNSUB ends the connection."""
+        self.fail(Failure.VIOLATION, "UNSUB on a route")
+
+    def error(self, text: bytes) -> None:
+        """A peer that reports an error is done."""
+        if _DEDICATED not in text:
+            self.table.complain(self, f"Route Error {readable(text)}")
+        self.close(Reason.PARSE_ERROR)

@@ -1,0 +1,39 @@
+"""What can be set about routes. Durations in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class RouteOptions:
+    """Settings of the connections to other servers. A `port` of -1 means any free port.
+
+    `advertise` is what peers are told to dial (host or host:port; empty: where they see us coming from).
+    `routes` are URLs to dial for ever. With a `user` or `password`, peers must know both; ours go out when a URL has
+    none. `node` marks this server as one that runs this software (see `RouteInfo.node`).
+    """
+
+    name: str
+    host: str = "0.0.0.0"
+    port: int = 6222
+    advertise: str = ""
+    no_advertise: bool = False
+    routes: list[str] = field(default_factory=list[str])
+    connect_retries: int = 0
+    user: str = ""
+    password: str = field(default="", repr=False)
+    auth_timeout: float = 2.0
+    node: dict[str, str] = field(default_factory=dict[str, str])
+
+    dial_timeout: float = 1.0
+    redial: float = 1.0
+    """Between two attempts; while a peer refuses us it doubles up to `redial_refused`."""
+    redial_refused: float = 8.0
+    ping_interval: float = 5.0
+    """Or the clients' ping interval, if that is shorter. A peer that leaves `ping_max` PINGs unanswered is cut."""
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether peers must authenticate."""
+        return bool(self.user or self.password)

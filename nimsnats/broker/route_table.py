@@ -1,0 +1,388 @@
+"""The routes of one broker: the listener on the cluster port, who is dialled, who is connected.
+
+Owns registration (one route a peer), the checks that decide about it, and what follows from it: interest for the
+newcomer, gossip, client URLs, the news for the cluster manager (`RouteTable` is a `nimsnats.cluster.routes.Routes`).
+What is said on a connection is in `route`, dialling in `route_dial`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import platform
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
+
+from nimsnats.broker.reasons import Reason
+from nimsnats.broker.route import RouteConnection, Stage
+from nimsnats.broker.route_account import AccountRouting
+from nimsnats.broker.route_dial import Solicitation, parse_route
+from nimsnats.broker.route_gossip import address_of, follow, forward
+from nimsnats.broker.server import Broker, ListenError
+from nimsnats.broker.stats import BrokerStats
+from nimsnats.broker.trace import quoted
+from nimsnats.broker.wheel import Wheel
+from nimsnats.protocol.route_info import PROTOCOL, RouteInfo, encode_info
+from nimsnats.version import NATS_VERSION
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.plan import Lane
+    from nimsnats.broker.route_options import RouteOptions
+    from nimsnats.protocol.parser import Line
+
+Watcher = Callable[[str, str, bool], None]
+
+_CLOSE_PATIENCE: Final = 1.0
+"""Seconds that a stopping table waits for its last words to reach the peers."""
+_WILDCARD: Final = ("", "0.0.0.0", "::")
+_COMPLAINTS_KEPT: Final = 1024
+_DIALS_BY_GOSSIP: Final = 256
+"""Addresses at most that peers can make us dial at one time."""
+
+
+class RouteTable:
+    """All connections to other servers. Made after its broker, started after it and stopped before it."""
+
+    def __init__(self, broker: Broker, options: RouteOptions) -> None:
+        self.broker = broker
+        self.options = options
+        self.port = 0
+        self.routes: dict[str, RouteConnection] = {}
+        """Registered ones, by server id."""
+        self.open: set[RouteConnection] = set()
+        """Every connection that is not closed."""
+        self.routings: dict[bytes, AccountRouting] = {}
+        self.lines: dict[bytes, Line[Lane]] = {}
+        """Known control lines of all routes; see `protocol.parser.Commands.lines`."""
+        self.timers: Wheel[RouteConnection] = Wheel(broker.runtime, RouteConnection.timer)
+        self._past = BrokerStats()
+        self._dials: dict[str, Solicitation] = {}
+        self._watchers: list[Watcher] = []
+        self._told: set[tuple[str, str]] = set()
+        self._server: asyncio.Server | None = None
+        self._stopping = False
+
+    # -- life cycle ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen for peers and dial the configured ones. Raises ListenError."""
+        options, broker = self.options, self.broker
+        for account in broker.accounts.values():
+            self.adopt(account)
+        broker.routes = self
+        try:
+            self._server = await broker.runtime.loop.create_server(
+                lambda: RouteConnection(self), options.host or None, max(options.port, 0)
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            where = f"{options.host or '*'}:{options.port}"
+            raise ListenError(error.errno, f"cannot listen for routes on {where}: {reason}") from error
+        self.port = self._server.sockets[0].getsockname()[1]
+        broker.log.info("Listening for route connections on %s:%d", options.host, self.port)
+        self._tell_urls()
+        for url in options.routes:
+            self.add_route(url)
+
+    async def stop(self) -> None:
+        """Hang up and dial no more; returns when the peers have been told or after a second. Idempotent."""
+        self._stopping = True
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for dial in list(self._dials.values()):
+            await dial.stop()
+        connections = list(self.open)
+        for connection in connections:
+            connection.close(Reason.SERVER_SHUTDOWN)
+        deadline = self.broker.runtime.monotonic() + _CLOSE_PATIENCE
+        while any(connection.transport is not None for connection in connections):
+            if self.broker.runtime.monotonic() > deadline:
+                for connection in connections:
+                    if connection.transport is not None:
+                        connection.transport.abort()
+                break
+            await self.broker.runtime.sleep(0.005)
+        self.timers.close()
+        for routing in self.routings.values():
+            routing.account.routing = None
+        self.broker.routes = None
+
+    def lame_duck(self) -> None:
+        """Tell the peers that clients should not be sent here any more."""
+        for route in self.routes.values():
+            route.send(self.info_line(route))
+
+    def adopt(self, account: Account) -> None:
+        """An account exists: it takes part in routing, with what peers have said of it already."""
+        routing = AccountRouting(account, self._tell, self.lines)
+        self.routings[routing.name] = account.routing = routing
+        for route in self.routes.values():
+            route.send(b"".join(routing.everything()))
+            route.adopt(routing.name)
+
+    # -- what the cluster asks for (nimsnats.cluster.routes.Routes) -----------------------------------------------
+
+    def add_route(self, address: str) -> None:
+        """Connect to `host:port` (or a route's URL) and keep trying, with back-off. Idempotent. Raises ValueError."""
+        host, port, user, password = parse_route(address)
+        if not (user or password):
+            user, password = self.options.user, self.options.password
+        self._dial(Solicitation(self, host, port, user=user, password=password, explicit=True))
+
+    def remove_route(self, address: str) -> None:
+        """Stop trying; a connection that is up stays until it ends. Harmless for an unknown address."""
+        host, port, _, _ = parse_route(address)
+        dial = self._dials.pop(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", None)
+        if dial is not None:
+            dial.withdraw()
+
+    def connected(self) -> dict[str, str]:
+        """Peers of our kind whose route is up: name -> address."""
+        return {
+            route.peer.server_name: self._address(route)
+            for route in self.routes.values()
+            if route.peer is not None and route.peer.node is not None
+        }
+
+    def watch(self, listener: Watcher) -> Callable[[], None]:
+        """Call `listener(name, address, up)` for peers of our kind that come and go; returns what ends that."""
+        self._watchers.append(listener)
+
+        def unwatch() -> None:
+            if listener in self._watchers:
+                self._watchers.remove(listener)
+
+        return unwatch
+
+    # -- what connections ask for -------------------------------------------------------------------------------
+
+    def opened(self, route: RouteConnection) -> None:
+        """A connection exists: it has a limited time to introduce itself."""
+        if self._stopping:
+            route.close(Reason.SERVER_SHUTDOWN)
+            return
+        self.open.add(route)
+        self.timers.set(route, self.options.auth_timeout)
+
+    def admits(self, user: str, password: str) -> bool:
+        """Whether these credentials open the cluster port."""
+        options = self.options
+        if not options.auth_required:
+            return True
+        named = hmac.compare_digest(user.encode("utf-8", "replace"), options.user.encode())
+        return hmac.compare_digest(password.encode("utf-8", "replace"), options.password.encode()) and named
+
+    def welcomes(self, route: RouteConnection, info: RouteInfo) -> bool:
+        """Check an introduction; the connection is closed if there must be no route to that peer."""
+        broker, name = self.broker, self.options.name
+        if info.server_id == broker.server_id:
+            route.close(Reason.SELF_ROUTE)
+        elif not info.server_id or (route.dial is not None and "client_id" in info.raw):
+            route.refuse("attempted to connect to route port", Reason.WRONG_PORT, "this is not a cluster port")
+        elif info.cluster not in ("", name):
+            text = f'Rejecting connection, cluster name "{info.cluster}" does not match "{name}"'
+            route.refuse(text, Reason.WRONG_CLUSTER)
+        elif info.route_account:
+            text = f'Not possible to have a dedicated route for account "{info.route_account}" between those servers'
+            route.send(f"-ERR '{text}'\r\n".encode("utf-8", "replace"))
+            route.close(Reason.DUPLICATE_ROUTE)
+        elif info.server_id in self.routes:
+            route.close(Reason.DUPLICATE_ROUTE)
+        elif self._is_namesake(info):
+            self.complain(route, f"there is a server of the name {quoted(info.server_name)} already")
+            route.close(Reason.DUPLICATE_NAME)
+        else:
+            return route.dial is not None or self._wins(route, info)
+        return False
+
+    def _is_namesake(self, info: RouteInfo) -> bool:
+        """Whether another server has that name. The same one, restarted, takes the place of what it left behind."""
+        if info.server_name == self.broker.server_name:
+            return True
+        for other in list(self.routes.values()):
+            if other.peer is None or other.peer.server_name != info.server_name:
+                continue
+            instance = info.node.get("instance", "") if info.node else ""
+            if not instance or not other.peer.node or other.peer.node.get("instance") != instance:
+                return True
+            other.close(Reason.DUPLICATE_ROUTE)
+        return False
+
+    def _wins(self, accepted: RouteConnection, info: RouteInfo) -> bool:
+        """Two servers that dial each other keep the connection of the lower id; both decide alike, nothing flaps."""
+        mutual = info.node is not None and bool(self.options.node)
+        for other in list(self.open):
+            if other.stage is Stage.OFFERED and other.peer is not None and other.peer.server_id == info.server_id:
+                if mutual and self.broker.server_id < info.server_id:
+                    accepted.close(Reason.DUPLICATE_ROUTE)
+                    return False
+                other.close(Reason.DUPLICATE_ROUTE)
+        return True
+
+    def register(self, route: RouteConnection) -> None:
+        """Both sides have agreed: the route carries messages from now on."""
+        info = route.peer
+        assert info is not None
+        if info.server_id in self.routes:
+            route.close(Reason.DUPLICATE_ROUTE)
+            return
+        others = list(self.routes.values())
+        self.routes[info.server_id] = route
+        route.up()
+        for routing in self.routings.values():
+            lines = routing.everything()
+            if lines:
+                route.send(b"".join(lines))
+        route.log(logging.INFO, "Route connection created")
+        forward(route, others)
+        self._tell_urls()
+        if info.node is not None:
+            self._notify(info.server_name, self._address(route), up=True)
+
+    def forget(self, route: RouteConnection) -> None:
+        """A connection is closed."""
+        self.open.discard(route)
+        self.timers.cancel(route)
+        for name in ("in_msgs", "in_bytes", "out_msgs", "out_bytes"):
+            setattr(self._past, name, getattr(self._past, name) + getattr(route, name))
+        info = route.peer
+        if info is None or self.routes.get(info.server_id) is not route:
+            return
+        del self.routes[info.server_id]
+        route.drop_interest()
+        assert route.reason is not None
+        route.log(logging.INFO, "Router connection closed: %s", route.reason.value)
+        self._tell_urls()
+        if info.node is not None:
+            self._notify(info.server_name, self._address(route), up=False)
+
+    def heard(self, route: RouteConnection, info: RouteInfo) -> None:
+        """A later INFO: of a newcomer, or of the peer itself, which is about to leave."""
+        assert route.peer is not None
+        if info.server_id != route.peer.server_id:
+            if route.stage is Stage.UP:
+                follow(self, route, info)
+        elif info.lame_duck and not route.peer.lame_duck:
+            route.peer.lame_duck = True
+            self._tell_urls()
+
+    def complain(self, route: RouteConnection, text: str) -> None:
+        """Log what a peer did wrong; once each, because it will try again."""
+        key = (route.name if route.peer is not None else route.ip, text)
+        known = key in self._told
+        if not known and len(self._told) < _COMPLAINTS_KEPT:
+            self._told.add(key)
+        route.log(logging.DEBUG if known else logging.ERROR, "%s", text)
+
+    async def absent(self, server_id: str) -> None:
+        """Wait until there is no route to that server."""
+        while (route := self.routes.get(server_id)) is not None:
+            await route.gone.wait()
+
+    # -- dialling -----------------------------------------------------------------------------------------------
+
+    def dial_implicit(self, host: str, port: int, gossip_mode: int) -> None:
+        """Dial a peer that another one has told us of."""
+        if sum(not dial.explicit for dial in self._dials.values()) < _DIALS_BY_GOSSIP:
+            options = self.options
+            self._dial(
+                Solicitation(
+                    self, host, port, user=options.user, password=options.password, explicit=False,
+                    gossip_mode=gossip_mode,
+                )
+            )  # fmt: skip
+
+    def _dial(self, dial: Solicitation) -> None:
+        known = self._dials.get(dial.address)
+        if self._stopping or (known is not None and (known.explicit or not dial.explicit)):
+            return
+        if known is not None:  # it was dialled because of gossip: from now on for ever
+            known.explicit = True
+            return
+        self._dials[dial.address] = dial
+        dial.start()
+
+    def dialled(self, dial: Solicitation) -> None:
+        """An address is not dialled any more."""
+        if self._dials.get(dial.address) is dial:
+            del self._dials[dial.address]
+
+    # -- what is told -------------------------------------------------------------------------------------------
+
+    def info_line(self, route: RouteConnection, *, gossip_mode: int = 0) -> bytes:
+        """What we tell a peer about ourselves."""
+        options, broker = self.options, self.broker
+        return encode_info(
+            {
+                "server_id": broker.server_id,
+                "server_name": broker.server_name,
+                "version": NATS_VERSION,
+                "proto": PROTOCOL,
+                "go": f"python{platform.python_version()}",
+                "host": options.host or "0.0.0.0",
+                "port": self.port,
+                "auth_required": options.auth_required,
+                "headers": broker.options.headers,
+                "max_payload": broker.options.max_payload,
+                "ip": f"nats-route://{options.advertise}/" if options.advertise else "",
+                "cluster": options.name,
+                "connect_urls": [] if options.no_advertise else self._own_urls(route),
+                "ldm": broker.lame_duck,
+                "gossip_mode": gossip_mode,
+                "nimsnats": options.node,
+            }
+        )
+
+    @property
+    def stats(self) -> BrokerStats:
+        """What all routes have carried so far."""
+        total = BrokerStats()
+        for part in (self._past, *self.open):
+            total.in_msgs += part.in_msgs
+            total.in_bytes += part.in_bytes
+            total.out_msgs += part.out_msgs
+            total.out_bytes += part.out_bytes
+        return total
+
+    def _own_urls(self, route: RouteConnection | None) -> list[str]:
+        """Where clients reach this server; `route` shows which of our addresses its peer sees."""
+        host = self.broker.info.host
+        if host in _WILDCARD and self.options.advertise:
+            host = parse_route(self.options.advertise)[0]
+        if host in _WILDCARD:
+            transport = route.transport if route is not None else None
+            local: object = transport.get_extra_info("sockname") if transport is not None else None
+            if not isinstance(local, tuple):
+                return []
+            host = str(cast("tuple[object, ...]", local)[0])
+        return [f"[{host}]:{self.broker.info.port}" if ":" in host else f"{host}:{self.broker.info.port}"]
+
+    def _tell_urls(self) -> None:
+        """Tell the clients where else they can go."""
+        if self.options.no_advertise or self._stopping:
+            return
+        routes = list(self.routes.values())
+        urls = dict.fromkeys(self._own_urls(routes[0] if routes else None))
+        for route in routes:
+            if route.peer is not None and not route.peer.lame_duck:
+                urls.update(dict.fromkeys(route.peer.connect_urls))
+        self.broker.set_connect_urls(list(urls))
+
+    def _tell(self, line: bytes) -> None:
+        for route in self.routes.values():
+            route.send(line)
+
+    def _notify(self, name: str, address: str, *, up: bool) -> None:
+        for watcher in list(self._watchers):
+            watcher(name, address, up)
+
+    @staticmethod
+    def _address(route: RouteConnection) -> str:
+        """Where the peer was dialled, or else where it can be."""
+        if route.dial is not None:
+            return route.dial.address
+        host, port = address_of(route) or (route.ip, 0)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
