@@ -36,7 +36,7 @@ MAX_FLYING: Final = 2
 """Entries on their way to the disk before arrivals wait for a bigger batch."""
 QUEUE_MESSAGES: Final = 100_000
 QUEUE_BYTES: Final = 128 * 1024 * 1024
-"""Above these, publishes are refused (429), as in nats-server."""
+"""Waiting for the disk. Above these, publishes are refused (429), as in nats-server."""
 
 Message = tuple[bytes, bytes, bytes, bytes, "ClientConnection | None"]
 """Subject, reply, headers, payload, origin: what a subscription's handler is called with."""
@@ -45,30 +45,29 @@ Message = tuple[bytes, bytes, bytes, bytes, "ClientConnection | None"]
 class _Flight(Publication):
     """A batch between proposal and commit, with the subjects that wait for its acknowledgements."""
 
-    __slots__ = ("bytes", "count", "ingest", "replies")
+    __slots__ = ("count", "ingest", "replies")
 
-    def __init__(self, ingest: Ingest, batch: Batch, replies: Sequence[bytes] | None, size: int) -> None:
+    def __init__(self, ingest: Ingest, batch: Batch, replies: Sequence[bytes] | None) -> None:
         super().__init__(batch)
         self.ingest = ingest
         self.replies = replies
         self.count = len(batch)
-        self.bytes = size
 
     def stored(self, first: int) -> None:
         """Acknowledge all of it."""
-        self.ingest.landed(self)
+        self.ingest.landed()
         if self.replies is not None:
             self.ingest.acknowledge(self.replies, range(first, first + self.count))
 
     def decided(self, outcomes: Sequence[Outcome]) -> None:
         """Answer each message by itself."""
-        self.ingest.landed(self)
+        self.ingest.landed()
         if self.replies is not None:
             self.ingest.answer(self.replies, outcomes)
 
     def refused(self, error: Exception) -> None:
         """Tell everybody that nothing was stored."""
-        self.ingest.landed(self)
+        self.ingest.landed()
         if self.replies is not None:
             self.ingest.answer(self.replies, [errors.STREAM_STORE_FAILED(err=error)] * self.count)
 
@@ -85,8 +84,7 @@ class Ingest:
         self._pending: list[Message] = []
         self._scheduled = False
         self._flying = 0
-        self._queued = 0
-        self._queued_bytes = 0
+        self._waiting = 0
         self._last_time = 0
         self._prefix = self._ack_prefix()
         self.full: Callable[[], ApiError | None] = _room
@@ -114,13 +112,23 @@ class Ingest:
         for subscription in self._subscriptions.values():
             self._account.unsubscribe(subscription)
         self._subscriptions.clear()
-        self._pending.clear()
+        self._pending, self._waiting = [], 0
 
     def receive(self, *message: *Message) -> None:
         """One message (subject, reply, headers, payload, origin) of a matching subject."""
-        if not self._pending:
+        pending = self._pending
+        if not pending:
             self._schedule()
-        self._pending.append(message)
+        pending.append(message)
+        self._waiting += len(message[3])
+        if self._waiting > QUEUE_BYTES or len(pending) > QUEUE_MESSAGES:
+            self._overflow()
+
+    def _overflow(self) -> None:
+        """The newest message is one too many."""
+        message = self._pending.pop()
+        self._waiting -= len(message[3])
+        self._refuse((message,), errors.STREAM_TOO_MANY_REQUESTS())
 
     def _schedule(self) -> None:
         if not self._scheduled and self._flying < MAX_FLYING:
@@ -129,23 +137,19 @@ class Ingest:
 
     def _flush(self) -> None:
         self._scheduled = False
-        pending = self._pending
-        while pending and self._flying < MAX_FLYING:
-            if len(pending) <= MAX_BATCH:
-                self._pending = []
-                self._propose(pending)
-                return
-            self._propose(pending[:MAX_BATCH])
-            del pending[:MAX_BATCH]
-        if len(pending) > QUEUE_MESSAGES:
-            self._refuse(pending, errors.STREAM_TOO_MANY_REQUESTS())
-            pending.clear()
+        while self._pending and self._flying < MAX_FLYING:
+            batch = self._pending
+            if len(batch) <= MAX_BATCH and self._waiting <= MAX_BATCH_BYTES:
+                self._pending, self._waiting = [], 0
+            else:
+                cut = _cut(batch)
+                batch, self._pending = batch[:cut], batch[cut:]
+                self._waiting -= sum(len(message[3]) for message in batch)
+            self._propose(batch)
 
     def _propose(self, messages: Sequence[Message]) -> None:
         """Make a batch of these and propose it."""
         refusal = self.full()
-        if refusal is None and self._queued_bytes > QUEUE_BYTES:
-            refusal = errors.STREAM_TOO_MANY_REQUESTS()
         if refusal is not None:
             self._refuse(messages, refusal)
             return
@@ -156,14 +160,12 @@ class Ingest:
         batch = Batch(now, subjects, payloads, headers)
         data = batch.encode()
         answered = replies if not config.no_ack and any(replies) else None
-        flight = _Flight(self, batch, answered, len(data))
+        flight = _Flight(self, batch, answered)
         try:
             self._stream.propose_batch(flight, data)
         except NotLeader:
             return
         self._flying += 1
-        self._queued += len(messages)
-        self._queued_bytes += len(data)
 
     def _prepare(self, config: StreamConfig, blocks: Sequence[bytes]) -> Sequence[bytes]:
         """Header blocks as they are stored: without a status text, short TTLs raised where markers need it."""
@@ -177,11 +179,9 @@ class Ingest:
 
     # Going out
 
-    def landed(self, flight: _Flight) -> None:
+    def landed(self) -> None:
         """A batch is committed or dropped; the next may go."""
         self._flying -= 1
-        self._queued -= flight.count
-        self._queued_bytes -= flight.bytes
         if self._pending:
             self._schedule()
 
@@ -216,6 +216,16 @@ class Ingest:
         for _, reply, _, _, _ in messages:
             if reply:
                 self._account.publish(reply, body, headers=headers)
+
+
+def _cut(messages: Sequence[Message]) -> int:
+    """How many of these one batch may take: at least one."""
+    size = 0
+    for at, message in enumerate(messages):
+        size += len(message[2]) + len(message[3])
+        if at >= MAX_BATCH or (at and size > MAX_BATCH_BYTES):
+            return at
+    return len(messages)
 
 
 def _room() -> ApiError | None:

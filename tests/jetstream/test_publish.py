@@ -9,7 +9,7 @@ from pathlib import Path
 import nats.js.errors
 import pytest
 
-from nimsnats.jetstream import errors
+from nimsnats.jetstream import errors, publish
 from nimsnats.jetstream.clock import format_duration, format_time, parse_duration, parse_time
 from nimsnats.raft.machine import ProposalDropped
 from tests.jetstream.stand import Stand, running
@@ -36,6 +36,16 @@ class Raw:
             if words[0] == b"MSG":
                 payload = await self.reader.readexactly(int(words[-1]) + 2)
                 found.append((words[1], words[2], payload[:-2]))
+        return found
+
+    async def statuses(self, count: int) -> list[bytes]:
+        """First header lines of the next messages with headers."""
+        found: list[bytes] = []
+        while len(found) < count:
+            words = (await asyncio.wait_for(self.reader.readline(), 5)).split()
+            if words[0] == b"HMSG":
+                block = await self.reader.readexactly(int(words[-1]) + 2)
+                found.append(block.split(b"\r\n")[0])
         return found
 
 
@@ -118,6 +128,31 @@ async def test_a_full_node_and_an_overloaded_stream_refuse(tmp_path: Path) -> No
         assert json.loads(answer.data)["error"]["err_code"] == 10167
         with pytest.raises(nats.js.errors.APIError, match="insufficient storage"):
             await stand.client.jetstream().add_stream(name="T", max_bytes=500)
+
+
+async def test_a_disk_that_stands_still_bounds_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "QUEUE_MESSAGES", 10)
+    monkeypatch.setattr(publish, "MAX_BATCH", 4)
+    async with running(tmp_path) as stand:
+        await stand.client.jetstream().add_stream(name="S", subjects=["s"])
+        stream = stand.stream("S")
+        held: list[tuple[publish.Publication, bytes]] = []
+        stream.propose_batch = lambda publication, data: held.append((publication, data))  # type: ignore[method-assign]
+        raw = await Raw.connect(stand)
+        raw.writer.write(b"SUB i.* 1\r\n")
+        for n in range(40):
+            raw.writer.write(b"PUB s i.%d 1\r\nx\r\n" % n)
+            await stand.client.flush()
+        refused = await raw.statuses(1)
+        stored = sum(len(publication.batch) for publication, _ in held) + publish.QUEUE_MESSAGES
+        refused += await raw.statuses(39 - stored)
+        assert set(refused) == {b"NATS/1.0 429 Too Many Requests"}
+        del stream.propose_batch
+        for publication, data in held:
+            stream.propose_batch(publication, data)
+        acked = await raw.messages(stored)
+        assert [json.loads(payload)["seq"] for _, _, payload in acked] == list(range(1, len(acked) + 1))
+        raw.writer.close()
 
 
 async def test_status_lines_are_not_stored_and_headers_are(tmp_path: Path) -> None:
