@@ -30,7 +30,7 @@ NEVER = (1 << 63) - 1
 
 ACKNOWLEDGED = ("explicit", "all")
 FEW = 64
-CHUNK = 1024
+CHUNK = 256
 CHUNK_LEAST = 16
 CHUNK_BYTES = 512 * 1024
 
