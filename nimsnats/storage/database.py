@@ -30,6 +30,7 @@ from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup
 from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
 from nimsnats.storage.opening import Connections, Contents
 from nimsnats.storage.reaper import Reaper
+from nimsnats.storage.scrub import RATE, REST, Scrub
 from nimsnats.storage.witness import Witness, entry_item, name_items, removed_item, term_item, truncate_item
 
 _BLOCK: Final = 0x80
@@ -58,9 +59,12 @@ async def open_database(
     sync_interval: float = 0.1,
     disk: Disk | None = None,
     wal_bytes: int = WAL_BYTES,
+    scrub_rate: float = RATE,
+    scrub_rest: float = REST,
 ) -> Database:
     """Open or create the data directory at `path`, repairing what is damaged (`Database.damage` tells).
 
+    `scrub_rate` is in bytes a second (0: no scrub), `scrub_rest` in seconds between passes.
     `sync_always=False` acknowledges before fsync and syncs every `sync_interval` seconds; `wal_bytes` is the
     amount written between two checkpoints.
     Raises InUse, Foreign, Unwritable, NewerVersion, Corrupt; each text is one line for the operator.
@@ -84,6 +88,8 @@ async def open_database(
         directory.release()
         raise
     database = Database(directory, runtime, log, contents, witness, connections, disk or RealDisk(), wal_bytes)
+    if scrub_rate > 0:
+        database.start_scrub(scrub_rate, scrub_rest)
     if not sync_always:
         log.warning("Storage sync is not 'always': a power failure loses what was acknowledged in the last moments")
         database.sync_every(sync_interval)
@@ -117,6 +123,7 @@ class Database:
         """What was found damaged at start, one line each."""
         self.damaged_reads = 0
         """Reads since start that met a bad checksum or page."""
+        self.scrub: Scrub | None = None
         self._directory = directory
         self._runtime = runtime
         self._log = log
@@ -146,6 +153,11 @@ class Database:
         time."""
         self._task = runtime.spawn(self._write_loop(), "storage writer")
 
+    def start_scrub(self, rate: float, rest: float) -> None:
+        """Check all stored entries in the background."""
+        self.scrub = Scrub(self._read, self._runtime, self._log, rate, rest)
+        self.scrub.start()
+
     async def idle(self) -> None:
         """Wait until nothing is being written, deleted or folded in."""
         while self._reaper or self._gathering.done or self._committing or self._checkpointer.running:
@@ -157,6 +169,8 @@ class Database:
         """Commit what is queued and close. Afterwards reads raise and writes are refused."""
         if self._closing:
             return
+        if self.scrub is not None:
+            await self.scrub.stop()
         self._closing = True
         self._wake.set()
         await self._task
@@ -397,9 +411,9 @@ class Database:
         low, high = row_id(group.id, 0), row_id(group.id, INDEX_MASK)
         notes: dict[int, bytes | None] = {}
         for table in ("blocks_mirror", "blocks"):
-            for block, crc, note in await self._read(f"SELECT * FROM {table} WHERE id >= ? AND id <= ?", (low, high)):
-                if layout.block_crc(block, note) == crc:
-                    notes[block] = note
+            for row in await self._read(f"SELECT * FROM {table} WHERE id >= ? AND id <= ?", (low, high)):
+                if layout.holds(layout.block_crc, row):
+                    notes[row[0]] = row[2]
         for block, note in sorted(notes.items()):
             if note is None:
                 self._reaper.add_block(block)
@@ -416,7 +430,7 @@ class Database:
     async def _load_state(self, group: StoredGroup) -> bytes | None:
         for table in ("snapshots", "snapshots_mirror"):
             for row in await self._read(f"SELECT * FROM {table} WHERE id = ?", (group.id,)):
-                if row[2] == group.snapshot_index and layout.snapshot_crc(row[0], row[2], row[3]) == row[1]:
+                if row[2] == group.snapshot_index and layout.holds(layout.snapshot_crc, row):
                     return row[3]
         group.damage.append("both copies of the snapshot are damaged")
         return None
@@ -426,15 +440,17 @@ class Database:
         entries: list[StoredEntry] = []
         size, step = 0, 8
         while first <= last and (not entries or size < max_bytes):
-            query = f"{_SELECT} WHERE id >= ? AND id <= ? ORDER BY id LIMIT {step}"
-            rows = await self._read(query, (row_id(group, first), row_id(group, last)))
-            for row, crc, term, kind, messages, total, data in rows:
-                whole = layout.entry_crc(row, term, kind, messages, total, data) == crc
-                self.damaged_reads += not whole
-                body = data if whole else None
-                index, known = row & INDEX_MASK, crc == layout.LOST
-                entries.append(StoredEntry(index, term, kind, messages, total, body, known))
-                size += len(data)
+            query = f"{_SELECT} WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
+            rows = await self._read(query, (row_id(group, first), row_id(group, last), step))
+            for found in rows:
+                index, known = found[0] & INDEX_MASK, found[1] == layout.LOST
+                if layout.holds(layout.entry_crc, found):
+                    _, _, term, kind, messages, total, data = found
+                    entries.append(StoredEntry(index, term, kind, messages, total, data))
+                    size += len(data)
+                else:
+                    self.damaged_reads += not known
+                    entries.append(StoredEntry(index, 0, 0, found[4] if known else 0, 0, None, known))
             if len(rows) < step:
                 break
             first = entries[-1].index + 1
@@ -459,9 +475,9 @@ class Database:
 
     @staticmethod
     def _checked(rows: Iterable[Any]) -> bytes | None:
-        for row, crc, term, kind, messages, total, data in rows:
-            if layout.entry_crc(row, term, kind, messages, total, data) == crc:
-                return data
+        for row in rows:
+            if layout.holds(layout.entry_crc, row):
+                return row[6]
         return None
 
     async def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:

@@ -79,16 +79,16 @@ def check_ours(connection: sqlite3.Connection, database: Path) -> None:
     if not expected <= tables:
         raise sqlite3.DatabaseError("tables are missing")
     for table in layout.copies("meta"):
-        for row, crc, version, instance, node in connection.execute(f"SELECT * FROM {table}"):
-            if crc == layout.meta_crc(row, version, instance, node) and version > layout.FORMAT:
-                raise NewerVersion(f"{database} has format {version}; this version reads up to {layout.FORMAT}")
+        for row in connection.execute(f"SELECT * FROM {table}"):
+            if layout.holds(layout.meta_crc, row) and row[2] > layout.FORMAT:
+                raise NewerVersion(f"{database} has format {row[2]}; this version reads up to {layout.FORMAT}")
 
 
 def read_groups(connection: sqlite3.Connection, view: View) -> None:
     """Fill in the groups from both copies; the first copy wins where both are whole."""
     for table in reversed(layout.copies("groups")):
         for row in connection.execute(f"SELECT * FROM {table} ORDER BY id"):
-            if layout.group_crc(row[0], *row[2:]) == row[1]:
+            if layout.holds(layout.group_crc, row):
                 view.groups[row[0]] = row
             else:
                 view.unreadable.add(row[0])
@@ -101,9 +101,9 @@ def read_notes(connection: sqlite3.Connection, group: int) -> dict[int, bytes | 
     notes: dict[int, bytes | None] = {}
     bounds = (row_id(group, 0), row_id(group, INDEX_MASK))
     for table in reversed(layout.copies("blocks")):
-        for row, crc, note in connection.execute(f"SELECT * FROM {table} WHERE id >= ? AND id <= ?", bounds):
-            if layout.block_crc(row, note) == crc:
-                notes[row & INDEX_MASK] = note
+        for row in connection.execute(f"SELECT * FROM {table} WHERE id >= ? AND id <= ?", bounds):
+            if layout.holds(layout.block_crc, row):
+                notes[row[0] & INDEX_MASK] = row[2]
     return dict(sorted(notes.items()))
 
 
@@ -139,10 +139,10 @@ def _last_index(connection: sqlite3.Connection, view: View, group: int, trusted:
     """Highest index of a group's log. A row beyond `trusted` counts only if its checksum fits."""
     bounds = (row_id(group, trusted + 1), row_id(group, INDEX_MASK))
     query = "SELECT id, crc, term, kind, messages, total, data FROM entries WHERE id >= ? AND id <= ? ORDER BY id DESC"
-    for row, crc, term, kind, messages, total, data in connection.execute(query, bounds):
-        if layout.entry_crc(row, term, kind, messages, total, data) == crc:
-            return row & INDEX_MASK
-        view.bogus.append(row)
+    for row in connection.execute(query, bounds):
+        if layout.holds(layout.entry_crc, row):
+            return row[0] & INDEX_MASK
+        view.bogus.append(row[0])
     newest = connection.execute(
         "SELECT max(id) FROM entries WHERE id >= ? AND id <= ?", (row_id(group, 0), row_id(group, trusted))
     ).fetchone()[0]

@@ -16,9 +16,10 @@ one table unmistakable for rows of another when pages are salvaged one by one (`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Final
+from struct import error as StructError
+from typing import Any, Final
 from zlib import crc32
 
 FORMAT: Final = 1
@@ -141,6 +142,14 @@ def meta_crc(row: int, version: int, instance: str, node: str) -> int:
     """Checksum of a row of `meta`."""
     instance_raw, node_raw = instance.encode(), node.encode()
     return crc32(_META(b"m", row, version, len(instance_raw), len(node_raw)) + instance_raw + node_raw)
+
+
+def holds(check: Callable[..., int], row: Sequence[Any]) -> bool:
+    """Whether a row (id, crc, columns…) is as it was written. A damaged row may hold values of any type."""
+    try:
+        return check(row[0], *row[2:]) == row[1]
+    except (TypeError, AttributeError, ValueError, OverflowError, StructError):
+        return False
 
 
 CHECKS: Final[dict[str, Callable[..., int]]] = {

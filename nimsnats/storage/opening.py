@@ -219,9 +219,9 @@ def _confirm_identity(connection: sqlite3.Connection, directory: Directory) -> N
     """The identity file and the database say the same; either one restores the other."""
     found: Identity | None = None
     for table in layout.copies("meta"):
-        for row, crc, version, instance, node in connection.execute(f"SELECT * FROM {table}"):
-            if crc == layout.meta_crc(row, version, instance, node):
-                found = Identity(instance, node)
+        for row in connection.execute(f"SELECT * FROM {table}"):
+            if layout.holds(layout.meta_crc, row):
+                found = Identity(row[3], row[4])
     if found is None:
         if directory.identity is None:
             raise Corrupt(f"{directory.path} has lost its identity (all copies)")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -70,12 +69,10 @@ def harvest(image: PageImage, wanted: Wanted, main: bool) -> Iterator[EntryRow]:
 
 
 def _whole_entry(found: Row, wanted: Wanted) -> Iterator[EntryRow]:
-    row, (_, crc, term, kind, messages, total, data) = found
-    numbers = (crc, term, kind, messages, total)
-    if wanted(row) and isinstance(data, bytes) and all(isinstance(number, int) for number in numbers):
-        with suppress(OverflowError, ValueError):
-            if layout.entry_crc(row, term, kind, messages, total, data) == crc:
-                yield row, crc, term, kind, messages, total, data
+    row, values = found
+    entry: Any = (row, *values[1:])
+    if wanted(row) and layout.holds(layout.entry_crc, entry):
+        yield entry
 
 
 def harvest_groups(image: PageImage, known: dict[int, GroupRow]) -> dict[int, GroupRow]:
@@ -98,11 +95,8 @@ def harvest_groups(image: PageImage, known: dict[int, GroupRow]) -> dict[int, Gr
 
 
 def _whole_group(row: int, values: list[Any]) -> GroupRow | None:
-    with suppress(OverflowError, ValueError, TypeError, AttributeError):
-        if layout.group_crc(row, *values[2:]) == values[1]:
-            found: Any = (row, *values[1:])
-            return found
-    return None
+    found: Any = (row, *values[1:])
+    return found if layout.holds(layout.group_crc, found) else None
 
 
 def put_back(connection: sqlite3.Connection, rows: Iterator[EntryRow] | list[EntryRow]) -> int:
@@ -251,17 +245,17 @@ def _copy_small_tables(image: PageImage, connection: sqlite3.Connection) -> tupl
 def _table(image: PageImage, table: str) -> list[Any]:
     """Whole rows of a mirrored table. A copy whose tree is intact speaks for itself; two broken ones are
     united."""
-    check = layout.CHECKS[table]
+    check, columns = layout.CHECKS[table], len(layout.TABLES[table].split(","))
     united: dict[int, Any] = {}
     for name in layout.copies(table):
         broken: list[str] = []
         rows: dict[int, Any] = {}
         for row, values in image.tree(layout.ROOTS[name], broken):
-            with suppress(OverflowError, ValueError, TypeError, AttributeError, IndexError):
-                if len(values) == len(layout.TABLES[table].split(",")) and check(row, *values[2:]) == values[1]:
-                    rows[row] = (row, *values[1:])
-                    continue
-            broken.append(f"row {row} fails its checksum")
+            found = (row, *values[1:])
+            if len(values) == columns and layout.holds(check, found):
+                rows[row] = found
+            else:
+                broken.append(f"row {row} fails its checksum")
         if not broken:
             return list(rows.values())
         united = {**rows, **united}

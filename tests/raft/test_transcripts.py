@@ -43,6 +43,9 @@ class Player:
         getattr(self, f"do_{verb}")(*words)
         return self.lines
 
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
     def do_group(self, *words: str) -> None:
         names = [word for word in words if word != "small"]
         settings = Settings(10, 3, max_message_bytes=1 if "small" in words else 1 << 20)
@@ -52,7 +55,7 @@ class Player:
             voters = int(names[at + 1])
             names = names[:at]
         self.network = Network(names, 7, settings, voters)
-        self.network.trace = lambda line: self.lines.append(line)
+        self.network.trace = self.note
 
     def do_tick(self, name: str, times: str = "1") -> None:
         member = self.network.members[name]
