@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from nimsnats.monitor.server import MonitorServer, Slot
     from nimsnats.registry.server import RegistryServer
 
+MOST_REPLICAS: Final = 1
+"""Replicas that JetStream can keep of a stream."""
 _FOREST_PATIENCE: Final = 2.0
 """Seconds that the forest gets at the stop to finish what is under way; what it cannot finish is redelivered."""
 
@@ -45,13 +46,15 @@ class Node:
         self.settings = settings or for_node()
         self.log = log or logging.getLogger("nimsnats")
         self.server = Server(self.settings, log=self.log)
-        self.server.on_http.append(self._add_routes)
+        self.server.clustered = True
+        self.server.on_http.append(self._add_webhooks)
         self.cluster: ClusterManager | None = None
         self.registry: Registry | None = None
         self.forest: Forest | None = None
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
         self._client: Client | None = None
+        self._said_single = False
 
     @property
     def url(self) -> str:
@@ -80,7 +83,7 @@ class Node:
             await self.stop()
             raise
 
-    async def _add_routes(self, http: MonitorServer) -> None:
+    async def _add_webhooks(self, http: MonitorServer) -> None:
         """The embedded registry and the webhooks live in the node's HTTP port."""
         self._own_registry = await self._open_own_registry()
         http.add_routes(self._own_registry.add_routes)
@@ -90,7 +93,7 @@ class Node:
     async def _join_cluster(self) -> None:
         info = await self._describe()
         self.registry = await self._open_registry(info)
-        self.cluster = ClusterManager(info, self.registry, self.server.runtime)
+        self.cluster = ClusterManager(info, self.registry, self.server.runtime, routes=self.server.routes)
         assert self.server.view is not None
         self.server.view.registry = lambda: self.registry.status if self.registry else None
         self.server.view.cluster = self._cluster_view
@@ -102,7 +105,8 @@ class Node:
     async def _describe(self) -> NodeInfo:
         """What peers are told of this node."""
         cluster = self.settings.cluster
-        address, port = _advertised(cluster.advertise, cluster.port if cluster.port > 0 else _free_port())
+        assert self.server.routes is not None, "a node always listens for routes"
+        address, port = _advertised(cluster.advertise, self.server.routes.port)
         if not address:
             from nimsnats.registry.address import find_address
 
@@ -178,7 +182,7 @@ class Node:
             nims=settings.nims,
             builtin=settings.builtin,
             wind_subjects=settings.wind_subjects or DEFAULT_SUBJECTS,
-            replicas=self.cluster.replication_factor,
+            replicas=self._replicas(self.cluster.replication_factor),
             demo=settings.demo,
         )
         self.forest = forest = Forest(self._client, options, clock=self._clock, rng=self.server.runtime.random)
@@ -218,7 +222,15 @@ class Node:
 
     def _cluster_changed(self, state: ClusterState) -> None:
         if self.forest is not None and self.forest.running:
-            self.server.runtime.spawn(self._adjust_replicas(self.forest, state.replication_factor), "forest replicas")
+            replicas = self._replicas(state.replication_factor)
+            self.server.runtime.spawn(self._adjust_replicas(self.forest, replicas), "forest replicas")
+
+    def _replicas(self, wanted: int) -> int:
+        """How many replicas a stream can have; streams are not replicated between nodes yet."""
+        if wanted > MOST_REPLICAS and not self._said_single:
+            self._said_single = True
+            self.log.info("Streams keep %d replica: replication between nodes is not available yet", MOST_REPLICAS)
+        return min(wanted, MOST_REPLICAS)
 
     async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
         from forest.errors import ForestError
@@ -283,13 +295,6 @@ def _advertised(text: str, port: int) -> tuple[str, int]:
     if text.count(":") == 1 or "]:" in text:
         return split_address(text)
     return text.strip("[]"), port
-
-
-def _free_port() -> int:
-    """A port for `--cluster-port -1`: the registry must be told a number."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 async def run_node(settings: Settings) -> int:

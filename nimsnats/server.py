@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from nimsnats.broker.route_options import RouteOptions
+from nimsnats.broker.route_table import RouteTable
 from nimsnats.broker.server import Broker
 from nimsnats.config.settings import Settings, for_server
 from nimsnats.jetstream.engine import JetStream
@@ -76,12 +78,15 @@ class Server:
         self.log = log or logging.getLogger("nimsnats")
         self.on_http: list[Callable[[MonitorServer], Awaitable[None]]] = []
         """Called with the HTTP server before it listens, so that others add their routes."""
+        self.clustered = False
+        """Whether peers are told that this server takes part in the cluster: not only as a core server."""
         self._runtime: Runtime | None = None
         self._broker: Broker | None = None
         self._host: Host | None = None
         self._system: SystemServices | None = None
         self.jetstream: JetStream | None = None
         self.storage: Database | None = None
+        self.routes: RouteTable | None = None
         self.monitor: MonitorServer | None = None
         self.view: NodeView | None = None
 
@@ -139,6 +144,26 @@ class Server:
             await self._start_http(self.view)
         await broker.start()
         self.log.info("Server is ready")
+        if settings.cluster.enabled:
+            self.routes = RouteTable(broker, self._route_options())
+            await self.routes.start()
+
+    def _route_options(self) -> RouteOptions:
+        cluster = self.settings.cluster
+        instance = self.storage.identity.instance if self.storage is not None else ""
+        return RouteOptions(
+            name=cluster.name,
+            host=cluster.host,
+            port=cluster.port,
+            advertise=cluster.advertise,
+            no_advertise=cluster.no_advertise,
+            routes=cluster.routes,
+            connect_retries=cluster.connect_retries,
+            user=cluster.user,
+            password=cluster.password,
+            auth_timeout=cluster.auth_timeout,
+            node={"instance": instance} if self.clustered else {},
+        )
 
     def _introduce(self, broker: Broker) -> None:
         """The head of the log, in nats-server's form: tools look for it."""
@@ -158,7 +183,7 @@ class Server:
             options.store_dir, runtime, broker.server_name, sync_always=options.sync_always
         )
         self.log.info("Starting JetStream")
-        self.log.info("  Store Directory: \"%s\"", options.store_dir)
+        self.log.info('  Store Directory: "%s"', options.store_dir)
         self._host = Host(self.storage, runtime, broker.server_name)
         for account in self.settings.accounts:
             if account.jetstream:
@@ -188,6 +213,8 @@ class Server:
             self._system.stop()
         if jetstream is not None:
             await jetstream.stop()
+        if self.routes is not None:
+            await self.routes.stop()
         await broker.stop()
         if host is not None:
             await host.stop()
@@ -195,7 +222,8 @@ class Server:
             self.view.stop()
         if storage is not None:
             await storage.close()
-        self._broker = self.jetstream = self._host = self.storage = self.monitor = self._system = self.view = None
+        self._broker = self.jetstream = self._host = self.storage = self.routes = None
+        self.monitor = self._system = self.view = None
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -210,6 +238,8 @@ class Server:
     def listening(self) -> dict[str, list[str]]:
         """URLs by kind, as the ports file has them."""
         urls = {"nats": [self.url]}
+        if self.routes is not None:
+            urls["cluster"] = [f"nats://{self.settings.cluster.host}:{self.routes.port}"]
         if self.monitor is not None:
             urls["monitoring"] = [f"http://{self.monitor.host or '127.0.0.1'}:{self.monitor.port}"]
         return urls

@@ -327,7 +327,7 @@ class RouteTable:
                 "auth_required": options.auth_required,
                 "headers": broker.options.headers,
                 "max_payload": broker.options.max_payload,
-                "ip": f"nats-route://{options.advertise}/" if options.advertise else "",
+                "ip": f"nats-route://{self.advertised}/" if options.advertise else "",
                 "cluster": options.name,
                 "connect_urls": [] if options.no_advertise else self._own_urls(route),
                 "ldm": broker.lame_duck,
@@ -335,6 +335,14 @@ class RouteTable:
                 "nimsnats": options.node,
             }
         )
+
+    @property
+    def advertised(self) -> str:
+        """`host:port` that peers are told to dial; empty when they have to see for themselves."""
+        text = self.options.advertise
+        if not text or "]:" in text or text.count(":") == 1:
+            return text
+        return f"[{text.strip('[]')}]:{self.port}" if ":" in text else f"{text}:{self.port}"
 
     @property
     def stats(self) -> BrokerStats:
@@ -351,7 +359,7 @@ class RouteTable:
         """Where clients reach this server; `route` shows which of our addresses its peer sees."""
         host = self.broker.info.host
         if host in _WILDCARD and self.options.advertise:
-            host = parse_route(self.options.advertise)[0]
+            host = parse_route(self.advertised)[0]
         if host in _WILDCARD:
             transport = route.transport if route is not None else None
             local: object = transport.get_extra_info("sockname") if transport is not None else None

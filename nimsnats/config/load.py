@@ -22,7 +22,14 @@ from nimsnats.config.durations import format_duration, parse_duration
 from nimsnats.config.fields import ConfigError, FieldError, check_port, split_address
 from nimsnats.config.file import apply_file
 from nimsnats.config.flags import NodeFlags, ServerFlags
-from nimsnats.config.settings import DEFAULT_DATA_DIR, Settings, WebhookSettings, for_node, for_server
+from nimsnats.config.settings import (
+    CLUSTER_USER,
+    DEFAULT_DATA_DIR,
+    Settings,
+    WebhookSettings,
+    for_node,
+    for_server,
+)
 from nimsnats.version import __version__
 
 _Setting = TypeVar("_Setting")
@@ -119,6 +126,9 @@ def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> None:
     settings.node_name = environ.get("NATS_NODE_NAME") or settings.node_name
     registry.service = environ.get("REGISTRY_SERVICE_NAME") or registry.service
     registry.token = environ.get("REGISTRY_TOKEN") or registry.token
+    if environ.get("NATS_CLUSTER_SECRET"):
+        settings.cluster.password = environ["NATS_CLUSTER_SECRET"]
+        settings.cluster.user = settings.cluster.user or CLUSTER_USER
     if environ.get("NATS_DATA_DIR"):
         settings.data_dir = Path(environ["NATS_DATA_DIR"])
     try:

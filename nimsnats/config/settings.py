@@ -17,6 +17,8 @@ from nimsnats.log import LogSettings
 
 DEFAULT_DATA_DIR: Final = Path("/var/lib/nimsforest/jetstream")
 DEFAULT_CLUSTER_NAME: Final = "nimsforest"
+CLUSTER_USER: Final = "nimsnats"
+"""Whom a shared secret alone (`NATS_CLUSTER_SECRET`) lets in: other servers dial `nats://nimsnats:<secret>@host`."""
 
 
 @dataclass(slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from typing import Final
 
+from nimsnats.broker.route_dial import parse_route
+from nimsnats.broker.stats import BrokerStats
 from nimsnats.jetstream.clock import format_time
 from nimsnats.monitor.format import JsonObject, number, present, seconds_ns, uptime
 from nimsnats.monitor.jsz import jetstream_config, jetstream_limits, jetstream_stats
@@ -61,10 +63,27 @@ def _limits(view: NodeView) -> JsonObject:
 
 
 def _blocks(view: NodeView) -> JsonObject:
-    cluster = present({"name": view.broker.options.cluster_name})
+    cluster = _cluster(view)
     blocks: JsonObject = {"cluster": cluster, "gateway": {}, "leaf": {}, "mqtt": {}, "websocket": {}}
     blocks["jetstream"] = jetstream_block(view)
     return blocks
+
+
+def _cluster(view: NodeView) -> JsonObject:
+    routes = view.broker.routes
+    named = present({"name": view.broker.options.cluster_name})
+    if routes is None:
+        return named
+    options = routes.options
+    dialled = [parse_route(url) for url in options.routes]
+    return {
+        **named,
+        "addr": options.host,
+        "cluster_port": routes.port,
+        "auth_timeout": number(options.auth_timeout),
+        **present({"urls": [f"{host}:{port}" for host, port, _, _ in dialled]}),
+        "tls_timeout": 2,
+    }
 
 
 def jetstream_block(view: NodeView, *, store_dir: bool = True) -> JsonObject:
@@ -80,6 +99,7 @@ def jetstream_block(view: NodeView, *, store_dir: bool = True) -> JsonObject:
 def _process(view: NodeView) -> JsonObject:
     broker = view.broker
     started, now = view.started_ns, view.now_ns()
+    routes = len(broker.routes.routes) if broker.routes is not None else 0
     return {
         "tls_timeout": 2,
         "write_deadline": seconds_ns(broker.options.write_deadline),
@@ -92,23 +112,24 @@ def _process(view: NodeView) -> JsonObject:
         "cpu": number(view.cpu.percent()),
         "connections": len(broker.clients),
         "total_connections": broker.stats.total_connections,
-        "routes": 0,
-        "remotes": 0,
+        "routes": routes,
+        "remotes": routes,
         "leafnodes": 0,
     }
 
 
 def _traffic(view: NodeView) -> JsonObject:
-    stats = view.broker.stats
+    stats, routes = view.broker.stats, view.broker.routes
+    routed = routes.stats if routes is not None else BrokerStats()
     return {
         "in_msgs": stats.in_msgs,
         "in_bytes": stats.in_bytes,
-        "in_client_msgs": stats.in_msgs,
-        "in_client_bytes": stats.in_bytes,
+        "in_client_msgs": stats.in_msgs - routed.in_msgs,
+        "in_client_bytes": stats.in_bytes - routed.in_bytes,
         "out_msgs": stats.out_msgs,
         "out_bytes": stats.out_bytes,
-        "out_client_msgs": stats.out_msgs,
-        "out_client_bytes": stats.out_bytes,
+        "out_client_msgs": stats.out_msgs - routed.out_msgs,
+        "out_client_bytes": stats.out_bytes - routed.out_bytes,
     }
 
 
