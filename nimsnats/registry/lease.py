@@ -1,10 +1,11 @@
 """How long, without a gap, the registry can have believed that this node is alive.
 
-Owns: the sent times of acknowledged heartbeats. The rule for two nodes and a witness needs to know for certain that
-this node has *not* been expired in the meantime. Only sent times can prove it: the registry received a heartbeat after
-it was sent, so two acknowledged heartbeats sent less than a TTL apart leave it no moment to expire the node in between,
-however long the answers took. Pure values: the caller passes boot-time nanoseconds (a clock that goes on while the
-machine sleeps).
+Owns: the times of acknowledged heartbeats. The rule for two nodes and a witness needs to know for certain that this node
+has *not* been expired in the meantime. A heartbeat reached the registry at some moment between its sending and its
+acknowledgement; so if the next one is acknowledged within a TTL of the *sending* of this one, that left the registry no
+moment to expire the node in between. Comparing two sent times is not enough: the later heartbeat may have arrived after
+an expiry that the registry has undone since (a database restored after a crash). Pure values: the caller passes
+boot-time nanoseconds (a clock that goes on while the machine sleeps).
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class Lease:
     renewed_ns: int = 0
     lapses: int = 0
 
-    def renew(self, sent_ns: int, ttl_ns: int) -> None:
-        """A heartbeat or registration sent at `sent_ns` was acknowledged; `ttl_ns` is the TTL it was granted."""
-        if self.since_ns and self.ttl_ns and self._gap(sent_ns):
+    def renew(self, sent_ns: int, ttl_ns: int, answered_ns: int) -> None:
+        """A heartbeat or registration sent at `sent_ns` was acknowledged, which was received at `answered_ns`.
+
+        `ttl_ns` is the TTL it was granted.
+        """
+        if self.since_ns and self.ttl_ns and self._gap(answered_ns):
             self.lapse()
         if not self.since_ns:
             self.since_ns = sent_ns

@@ -168,7 +168,7 @@ class RegistryMember(Registry):
 
     def _granted(self, grant: Grant, sent_ns: int) -> None:
         ttl = grant.ttl or self._assumed_ttl
-        self.lease.renew(sent_ns, int(ttl * 1e9))
+        self.lease.renew(sent_ns, int(ttl * 1e9), self.runtime.boot_time_ns())
 
     def _pause(self) -> float:
         """Seconds between heartbeats: as configured, but three fit into a TTL."""

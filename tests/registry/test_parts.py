@@ -30,18 +30,28 @@ def node(name: str, port: int = 1) -> NodeInfo:
 def test_a_lease_breaks_at_a_gap_of_exactly_one_ttl() -> None:
     lease = Lease()
     assert not lease.unbroken(0)
-    lease.renew(100 * SECOND, 30 * SECOND)
-    lease.renew(129 * SECOND, 30 * SECOND)
+    lease.renew(100 * SECOND, 30 * SECOND, 100 * SECOND)
+    lease.renew(129 * SECOND, 30 * SECOND, 129 * SECOND)
     assert (lease.since_ns, lease.lapses) == (100 * SECOND, 0)
     assert lease.unbroken(159 * SECOND - 1) and not lease.unbroken(159 * SECOND)
-    lease.renew(159 * SECOND, 30 * SECOND)
+    lease.renew(159 * SECOND, 30 * SECOND, 159 * SECOND)
     assert (lease.since_ns, lease.lapses) == (159 * SECOND, 1)
+
+
+def test_an_acknowledgement_that_comes_too_late_proves_nothing() -> None:
+    """The heartbeat was sent in time, but may have arrived after an expiry that the registry has undone since."""
+    lease = Lease()
+    lease.renew(100 * SECOND, 30 * SECOND, 101 * SECOND)
+    lease.renew(120 * SECOND, 30 * SECOND, 130 * SECOND - 1)
+    assert lease.lapses == 0
+    lease.renew(140 * SECOND, 30 * SECOND, 150 * SECOND)
+    assert (lease.since_ns, lease.lapses) == (140 * SECOND, 1)
 
 
 def test_the_gap_is_judged_by_the_ttl_granted_before_it() -> None:
     lease = Lease()
-    lease.renew(100 * SECOND, 5 * SECOND)
-    lease.renew(110 * SECOND, 60 * SECOND)
+    lease.renew(100 * SECOND, 5 * SECOND, 100 * SECOND)
+    lease.renew(110 * SECOND, 60 * SECOND, 110 * SECOND)
     assert lease.lapses == 1
 
 
@@ -49,7 +59,7 @@ def test_a_lapse_ends_the_run_once() -> None:
     lease = Lease()
     lease.lapse()
     assert lease.lapses == 0, "what never began cannot break"
-    lease.renew(SECOND, SECOND)
+    lease.renew(SECOND, SECOND, SECOND)
     lease.lapse()
     lease.lapse()
     assert lease.lapses == 1 and not lease.unbroken(SECOND)
@@ -57,8 +67,8 @@ def test_a_lapse_ends_the_run_once() -> None:
 
 def test_without_a_known_ttl_nothing_is_proven() -> None:
     lease = Lease()
-    lease.renew(SECOND, 0)
-    lease.renew(2 * SECOND, 0)
+    lease.renew(SECOND, 0, SECOND)
+    lease.renew(2 * SECOND, 0, 2 * SECOND)
     assert lease.lapses == 0 and not lease.unbroken(2 * SECOND)
 
 
