@@ -213,7 +213,10 @@ class Network:
         """Deliver and write until nothing is left to do."""
         for member in self.members.values():
             self.pump(member)
+        delivered = 0
         while self.wire or any(member.writes for member in self.members.values()):
+            delivered += 1
+            assert delivered < 100_000, "members talk without end"
             for member in self.members.values():
                 self.finish_write(member)
             if self.wire:

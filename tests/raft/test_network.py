@@ -20,6 +20,7 @@ class Chaos:
         self.network = Network(names, seed, voters=3 if seed % 2 else 5)
         self.random = self.network.source
         self.sent = 0
+        self.hasty = seed % 3 == 0
 
     def any_member(self) -> Member:
         return self.network.members[self.random.choice(sorted(self.network.members))]
@@ -38,17 +39,20 @@ class Chaos:
         elif dice < 0.65:
             network.finish_write(member)
         elif dice < 0.83:
-            member.core.tick()
+            # Some histories let time run ahead of the disks, so that members act on what they have not yet
+            # written.
+            for _ in range(self.random.randrange(1, 2 + 5 * self.hasty)):
+                member.core.tick()
             network.pump(member)
         elif dice < 0.95:
             self.propose(member)
-        elif dice < 0.960:
+        elif dice < 0.955:
             self.change(member)
-        elif dice < 0.970:
+        elif dice < 0.975:
             member.crash()
         elif dice < 0.980:
             member.compact()
-        elif dice < 0.985:
+        elif dice < 0.984:
             self.partition()
         elif dice < 0.990:
             network.cut.clear()
@@ -123,7 +127,7 @@ def test_safety_and_recovery(seed: int) -> None:
 
 def test_histories_are_eventful() -> None:
     chaos = _history(100, 12_000)
-    assert len(chaos.network.leaders) > 3 and len(chaos.network.chosen) > 100
+    assert len(chaos.network.leaders) > 3 and len(chaos.network.chosen) > 40
     assert any(member.disk.snapshot for member in chaos.network.members.values())
 
 
