@@ -183,8 +183,8 @@ class RouteTable:
         elif not info.server_id or (route.dial is not None and "client_id" in info.raw):
             route.refuse("attempted to connect to route port", Reason.WRONG_PORT, "this is not a cluster port")
         elif info.cluster not in ("", name):
-            text = f'Rejecting connection, cluster name "{info.cluster}" does not match "{name}"'
-            route.refuse(text, Reason.WRONG_CLUSTER)
+            self.complain(route, f'cluster name "{info.cluster}" does not match "{name}"')
+            route.close(Reason.WRONG_CLUSTER)
         elif info.route_account:
             text = f'Not possible to have a dedicated route for account "{info.route_account}" between those servers'
             route.send(f"-ERR '{text}'\r\n".encode("utf-8", "replace"))

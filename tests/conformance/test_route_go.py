@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker.peer import Peer, until
-from tests.broker.route_stand import meshed, routed, settled
+from tests.broker.route_stand import routed, settled
 from tests.conformance.go_mesh import cluster_port, joined
 
 HEADED = b"HPUB %b 18 23\r\nNATS/1.0\r\nA: b\r\n\r\nhello\r\n"
