@@ -20,7 +20,7 @@ from nimsnats.jetstream.kinds import STREAM_CONFIG
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
-from nimsnats.jetstream.subjects import overlap
+from nimsnats.protocol.subject import collide
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -111,7 +111,7 @@ class JetStreamAccount:
             if other.name == config.name:
                 continue
             for mine in config.subject_bytes:
-                if any(overlap(mine, theirs) for theirs in other.config.subject_bytes):
+                if any(collide(mine, theirs) for theirs in other.config.subject_bytes):
                     raise errors.STREAM_SUBJECT_OVERLAP()
         self.engine.check_reservation(config)
 

@@ -13,7 +13,7 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.clock import MILLISECOND, SECOND, format_duration
 from nimsnats.jetstream.config import DEFAULT_DUPLICATE_WINDOW, StreamConfig, placement_of
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.subjects import covers, overlap, valid
+from nimsnats.protocol.subject import collide, is_configurable, is_subset
 
 MAX_NAME: Final = 255
 MAX_DESCRIPTION: Final = 4096
@@ -126,7 +126,7 @@ def _check_subjects(config: StreamConfig) -> None:
         config.subjects = [config.name]
     subjects = config.subject_bytes
     for at, subject in enumerate(subjects):
-        if not valid(subject):
+        if not is_configurable(subject):
             raise invalid("invalid subject")
         if subject in subjects[:at]:
             raise invalid("duplicate subjects detected")
@@ -135,7 +135,7 @@ def _check_subjects(config: StreamConfig) -> None:
         elif subject == b">" and config.num_replicas > 1:
             raise invalid("capturing all subjects requires replicas of 1")
         for other in subjects[at + 1 :]:
-            if overlap(subject, other):
+            if collide(subject, other):
                 raise invalid(f'subject "{subject.decode()}" overlaps with "{other.decode()}"')
 
 
@@ -143,9 +143,9 @@ def _check_reserved(subject: bytes) -> None:
     if subject == b">":
         raise invalid("capturing all subjects requires no-ack to be true")
     for reserved in (b"$JS.>", b"$JSC.>", b"$NRG.>"):
-        if overlap(subject, reserved) and not covers(b"$JS.EVENT.>", subject):
+        if collide(subject, reserved) and not is_subset(subject, b"$JS.EVENT.>"):
             raise invalid("subjects that overlap with jetstream api require no-ack to be true")
-    if overlap(subject, b"$SYS.>") and not covers(b"$SYS.ACCOUNT.>", subject):
+    if collide(subject, b"$SYS.>") and not is_subset(subject, b"$SYS.ACCOUNT.>"):
         raise invalid("subjects that overlap with system api require no-ack to be true")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from nimsnats.jetstream.source import Filters
-from nimsnats.jetstream.subjects import any_matcher, covers, literal
+from nimsnats.protocol.subject import any_matcher, has_wildcard, is_subset
 
 _CACHED_FILTERS: Final = 64
 _TRIM: Final = 1024
@@ -165,7 +165,7 @@ class SubjectIndex:
         """The subjects that have messages and match; a live view, not to be kept."""
         if not filters:
             return self._lists.keys()
-        if len(filters) == 1 and literal(filters[0]):
+        if len(filters) == 1 and not has_wildcard(filters[0]):
             return filters if filters[0] in self._lists else ()
         matched = self._cache.get(filters)
         if matched is None:
@@ -233,4 +233,4 @@ class SubjectIndex:
 
 def covers_all(filters: Filters, subjects: Iterable[bytes]) -> bool:
     """Whether the filters select everything that a stream with these subjects can hold."""
-    return not filters or all(any(covers(f, subject) for f in filters) for subject in subjects)
+    return not filters or all(any(is_subset(subject, f) for f in filters) for subject in subjects)

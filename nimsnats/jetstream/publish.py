@@ -20,8 +20,8 @@ from nimsnats.jetstream.clock import SECOND, format_duration
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
-from nimsnats.jetstream.headers import LINE, header_block, header_value, with_headers, without_header, without_status
 from nimsnats.jetstream.stream import Outcome, Publication, Stream
+from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
 from nimsnats.raft.machine import NotLeader
 
 if TYPE_CHECKING:

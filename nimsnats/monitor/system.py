@@ -19,7 +19,6 @@ from nimsnats.identity import nuid
 from nimsnats.jetstream.api.decode import STRING, UINT64, Struct, decode, encode
 from nimsnats.jetstream.clock import format_time
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.headers import header_value
 from nimsnats.monitor.accountz import account_detail, account_traffic, accstatz
 from nimsnats.monitor.endpoints import BY_NAME, ENDPOINTS, FILTERS, Endpoint
 from nimsnats.monitor.format import JsonObject
@@ -27,6 +26,7 @@ from nimsnats.monitor.jsz import account_jsz
 from nimsnats.monitor.query import ParameterError
 from nimsnats.monitor.statsz import server_object, statsz
 from nimsnats.monitor.view import NodeView
+from nimsnats.protocol.headers import header_value
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection

@@ -1,49 +1,57 @@
 """The header block of HPUB and HMSG (ADR-4): `NATS/1.0[ status[ text]]`, `Key: value` lines, an empty line.
 
-Owns reading and writing the block. The broker passes blocks through untouched and unchecked; only the parts of the
-server that act on headers (JetStream, tracing) read them. Keys are case-sensitive, order and repetition are kept.
+Owns look-up of one header and the building of small blocks. Names are case-sensitive; order and repetition are kept. It
+never parses a whole block into a mapping: the broker passes blocks through untouched, JetStream stores them verbatim,
+and most headers are nobody's business here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-VERSION_LINE = b"NATS/1.0"
-
-
-def encode(fields: Iterable[tuple[str, str]] = (), status: str = "") -> bytes:
-    """A header block with `fields` in order; `status` is an inline status such as `503` or `404 No Messages`."""
-    lines = [f"NATS/1.0 {status}" if status else "NATS/1.0"]
-    lines.extend(f"{key}: {value}" for key, value in fields)
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+LINE: Final = b"NATS/1.0\r\n"
+END: Final = b"\r\n"
 
 
-def get(block: bytes, key: bytes) -> bytes | None:
-    """The first value of `key`, stripped of blanks, or None. Reads nothing but the block's own lines."""
-    start = block.find(b"\r\n" + key + b":")
+def header_value(block: bytes, name: bytes) -> bytes | None:
+    """The value of the first header called `name`, stripped of blanks around it, or None."""
+    start = block.find(b"\r\n" + name + b":")
     if start < 0:
         return None
-    start += len(key) + 3
+    start += len(name) + 3
     end = block.find(b"\r\n", start)
-    return (block[start:] if end < 0 else block[start:end]).strip(b" \t")
+    return (block[start:end] if end >= 0 else block[start:]).strip(b" \t")
 
 
-def decode(block: bytes) -> list[tuple[str, str]]:
-    """All fields in order. Lines without a colon are passed over, as nats clients do."""
-    fields: list[tuple[str, str]] = []
-    for line in block.split(b"\r\n")[1:]:
-        key, colon, value = line.partition(b":")
-        if colon:
-            fields.append((_text(key), _text(value.strip(b" \t"))))
-    return fields
+def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A complete block of these headers."""
+    return LINE + b"".join([b"%b: %b\r\n" % pair for pair in pairs]) + END
 
 
-def status(block: bytes) -> tuple[str, str]:
-    """Inline status code and text of the version line (`("503", "")`), empty strings when there is none."""
-    line = block.partition(b"\r\n")[0]
-    code, _, text = line[len(VERSION_LINE) :].strip().partition(b" ")
-    return _text(code), _text(text.strip())
+def with_headers(block: bytes, pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """`block` (may be empty) with headers added at its end."""
+    added = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+    return (block[:-2] if block else LINE) + added + END
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
+def without_header(block: bytes, name: bytes) -> bytes:
+    """`block` without any header called `name`; empty when no header is left."""
+    mark = b"\r\n" + name + b":"
+    while (start := block.find(mark)) >= 0:
+        end = block.find(b"\r\n", start + 2)
+        block = block[:start] + block[end:]
+    return b"" if len(block) <= len(LINE) + len(END) else block
+
+
+def without_status(block: bytes) -> bytes:
+    """`block` with the text after `NATS/1.0` on its first line removed: clients may not store a status."""
+    if not block or block.startswith(LINE):
+        return block
+    end = block.find(b"\r\n")
+    return LINE + block[end + 2 :] if end >= 0 else block
+
+
+def status_block(code: int, text: str, pairs: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """A status line (`NATS/1.0 404 Message Not Found`) with optional headers."""
+    return b"NATS/1.0 %d %b\r\n" % (code, text.encode()) + b"".join([b"%b: %b\r\n" % p for p in pairs]) + END

@@ -8,6 +8,9 @@ whole token (`foo*bar` is a literal). No check of UTF-8 or of control characters
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
 WILDCARD_ONE = b"*"
 WILDCARD_REST = b">"
 
@@ -26,6 +29,11 @@ def is_valid(subject: bytes) -> bool:
     if b"" in tokens:
         return False
     return WILDCARD_REST not in tokens[:-1]
+
+
+def is_configurable(subject: bytes) -> bool:
+    """Whether `subject` may stand in a configuration or an API request: valid and without blanks."""
+    return bool(subject) and is_valid(subject) and not any(blank in subject for blank in b" \t\r\n\f")
 
 
 def is_literal(subject: bytes) -> bool:
@@ -60,6 +68,7 @@ def matches(subject: bytes, pattern: bytes) -> bool:
     return len(tokens) == len(wanted)
 
 
+@lru_cache(maxsize=8192)
 def is_subset(subject: bytes, pattern: bytes) -> bool:
     """Whether everything that `subject` (with wildcards) matches is also matched by `pattern`."""
     tokens = subject.split(b".")
@@ -83,3 +92,24 @@ def collide(a: bytes, b: bytes) -> bool:
         if one != two and one != WILDCARD_ONE and two != WILDCARD_ONE:
             return False
     return len(left) == len(right)
+
+
+@lru_cache(maxsize=4096)
+def matcher(pattern: bytes) -> Callable[[bytes], bool]:
+    """`matches` for one pattern and subjects that are known to be literal, made to be called often."""
+    if not has_wildcard(pattern):
+        return pattern.__eq__
+    if pattern == WILDCARD_REST:
+        return bool
+    if pattern.endswith(b".>") and not has_wildcard(pattern[:-2]):
+        prefix = pattern[:-1]
+        return lambda subject: subject.startswith(prefix) and len(subject) > len(prefix)
+    return lambda subject: is_subset(subject, pattern)
+
+
+def any_matcher(patterns: Iterable[bytes]) -> Callable[[bytes], bool]:
+    """A function that tells whether a literal subject matches at least one of the patterns."""
+    tests = [matcher(pattern) for pattern in patterns]
+    if len(tests) == 1:
+        return tests[0]
+    return lambda subject: any(test(subject) for test in tests)

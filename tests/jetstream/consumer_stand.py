@@ -20,7 +20,7 @@ from nimsnats.jetstream.consumer.rules import ServerLimits, StreamTraits, check,
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters
-from nimsnats.jetstream.subjects import matches
+from nimsnats.protocol.subject import matches
 from nimsnats.raft.machine import Entry
 from nimsnats.runtime import Runtime
 

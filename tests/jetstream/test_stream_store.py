@@ -11,7 +11,7 @@ from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.blocks import BlockCache, Note
 from nimsnats.jetstream.index import SeqList
 from nimsnats.jetstream.store import MessageStore
-from nimsnats.jetstream.subjects import matches
+from nimsnats.protocol.subject import matches
 
 STREAM_SUBJECTS = [b"s.>"]
 FILTERS = [(), (b"s.>",), (b"s.1.a",), (b"s.*.a",), (b"s.2.>", b"s.3.b"), (b"s.9.*",), (b"other",), (b">",)]

@@ -11,22 +11,24 @@ from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect
 from nimsnats.protocol.info import ServerInfo
 
 
-def test_headers_round_trip() -> None:
-    fields = [("Nats-Msg-Id", "1"), ("k", "v: w"), ("k", "again"), ("Empty", "")]
-    block = headers.encode(fields)
-    assert block.startswith(b"NATS/1.0\r\n")
-    assert block.endswith(b"\r\n\r\n")
-    assert headers.decode(block) == fields
-    assert headers.get(block, b"k") == b"v: w"
-    assert headers.get(block, b"Empty") == b""
-    assert headers.get(block, b"msg-id") is None
-    assert headers.get(block, b"Nats-Msg-Id") == b"1"
+def test_headers_are_found_added_and_taken_out() -> None:
+    fields = [(b"Nats-Msg-Id", b"1"), (b"k", b"v: w"), (b"k", b"again"), (b"Empty", b"")]
+    block = headers.header_block(fields)
+    assert block == b"NATS/1.0\r\nNats-Msg-Id: 1\r\nk: v: w\r\nk: again\r\nEmpty: \r\n\r\n"
+    assert headers.header_value(block, b"k") == b"v: w"
+    assert headers.header_value(block, b"Empty") == b""
+    assert headers.header_value(block, b"msg-id") is None
+    assert headers.with_headers(b"", fields) == block
+    assert headers.with_headers(block, [(b"x", b"y")]).endswith(b"Empty: \r\nx: y\r\n\r\n")
+    assert headers.header_value(headers.without_header(block, b"k"), b"k") is None
+    assert headers.without_header(headers.header_block(fields[:1]), b"Nats-Msg-Id") == b""
 
 
 def test_header_status() -> None:
-    assert headers.status(headers.encode(status="404 No Messages")) == ("404", "No Messages")
-    assert headers.status(b"NATS/1.0 503\r\n\r\n") == ("503", "")
-    assert headers.status(headers.encode()) == ("", "")
+    block = headers.status_block(404, "No Messages", [(b"a", b"b")])
+    assert block == b"NATS/1.0 404 No Messages\r\na: b\r\n\r\n"
+    assert headers.without_status(block) == b"NATS/1.0\r\na: b\r\n\r\n"
+    assert headers.without_status(b"") == b""
 
 
 def test_connect_defaults_and_overlay() -> None:

@@ -22,7 +22,7 @@ from nimsnats.jetstream.consumer.request import API_LEVEL as LEVEL_STATUS
 from nimsnats.jetstream.consumer.request import PUSH_BASED
 from nimsnats.jetstream.consumer.rules import ServerLimits, check, check_update, with_defaults
 from nimsnats.jetstream.consumer.set import ConsumerSet
-from nimsnats.jetstream.headers import header_value
+from nimsnats.protocol.headers import header_value
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL
 

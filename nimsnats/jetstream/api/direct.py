@@ -15,9 +15,9 @@ from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
 from nimsnats.jetstream.api.message import GET, conflicting, select, selects, start_of
 from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.headers import header_value, status_block, with_headers
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
+from nimsnats.protocol.headers import header_value, status_block, with_headers
 from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:

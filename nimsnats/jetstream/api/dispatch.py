@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject, Struct, decode, encode
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.headers import header_value
+from nimsnats.protocol.headers import header_value
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL
 

@@ -15,7 +15,7 @@ from nimsnats.jetstream.config_rules import invalid
 from nimsnats.jetstream.info import detailed_info, stream_info
 from nimsnats.jetstream.kinds import STREAM_PURGE
 from nimsnats.jetstream.stream import Stream
-from nimsnats.jetstream.subjects import overlap
+from nimsnats.protocol.subject import collide
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
@@ -89,7 +89,7 @@ class StreamApi:
         return [
             stream
             for stream in self._account
-            if any(overlap(wanted, subject) for subject in stream.config.subject_bytes)
+            if any(collide(wanted, subject) for subject in stream.config.subject_bytes)
         ]
 
     def names(self, request: ApiRequest) -> JsonObject:

@@ -20,9 +20,9 @@ from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
-from nimsnats.jetstream.headers import with_headers
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters
+from nimsnats.protocol.headers import with_headers
 from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:

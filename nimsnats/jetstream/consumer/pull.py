@@ -18,8 +18,8 @@ from nimsnats.jetstream.consumer import request as statuses
 from nimsnats.jetstream.consumer.delivery import NEVER, Delivery
 from nimsnats.jetstream.consumer.priority import Groups
 from nimsnats.jetstream.consumer.request import BadRequest, PullRequest, heartbeat, read_request
-from nimsnats.jetstream.headers import status_block
 from nimsnats.jetstream.message import StoredMessage
+from nimsnats.protocol.headers import status_block
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer

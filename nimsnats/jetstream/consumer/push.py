@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream.consumer.delivery import NEVER, Delivery
 from nimsnats.jetstream.consumer.request import heartbeat
-from nimsnats.jetstream.headers import status_block
 from nimsnats.jetstream.message import StoredMessage
+from nimsnats.protocol.headers import status_block
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer

@@ -7,7 +7,7 @@ from typing import Any, Final
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import BOOL, DURATION, INT, INT64, STRING, Struct, decode
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.headers import status_block
+from nimsnats.protocol.headers import status_block
 
 BODY: Final = Struct(
     "",

@@ -15,7 +15,7 @@ from nimsnats.jetstream.clock import format_duration, format_time
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.subjects import literal, overlap, valid
+from nimsnats.protocol.subject import collide, has_wildcard, is_configurable
 
 MILLISECOND: Final = 1_000_000
 SECOND: Final = 1_000 * MILLISECOND
@@ -195,11 +195,11 @@ def _check_values(config: ConsumerConfig) -> None:
 
 def _check_push(config: ConsumerConfig, stream: StreamTraits) -> None:
     subject = config.deliver_subject.encode()
-    if not literal(subject):
+    if has_wildcard(subject):
         raise errors.CONSUMER_DELIVER_TO_WILDCARDS()
-    if not valid(subject):
+    if not is_configurable(subject):
         raise errors.CONSUMER_INVALID_DELIVER_SUBJECT()
-    if any(overlap(subject, captured.encode()) for captured in stream.subjects):
+    if any(collide(subject, captured.encode()) for captured in stream.subjects):
         raise errors.CONSUMER_DELIVER_CYCLE()
     if config.max_waiting != 0:
         raise errors.CONSUMER_PUSH_MAX_WAITING()
@@ -244,14 +244,14 @@ def _check_direct(config: ConsumerConfig) -> None:
 def _check_filters(config: ConsumerConfig) -> None:
     if config.filter_subject and config.filter_subjects:
         raise errors.CONSUMER_DUPLICATE_FILTER_SUBJECTS()
-    if config.filter_subject and not valid(config.filter_subject.encode()):
+    if config.filter_subject and not is_configurable(config.filter_subject.encode()):
         raise errors.STREAM_INVALID_CONFIG(err="invalid subject")
     for index, subject in enumerate(config.filter_subjects):
         if not subject:
             raise errors.CONSUMER_EMPTY_FILTER()
-        if not valid(subject.encode()):
+        if not is_configurable(subject.encode()):
             raise errors.STREAM_INVALID_CONFIG(err="invalid subject")
-        if any(overlap(subject.encode(), other.encode()) for other in config.filter_subjects[index + 1 :]):
+        if any(collide(subject.encode(), other.encode()) for other in config.filter_subjects[index + 1 :]):
             raise errors.CONSUMER_OVERLAPPING_SUBJECT_FILTERS()
 
 
@@ -346,7 +346,7 @@ def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updati
     wanted = config.filters or (b">",)
     for other in others:
         taken = other.filters or (b">",)
-        if any(overlap(a, b) for a in wanted for b in taken):
+        if any(collide(a, b) for a in wanted for b in taken):
             raise errors.CONSUMER_WQ_CONSUMER_NOT_UNIQUE()
     if not updating and config.deliver_policy != "all":
         raise errors.CONSUMER_WQ_CONSUMER_NOT_DELIVER_ALL()

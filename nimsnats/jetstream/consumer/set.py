@@ -46,7 +46,7 @@ from nimsnats.jetstream.kinds import (
 )
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.source import MessageSource
-from nimsnats.jetstream.subjects import matches
+from nimsnats.protocol.subject import matcher
 from nimsnats.raft.machine import Entry, NotLeader
 from nimsnats.runtime import Runtime
 
@@ -105,7 +105,7 @@ class ConsumerSet:
     def interested(self, subject: bytes) -> bool:
         """Whether any consumer's filter matches (deterministic, for interest retention)."""
         return any(
-            not consumer.filters or any(matches(subject, pattern) for pattern in consumer.filters)
+            not consumer.filters or any(matcher(pattern)(subject) for pattern in consumer.filters)
             for consumer in self._consumers.values()
         )
 
