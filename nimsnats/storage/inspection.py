@@ -19,8 +19,8 @@ from nimsnats.storage.pages import Wal
 from nimsnats.storage.witness import Testimony
 
 _QUICK_CHECK_BYTES: Final = 256 * 1024 * 1024
-"""Databases up to this size get SQLite's own structure check at every start (about 0.2 s for this size); the
-structure of larger ones is checked by walking the rows, and by the scrub."""
+"""Databases up to this size get SQLite's own structure check at every start (0.05 s from the page cache,
+measured); the structure of larger ones is checked by walking the rows, and by the scrub."""
 _WALK_BYTES: Final = 8 * 1024 * 1024 * 1024
 _MAX_FRAME_OFFSET: Final = 16
 
