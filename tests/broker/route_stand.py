@@ -19,7 +19,7 @@ CLUSTER = "X"
 
 @asynccontextmanager
 async def routed(
-    name: str, *dialled: RouteTable, broker: dict[str, Any] | None = None, **options: Any
+    name: str, /, *dialled: RouteTable, broker: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[RouteTable]:
     """A broker with a table of routes that dials `dialled`; a peer of our kind unless `node` says otherwise."""
     made = Broker(BrokerOptions(host="127.0.0.1", port=-1, server_name=name, **(broker or {})), Runtime.real())

@@ -46,7 +46,7 @@ SCRIPTS = {
     "RS- of something unknown": [greeting("p"), b"RS- $G foo\r\nRS- NOACC foo\r\nRS- $G foo q\r\n"],
     "RS+ in an unknown account": [greeting("p"), b"RS+ NOACC foo\r\nRMSG NOACC foo 1\r\nx\r\n"],
     "LS+ without origin": [greeting("p"), b"LS+ $G foo\r\n"],
-    "LS+": [greeting("p", lnoc=True, lnocu=True), b"LS+ L $G foo\r\nLS+ L $G foo q 1\r\nLS- L $G foo q\r\nLS- L $G foo\r\n"],
+    "LS+": [greeting("p", lnoc=True, lnocu=True), b"LS+ L $G a\r\nLS+ L $G a q 1\r\nLS- L $G a q\r\nLS- L $G a\r\n"],
     "RMSG without size": [greeting("p"), b"RMSG $G foo\r\n"],
     "RMSG of no size": [greeting("p"), b"RMSG $G foo x\r\n"],
     "RMSG of negative size": [greeting("p"), b"RMSG $G foo -1\r\n"],
