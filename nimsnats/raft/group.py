@@ -6,13 +6,13 @@ is decided by `core`; when the disk is synced is the host's business (`host.py`)
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.raft.core import MEMBERSHIP, Core, HardState
 from nimsnats.raft.log import RaftLog
-from nimsnats.raft.machine import BLOCK, Entry, LogDamage, NotLeader, ProposalDropped, StateMachine
+from nimsnats.raft.machine import BLOCK, Entry, LogDamage, MemberProgress, NotLeader, ProposalDropped, StateMachine
 from nimsnats.raft.membership import Membership
 from nimsnats.storage.errors import Corrupt
 from nimsnats.storage.interface import CompactionPoint, Storage
@@ -89,6 +89,28 @@ class HostedGroup:
     def leader(self) -> str:
         """Name of the leading node, empty when unknown."""
         return self._core.leader if self.serving else ""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The voters, sorted."""
+        return tuple(sorted(self._core.membership.voters))
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Members that do not count yet, sorted."""
+        return tuple(sorted(self._core.membership.learners))
+
+    def progress(self) -> list[MemberProgress]:
+        """Every other member, sorted by name; empty unless this one leads."""
+        return []
+
+    async def change_members(self, members: Sequence[str]) -> None:
+        """Bring the group to exactly these voters. Raises NotLeader, ValueError."""
+        raise NotImplementedError
+
+    async def transfer(self, to: str = "") -> str:
+        """Hand leadership to a voter. Raises NotLeader, TransferFailed."""
+        raise NotImplementedError
 
     @property
     def term(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -16,6 +17,7 @@ from nimsnats.raft.group import Durable, HostedGroup, Memory
 from nimsnats.raft.machine import Group, StateMachine
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.recovery import recover
+from nimsnats.raft.transport import Transport, member_name
 from nimsnats.runtime import Runtime
 from nimsnats.storage.interface import Storage
 
@@ -28,8 +30,20 @@ _STOP_PATIENCE: Final = 4.0
 class Host:
     """All groups of a node."""
 
-    def __init__(self, storage: Storage, runtime: Runtime, node_name: str, log: logging.Logger | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        runtime: Runtime,
+        node_name: str,
+        log: logging.Logger | None = None,
+        *,
+        instance: str = "",
+    ) -> None:
         self.node_name = node_name
+        self.member = member_name(node_name, instance)
+        """What groups call this node: `node@instance`."""
+        self.transport: Transport | None = None
+        """Set by the owner before the first group of several members is opened."""
         self.runtime = runtime
         self.storage = storage
         self.log = log or logging.getLogger("nimsnats.raft")
@@ -49,12 +63,22 @@ class Host:
         return list(self._groups.values())
 
     async def open_group(
-        self, name: str, machine: StateMachine, *, storage: Literal["file", "memory"] = "file"
+        self,
+        name: str,
+        machine: StateMachine,
+        *,
+        storage: Literal["file", "memory"] = "file",
+        members: Sequence[str] | None = None,
     ) -> Group:
         """Create a group or recover it: `restore`, `apply` for every entry of the log, `damaged` where some
         are lost.
 
-        Returns when everything recorded is applied and this member (of a group of one) leads.
+        `members` are the *founders* (`node@instance`), the same on every member and for ever: they only count
+        where nothing is recorded yet. None means this node alone. A node that is not among them joins: it
+        waits, without a vote, for the leader to feed it after `Group.change_members`.
+
+        A member of a group of one leads when this returns, and everything recorded is applied. Otherwise the
+        leader's word decides what of the record is committed: `apply` and `leadership` come later.
         Raises StorageFull, StorageFailed, Corrupt.
         """
         assert not self._stopped and name not in self._groups and name not in self._opening
@@ -113,6 +137,10 @@ class Host:
         for group in self._groups.values():
             group.stop("the node is stopping")
         self._groups.clear()
+
+    def receive(self, peer: str, frame: bytes) -> None:
+        """A frame has come from another node. `peer` is the node's name as the transport knows it ("" when it
+        does not). Never raises; what is not right is refused, counted, and logged once a peer."""
 
     # Driving --------------------------------------------------------------------------------------
 

@@ -115,10 +115,13 @@ class StateMachine(Protocol):
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is
-        none).
+        none); see below for later.
 
         `state` is empty when there was a snapshot but both its copies are damaged: keep what the blocks can
         tell; a call of `damaged` follows.
+
+        In a group of several members it may also come later, on a follower that was away for too long: forget
+        everything and become this state. Only `restore` and `apply` decide what a member holds.
         """
         ...
 
@@ -144,8 +147,32 @@ class StateMachine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class MemberProgress:
+    """One other member, as the leader sees it."""
+
+    member: str
+    """`node@instance` (`transport.node_of` gives the node)."""
+    match: int
+    """Highest log index known to be durable there."""
+    current: bool
+    """It has everything that is committed."""
+    active: float
+    """Seconds since it was last heard of; infinite when never."""
+    lag: int
+    """Entries it lacks."""
+    learner: bool
+
+
+class TransferFailed(Exception):
+    """Leadership stays where it is: no other voter answered in time, or there is none."""
+
+
 class Group(Protocol):
-    """A handle on one Raft group of this node."""
+    """A handle on one Raft group of this node.
+
+    Members are named `node@instance`; `leader` and `NotLeader.hint` are names of nodes.
+    """
 
     @property
     def name(self) -> str: ...
@@ -155,6 +182,37 @@ class Group(Protocol):
 
     @property
     def leader(self) -> str: ...
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The voters, as of the newest membership in the log; sorted."""
+        ...
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Members that receive everything and do not count yet; sorted."""
+        ...
+
+    def progress(self) -> list[MemberProgress]:
+        """Every other member, sorted by name; empty unless this one leads."""
+        ...
+
+    async def change_members(self, members: Sequence[str]) -> None:
+        """Bring the group to exactly these voters, a step at a time: new ones are learners until they have
+        caught up, and leave comes after join. Returns when the last step is committed; calling it again after
+        any failure goes on from where the group stands.
+
+        A leader that is not among `members` hands over before the step that removes it and raises NotLeader:
+        the next leader has to be asked. Raises NotLeader (also when leadership is lost meanwhile), ValueError
+        for no members. Cancel it to stop between two steps.
+        """
+        ...
+
+    async def transfer(self, to: str = "") -> str:
+        """Hand leadership to a voter, the most current one when none is named; returns the new leader's node
+        name once this member follows it. Raises NotLeader, TransferFailed.
+        """
+        ...
 
     @property
     def term(self) -> int: ...
