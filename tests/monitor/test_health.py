@@ -98,9 +98,15 @@ class _Storage:
     """A database with a history."""
 
     def __init__(
-        self, failure: StorageFailed | None = None, damage: Sequence[str] = (), damaged_reads: int = 0
+        self,
+        failure: StorageFailed | None = None,
+        damage: Sequence[str] = (),
+        damaged_reads: int = 0,
+        *,
+        full: bool = False,
     ) -> None:
         self.failure = failure
+        self.full = full
         self.damage = damage
         self.damaged_reads = damaged_reads
         self.observers: list[object] = []
@@ -112,6 +118,12 @@ async def test_failed_storage_makes_every_probe_say_no(ours: Side, view: NodeVie
     assert (answer.status, answer.json["problems"]) == (503, ["storage: write failed: I/O error"])
     metrics = (await ours.ask("/metrics")).text
     assert "nimsnats_storage_failed 1.0" in metrics
+
+
+async def test_a_full_disk_makes_the_node_unhealthy(ours: Side, view: NodeView) -> None:
+    view.storage = _Storage(full=True)  # type: ignore[assignment]
+    answer = await ours.ask("/health")
+    assert (answer.status, answer.json["problems"]) == (503, ["storage: no space left, writes are refused"])
 
 
 async def test_damage_that_was_found_degrades_the_node(ours: Side, view: NodeView) -> None:
