@@ -37,6 +37,8 @@ _FIRST_PING: Final = 1.0
 """Seconds after registration until the first PING, which measures the round trip."""
 _LINES: Final = 16
 """How much longer control lines may be than those of clients."""
+_BRAKE: Final = 8 * 1024 * 1024
+"""Bytes waiting for a peer from which on publishers are slowed down: what comes behind them must not be late."""
 _STRANGE_KEPT: Final = 10_000
 """Subscriptions in accounts that do not exist here, kept for the case that they will."""
 _DEDICATED: Final = b"Not possible to have a dedicated route for account"
@@ -81,6 +83,7 @@ class RouteConnection(Publisher):
         self.stage = Stage.GREETING
         self.peer: RouteInfo | None = None
         self.headers = True
+        self.brake = min(self.brake, _BRAKE)
         self.subs: dict[tuple[bytes, bytes, bytes], RemoteSubscription] = {}
         """The peer's interest by account, subject and queue."""
         self._strange: dict[tuple[bytes, bytes, bytes], int] = {}
@@ -310,6 +313,11 @@ class RouteConnection(Publisher):
         super().pause_writing()
         if self.transport is not None:
             self._held = self.transport.get_write_buffer_size()
+
+    def _measure(self) -> None:
+        super()._measure()
+        held = self.most - self.room
+        self.brake = min(self.brake, max(_BRAKE - held, 0))
 
     def write_deadline_passed(self) -> None:
         """A route is cut when nothing at all could be written within the deadline: it may be slow for long."""

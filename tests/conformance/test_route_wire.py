@@ -126,3 +126,23 @@ async def test_nobody_answers(sides: list[Side]) -> None:
         assert all(line.startswith((b"RMSG $G ask _INBOX.1", b"RS")) for line in await peer.say())
         said.append(heard)
     assert said[1] == said[0]
+
+
+async def test_a_group_whose_last_member_has_just_left(sides: list[Side]) -> None:
+    """The only case of a second hop: the message goes on to another member's server, and never back."""
+    said: list[list[list[bytes]]] = []
+    for client_port, route_port in sides:
+        client = await Peer.connect(client_port)
+        one = await RoutePeer.dial(route_port, greeting("p1") + b"RS+ $G q g 1\r\n")
+        two = await RoutePeer.dial(route_port, greeting("p2") + b"RS+ $G q g 1\r\n")
+        heard: list[list[bytes]] = []
+        for _ in range(3):
+            await one.say(b"RMSG $G q | g 2\r\nhi\r\nRMSG $G q + r g 2\r\nhi\r\nRMSG $G q 2\r\nhi\r\n")
+            heard.append(await two.say())
+            assert await one.say() == []
+        await client.sync(b"SUB q g 1\r\n")
+        await one.say(b"RMSG $G q | g 2\r\nhi\r\n")
+        heard.append(await client.sync())
+        heard.append(await two.say())
+        said.append(heard)
+    assert said[1] == said[0]
