@@ -67,6 +67,8 @@ class Broker:
         self.stats = BrokerStats()
         self.routes: RouteTable | None = None
         """The connections to other servers, while there is a table of them; it sets and clears this."""
+        self.account_listeners: list[Callable[[Account], None]] = []
+        """Told about every account that comes into being."""
         self.accounts: dict[str, Account] = {}
         self.global_account = self.account(GLOBAL_ACCOUNT)
         self.system_account = self.account(options.system_account)
@@ -160,6 +162,8 @@ class Broker:
             self.accounts[name] = account
             if self.routes is not None:
                 self.routes.adopt(account)
+            for listener in tuple(self.account_listeners):
+                listener(account)
         return account
 
     def info_line(self, client: ClientConnection, *, connected: bool = False) -> bytes:

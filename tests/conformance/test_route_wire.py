@@ -129,7 +129,7 @@ async def test_nobody_answers(sides: list[Side]) -> None:
 
 
 async def test_a_group_whose_last_member_has_just_left(sides: list[Side]) -> None:
-    """The only case of a second hop: the message goes on to another member's server, and never back."""
+    """The message is lost, although a member at another server could have it: it has had its hop."""
     said: list[list[list[bytes]]] = []
     for client_port, route_port in sides:
         client = await Peer.connect(client_port)
