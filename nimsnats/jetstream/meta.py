@@ -1,15 +1,17 @@
-"""The meta group: which streams every account has, and under which group names they are stored.
+"""The meta group: which streams every account has, on which members, and under which group names they are stored.
 
-Owns the replicated catalogue (`_meta_`). It opens no stream: `engine.py` makes the node's streams equal to it. A
-stream's configuration stands here and in the stream's own group, so that damage to one does not lose the stream.
+Owns the replicated catalogue. It opens no stream: `account.py` makes the node's streams equal to it. A stream's
+configuration stands here and in the stream's own group, so that damage to one does not lose the stream. The nodes of
+the cluster are the members of the meta group. Its name, `_meta_-<founder's instance>-<time>`, is the cluster's id: two
+clusters never take each other's frames for their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from nimsnats.jetstream import errors
@@ -17,24 +19,35 @@ from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_REMOVE, META_S
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.raft.machine import Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
 
-META_GROUP: Final = "_meta_"
+META_PREFIX: Final = "_meta_"
 Key = tuple[str, str]
 """Account and stream name."""
 
 
 @dataclass(slots=True)
 class StreamRecord:
-    """One stream in the catalogue; `config` in stored form, `created` in nanoseconds."""
+    """One stream in the catalogue; `config` in stored form, `created` in nanoseconds.
+
+    `members` are to hold a replica each; none stands for the one node of a cluster of one. `founder` is the member that
+    began the stream's group, empty once it has left: a member that comes back later must not begin it again.
+    """
 
     account: str
     name: str
     group: str
     created: int
     config: dict[str, Any]
+    members: list[str] = field(default_factory=list[str])
+    founder: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Account and name."""
+        return self.account, self.name
 
     def fields(self) -> list[Any]:
         """A msgpack-able form."""
-        return [self.account, self.name, self.group, self.created, self.config]
+        return [self.account, self.name, self.group, self.created, self.config, self.members, self.founder]
 
 
 class Meta:
@@ -46,6 +59,9 @@ class Meta:
         """Groups of removed streams whose data may still be there."""
         self.incomplete = False
         """Whether damage has taken entries: streams may be missing here that still have their group."""
+        self.on_change: Callable[[Key], None] | None = None
+        """Called when a stream was added, changed or removed."""
+        self.on_leadership: Callable[[bool], None] | None = None
         self._loop = loop
         self._log = log
         self._group: Group | None = None
@@ -54,15 +70,21 @@ class Meta:
         """The group is open."""
         self._group = group
 
+    @property
+    def group(self) -> Group:
+        """The group, once it is open."""
+        assert self._group is not None
+        return self._group
+
     # Changing the catalogue; each raises ApiError when it cannot be committed
 
     async def add(self, record: StreamRecord) -> None:
         """Enter a stream."""
         await self._change(META_STREAM_ADD, record.fields())
 
-    async def update(self, key: Key, config: dict[str, Any]) -> None:
-        """Replace a stream's configuration."""
-        await self._change(META_STREAM_UPDATE, [*key, config])
+    async def update(self, key: Key, config: dict[str, Any], members: Sequence[str]) -> None:
+        """Replace a stream's configuration and members."""
+        await self._change(META_STREAM_UPDATE, [*key, config, list(members)])
 
     async def remove(self, key: Key) -> None:
         """Strike a stream out; its group is to be destroyed afterwards."""
@@ -82,20 +104,23 @@ class Meta:
     def apply(self, entry: Entry) -> None:
         """Apply one committed entry."""
         fields = unpack(entry.data)
+        key: Key = (fields[0], fields[1])
         if entry.kind == META_STREAM_ADD:
-            record = StreamRecord(*fields)
-            self.streams[record.account, record.name] = record
+            self.streams[key] = StreamRecord(*fields)
         elif entry.kind == META_STREAM_UPDATE:
-            account, name, config = fields
-            if (account, name) in self.streams:
-                self.streams[account, name].config = config
+            record = self.streams.get(key)
+            if record is not None:
+                record.config, record.members = fields[2], fields[3]
+                if record.founder not in record.members:
+                    record.founder = ""
         elif entry.kind == META_STREAM_REMOVE:
-            account, name = fields
-            gone = self.streams.pop((account, name), None)
+            gone = self.streams.pop(key, None)
             if gone is not None:
                 self.removed.add(gone.group)
         else:
             raise AssertionError(f"unknown kind {entry.kind} in the meta log")
+        if self.on_change is not None:
+            self.on_change(key)
         done = cast("asyncio.Future[None] | None", entry.context)
         if done is not None and not done.done():
             done.set_result(None)
@@ -108,6 +133,9 @@ class Meta:
 
     def leadership(self, leading: bool, term: int) -> None:
         """This member starts or stops to lead; requests fail by themselves when it does not."""
+        del term
+        if self.on_leadership is not None:
+            self.on_leadership(leading)
 
     def damaged(self, damage: LogDamage) -> None:
         """Entries of the catalogue are lost."""
@@ -122,7 +150,9 @@ class Meta:
         """Become the state of a snapshot."""
         assert not blocks
         records, removed = unpack(state)
-        for fields in records:
-            record = StreamRecord(*fields)
-            self.streams[record.account, record.name] = record
+        before = set(self.streams)
+        self.streams = {(fields[0], fields[1]): StreamRecord(*fields) for fields in records}
         self.removed = set(removed)
+        if self.on_change is not None:
+            for key in before | set(self.streams):
+                self.on_change(key)

@@ -105,7 +105,9 @@ class Ingest:
             self._account.unsubscribe(self._subscriptions.pop(subject))
         for subject in wanted:
             if subject not in self._subscriptions:
-                self._subscriptions[subject] = self._account.subscribe(subject.encode(), self.receive)
+                self._subscriptions[subject] = self._account.subscribe(
+                    subject.encode(), self.receive, routed=True
+                )
 
     def close(self) -> None:
         """Take no more messages. Batches on their way are still answered."""

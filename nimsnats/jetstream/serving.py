@@ -7,16 +7,21 @@ configuration, expiry follows the wall clock and is proposed, never done.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import search
 from nimsnats.jetstream.clock import SECOND
 from nimsnats.jetstream.config import StreamConfig
-from nimsnats.jetstream.kinds import STREAM_EXPIRE
+from nimsnats.jetstream.kinds import STREAM_CONFIG, STREAM_EXPIRE
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.publish import Ingest, Markers
+from nimsnats.jetstream.replicas import Replicas
 from nimsnats.jetstream.stream import Stream
-from nimsnats.raft.machine import NotLeader
+from nimsnats.raft.machine import Group, NotLeader
+
+if TYPE_CHECKING:
+    from nimsnats.broker.subscription import Subscription
+    from nimsnats.jetstream.meta import StreamRecord
 
 _LONGEST: Final = 3600.0
 _GRACE: Final = 0.02
@@ -24,12 +29,24 @@ _GRACE: Final = 0.02
 
 
 class ServedStream:
-    """One stream, from opening its group to closing it. `group_name` is the name of its group."""
+    """One stream, from opening its group to closing it. `group_name` is the name of its group.
 
-    def __init__(self, stream: Stream, group_name: str, *, domain: str = "") -> None:
+    `record` is its line in the catalogue: while this node leads, configuration and members follow it. With `shared`,
+    other nodes may have clients of this stream, so they are told what only its leader answers.
+    """
+
+    def __init__(self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: bool = False) -> None:
         self.stream = stream
-        self.group_name = group_name
+        self.record = record
+        self.group_name = record.group
         self.ingest = Ingest(stream, stream.account, domain=domain)
+        self.replicas: Replicas | None = None
+        self.settled = asyncio.Event()
+        """Set while this node leads and the group has the configuration and the members of the catalogue."""
+        self._domain = domain
+        self._shared = shared
+        self._beacons: list[Subscription] = []
+        self._proposed: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0
         self._expiring = False
@@ -37,13 +54,84 @@ class ServedStream:
         stream.on_config = self._configured
         stream.on_change = self._arm
 
+    def opened(self, group: Group, *, adopt: bool = False) -> None:
+        """The stream's group is open; `adopt` takes the configuration that it holds itself for the right one."""
+        if adopt and self.stream.configured:
+            self.record.config = self.stream.config.to_stored()
+        stream = self.stream
+        self.replicas = Replicas(group, lambda: self.record.members, stream.runtime, stream.log)
+        stream.opened(group)
+
     def _leadership(self, leading: bool) -> None:
-        del leading
+        self._proposed = None
+        if leading:
+            self.review()
+        elif self.replicas is not None:
+            self.replicas.review()
         self.ingest.listen()
+        if self._shared:
+            self._announce(leading)
         self._expiring = False
         self._arm()
 
+    def follow(self, record: StreamRecord) -> None:
+        """The catalogue says something new about this stream."""
+        self.record = record
+        self.review()
+
+    def review(self) -> None:
+        """Propose what the catalogue says and the stream does not; done by the leader, before it takes messages."""
+        stream, record = self.stream, self.record
+        if not stream.leading or self.replicas is None:
+            self.settled.clear()
+            return
+        if not stream.configured:
+            self._propose({"config": record.config, "created": record.created})
+        elif stream.config.to_stored() != record.config:
+            self._propose({"config": record.config})
+        self.replicas.review()
+        if stream.configured and stream.config.to_stored() == record.config:
+            self.settled.set()
+        else:
+            self.settled.clear()
+
+    def _propose(self, fields: dict[str, Any]) -> None:
+        if fields == self._proposed:
+            return
+        try:
+            self.stream.propose(STREAM_CONFIG, pack(fields))
+        except NotLeader:
+            return
+        self._proposed = fields
+
+    async def ready(self, patience: float) -> bool:
+        """Wait until this node leads the stream as the catalogue has it, with all its members."""
+        try:
+            async with asyncio.timeout(patience):
+                await self.settled.wait()
+                if self.replicas is not None:
+                    await self.replicas.complete.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _announce(self, leading: bool) -> None:
+        """Tell the other nodes which subjects only the leader answers. The handlers of the account's own wide
+        subscriptions do the work; these only attract what is published elsewhere."""
+        stream = self.stream
+        for beacon in self._beacons:
+            stream.account.unsubscribe(beacon)
+        self._beacons.clear()
+        if leading:
+            name = stream.name.encode()
+            subjects = [b"$JS.ACK.%b.>", b"$JS.FC.%b.>", b"$JS.API.CONSUMER.MSG.NEXT.%b.*", b"$JS.API.DIRECT.GET.%b"]
+            subjects += [b"$JS.API.DIRECT.GET.%b.>"]
+            if self._domain:
+                subjects.append(b"$JS.ACK.*.*.%b.>")
+            self._beacons = [stream.account.subscribe(form % name, _attract, routed=True) for form in subjects]
+
     def _configured(self, before: StreamConfig) -> None:
+        self.review()
         if before.subjects != self.stream.config.subjects:
             self.ingest.listen()
         self._arm()
@@ -51,6 +139,10 @@ class ServedStream:
     async def close(self, *, deleted: bool = False) -> None:
         """Take no more messages and stop the consumers."""
         self.ingest.close()
+        if self._shared:
+            self._announce(False)
+        if self.replicas is not None:
+            await self.replicas.close()
         self.stream.leading = False
         if self._timer is not None:
             self._timer.cancel()
@@ -138,3 +230,9 @@ class ServedStream:
             if all(other in gone for other in store.index.seqs(found[0])):
                 marked[found[0]] = None
         return list(marked)
+
+
+def _attract(*message: object) -> bool:
+    """The handler of a subscription that is only there to be announced: it takes nothing."""
+    del message
+    return False

@@ -60,6 +60,8 @@ class ApiRequest:
     body: bytes
     origin: ClientConnection | None = None
     params: JsonObject = field(default_factory=JsonObject)
+    hops: int = 0
+    """Nodes that have passed it on."""
 
 
 Response = JsonObject | bool | None
@@ -92,6 +94,8 @@ class ApiDispatcher:
         self.failed = 0
         self.audit: Callable[[ApiRequest, bytes], None] | None = None
         """Told about every answer."""
+        self.forward: Callable[[ApiRequest], bool] | None = None
+        """Asked before a request is handled: True when another node answers it. May raise ApiError."""
         self._runtime = runtime
         self._log = log
         self._strict = strict
@@ -123,16 +127,31 @@ class ApiDispatcher:
     def _receive(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
     ) -> bool | None:
-        """The subscription's handler. Subjects that no endpoint knows get no answer at all, as in nats-server."""
+        """The subscription's handler."""
+        return self.take(subject, reply, headers, payload, origin)
+
+    def take(
+        self,
+        subject: bytes,
+        reply: bytes,
+        headers: bytes,
+        payload: bytes,
+        origin: ClientConnection | None = None,
+        hops: int = 0,
+    ) -> bool | None:
+        """Answer a request, whether it comes from a client or from another node that passes it on. Subjects that no
+        endpoint knows get no answer at all, as in nats-server."""
         tokens = subject.decode("utf-8", "replace").split(".")[2:]
         endpoint = self._find(tokens)
         if endpoint is None:
             return None
-        request = ApiRequest(self.account, tokens, subject, reply, headers, payload, origin)
+        request = ApiRequest(self.account, tokens, subject, reply, headers, payload, origin, hops=hops)
         if endpoint.body is Body.RAW:
             return self._call_raw(endpoint, request)
         self.total += 1
         try:
+            if self.forward is not None and self.forward(request):
+                return None
             self._check_level(request)
             self._read_body(endpoint, request)
             response = endpoint.handler(request)
@@ -190,6 +209,12 @@ class ApiDispatcher:
             self.account.publish(request.reply, payload)
         if self.audit is not None and (endpoint.response != "stream_msg_get_response" or "error" in body):
             self.audit(request, payload)
+
+    def answer_for(self, pattern: str, request: ApiRequest, body: JsonObject) -> None:
+        """Answer a request to an endpoint that another node has handled up to here."""
+        endpoint = self._find(pattern.split("."))
+        assert endpoint is not None
+        self.answer(endpoint, request, body)
 
     def _fail(self, endpoint: Endpoint, request: ApiRequest, error: ApiError) -> None:
         self.failed += 1

@@ -1,0 +1,187 @@
+"""Messages between nodes: ordinary messages on the system account, which routes carry.
+
+Owns the subjects (`$NIMS.RAFT.<hash>`, `$NIMS.API.<hash>`), questions with their answers, and the way of Raft's frames.
+What a question means is the business of whoever registers for it. Clients outside the system account cannot publish
+here; what cannot be read is counted and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from nimsnats.identity import node_hash
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.raft.transport import node_of
+from nimsnats.runtime import Runtime
+
+if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.subscription import Subscription
+    from nimsnats.raft.host import Host
+
+_TELL: Final = 0
+_ASK: Final = 1
+_ANSWER: Final = 2
+_REFUSAL: Final = 3
+PATIENCE: Final = 2.0
+"""Seconds to wait for an answer unless told otherwise."""
+
+Listener = Callable[[str, Any], Any]
+"""(sender's member name, body) -> an answer, or an awaitable of one. May raise ApiError."""
+
+
+class Unreachable(Exception):
+    """The other node has no route, or did not answer in time."""
+
+
+def mailbox(member: str) -> bytes:
+    """The subject of a member's, or of any node's, questions."""
+    return b"$NIMS.API." + node_hash(member).encode()
+
+
+class RaftMail:
+    """Raft's frames over routes; implements `nimsnats.raft.transport.Transport`."""
+
+    def __init__(self, system: Account, host: Host) -> None:
+        self._system = system
+        self._host = host
+        self._subjects: dict[str, bytes] = {}
+        self._subscription: Subscription | None = system.subscribe(self._subject(host.member), self._receive, routed=True)
+
+    def _subject(self, member: str) -> bytes:
+        subject = self._subjects.get(member)
+        if subject is None:
+            subject = self._subjects[member] = b"$NIMS.RAFT." + node_hash(member).encode()
+        return subject
+
+    def send(self, peer: str, frame: bytes) -> None:
+        """Send a frame to a member, or drop it."""
+        self._system.publish(self._subject(peer), frame)
+
+    def _receive(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        del subject, reply, headers
+        if origin is None:
+            self._host.receive("", payload)
+        return None
+
+    def close(self) -> None:
+        """Receive no more."""
+        if self._subscription is not None:
+            self._system.unsubscribe(self._subscription)
+            self._subscription = None
+
+
+class Mail:
+    """Questions and messages between nodes. `member` is this node with its disk."""
+
+    def __init__(self, system: Account, member: str, runtime: Runtime, log: logging.Logger) -> None:
+        self.member = member
+        self.refused = 0
+        """Messages that could not be read."""
+        self._system = system
+        self._runtime = runtime
+        self._log = log
+        self._listeners: dict[str, Listener] = {}
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscriptions = [
+            system.subscribe(mailbox(name), self._receive, routed=True) for name in (member, node_of(member))
+        ]
+
+    def listen(self, what: str, listener: Listener) -> None:
+        """Answer questions of one kind."""
+        self._listeners[what] = listener
+
+    def tell(self, to: str, what: str, body: Any) -> bool:
+        """Send without expecting an answer; False when there is no way there."""
+        return self._send(to, _TELL, 0, what, body)
+
+    async def ask(self, to: str, what: str, body: Any, patience: float = PATIENCE) -> Any:
+        """Ask a member, or a node by its bare name. Raises Unreachable, and the ApiError that it answers with."""
+        self._numbers += 1
+        number = self._numbers
+        waiting: asyncio.Future[Any] = self._runtime.loop.create_future()
+        self._waiting[number] = waiting
+        try:
+            if not self._send(to, _ASK, number, what, body):
+                raise Unreachable(f"no route to {node_of(to)}")
+            async with asyncio.timeout(patience):
+                return await waiting
+        except TimeoutError as error:
+            raise Unreachable(f"{node_of(to)} does not answer") from error
+        finally:
+            del self._waiting[number]
+
+    def _send(self, to: str, form: int, number: int, what: str, body: Any) -> bool:
+        frame = pack([form, number, self.member, to, what, body])
+        return self._system.publish(mailbox(to), frame) > 0
+
+    def _receive(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        del subject, reply, headers, origin
+        try:
+            form, number, sender, to, what, body = unpack(payload)
+        except (ValueError, TypeError):
+            self.refused += 1
+            return None
+        if to not in (self.member, node_of(self.member)):
+            return None
+        if form in (_ANSWER, _REFUSAL):
+            self._answered(form, number, body)
+        elif what in self._listeners:
+            self._handle(form, number, sender, what, body)
+        else:
+            self.refused += 1
+        return None
+
+    def _answered(self, form: int, number: int, body: Any) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is None or waiting.done():
+            return
+        if form == _ANSWER:
+            waiting.set_result(body)
+        else:
+            waiting.set_exception(ApiError(*body))
+
+    def _handle(self, form: int, number: int, sender: str, what: str, body: Any) -> None:
+        task = self._runtime.spawn(self._answer(form, number, sender, what, body), f"mail {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, form: int, number: int, sender: str, what: str, body: Any) -> None:
+        try:
+            answer: Any = self._listeners[what](sender, body)
+            if inspect.isawaitable(answer):
+                answer = await _resolved(answer)
+        except ApiError as error:
+            if form == _ASK:
+                self._send(sender, _REFUSAL, number, what, [error.code, error.err_code, error.description])
+        except Exception:
+            self._log.exception("Question %s of %s cannot be answered", what, sender)
+        else:
+            if form == _ASK:
+                self._send(sender, _ANSWER, number, what, answer)
+
+    async def close(self) -> None:
+        """Hear and answer nothing more."""
+        for subscription in self._subscriptions:
+            self._system.unsubscribe(subscription)
+        self._subscriptions.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _resolved(answer: Awaitable[Any]) -> Any:
+    return await answer
