@@ -145,7 +145,8 @@ class Process:
     def _write_ports(self, settings: Settings) -> None:
         if not settings.ports_file_dir:
             return
-        name = f"{Path(sys.argv[0]).stem}_{os.getpid()}.ports"
+        program = Path(sys.argv[0]).stem
+        name = f"{'nimsnats' if program == '__main__' else program}_{os.getpid()}.ports"  # `python -m nimsnats`
         path = Path(settings.ports_file_dir) / name
         try:
             path.write_text(json.dumps(self._service.listening()))

@@ -24,7 +24,7 @@ from nimsnats.jetstream.engine import JetStream
 from nimsnats.monitor.view import NodeView
 from nimsnats.raft.host import Host
 from nimsnats.reload import reload
-from nimsnats.runtime import Runtime
+from nimsnats.runtime import Runtime, StartError
 from nimsnats.storage import Database, open_database
 from nimsnats.version import NATS_VERSION, __version__
 
@@ -47,6 +47,13 @@ def embedded_settings(
         settings.data_dir = Path(store_dir)
         settings.jetstream = replace(settings.jetstream, store_dir=settings.data_dir)
     return settings
+
+
+def entitled_accounts(settings: Settings) -> frozenset[str] | None:
+    """Accounts with JetStream: all while there are only `$G` and the system account, else those that ask for it."""
+    system = settings.broker.system_account
+    others = [account for account in settings.accounts if account.name != system]
+    return frozenset(account.name for account in others if account.jetstream) if others else None
 
 
 class Server:
@@ -185,9 +192,9 @@ class Server:
         self.log.info("Starting JetStream")
         self.log.info('  Store Directory: "%s"', options.store_dir)
         self._host = Host(self.storage, runtime, broker.server_name)
-        for account in self.settings.accounts:
-            if account.jetstream:
-                broker.account(account.name)
+        options.accounts = entitled_accounts(self.settings)
+        for name in sorted(options.accounts or ()):
+            broker.account(name)
         self.jetstream = JetStream(broker, self._host, options, runtime)
         await self.jetstream.start()
 
@@ -233,7 +240,15 @@ class Server:
 
     def reload(self, settings: Settings) -> list[str]:
         """Take over what can change while running; a line for each change. Raises StartError naming what cannot."""
-        return reload(self.broker, self.settings, settings)
+        before, after = entitled_accounts(self.settings), entitled_accounts(settings)
+        if self.jetstream is None or before == after:
+            return reload(self.broker, self.settings, settings)
+        if before is None or after is None or before - after:
+            raise StartError("config reload not supported for taking JetStream away from an account")
+        lines = reload(self.broker, self.settings, settings)
+        self.settings.accounts = settings.accounts
+        self.jetstream.entitle(after - before)
+        return [*lines, *(f"JetStream for account {name}" for name in sorted(after - before))]
 
     def listening(self) -> dict[str, list[str]]:
         """URLs by kind, as the ports file has them."""

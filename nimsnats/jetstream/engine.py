@@ -7,14 +7,16 @@ streams end with the process.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.account import JetStreamAccount
 from nimsnats.jetstream.advisory import Advisories
-from nimsnats.jetstream.api.account import AccountApi, system_endpoints
+from nimsnats.jetstream.api.account import AccountApi, disabled_endpoints, system_endpoints
 from nimsnats.jetstream.api.consumer import ConsumerApi
 from nimsnats.jetstream.api.direct import DirectApi
 from nimsnats.jetstream.api.dispatch import ApiDispatcher
@@ -78,6 +80,7 @@ class JetStream:
         self._advisories = Advisories(runtime, broker.server_name, options.domain)
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
+        self._opening: set[asyncio.Task[None]] = set()
 
     @property
     def server_name(self) -> str:
@@ -93,17 +96,83 @@ class JetStream:
         """Open the catalogue and every stream, then answer requests. Raises what storage raises."""
         self.meta.opened(await self.host.open_group(META_GROUP, self.meta))
         for account in list(self.broker.accounts.values()):
-            if account is not self.broker.system_account:
+            if self._entitled(account):
                 self.accounts[account.name] = JetStreamAccount(self, account)
         await self._destroy_removed()
         for record in list(self.meta.streams.values()):
             await self._open_recorded(record)
         await self._adopt_lost()
-        for account in self.accounts.values():
-            self._serve(account)
-        system = ApiDispatcher(self.broker.system_account, self.runtime, self.log, strict=self.options.strict)
-        system.register(system_endpoints())
-        self._start(system)
+        for account in list(self.broker.accounts.values()):
+            if account.name in self.accounts:
+                self._serve(self.accounts[account.name])
+            else:
+                self._serve_disabled(account)
+        self.broker.account_listeners.append(self._account_came)
+
+    def _entitled(self, account: Account) -> bool:
+        """Whether an account has JetStream: never the system account, and of the others those that may."""
+        named = self.options.accounts
+        return account is not self.broker.system_account and (named is None or account.name in named)
+
+    def _serve_disabled(self, account: Account) -> None:
+        """Answer the API of an account without JetStream with what it may do, and errors."""
+        system = account is self.broker.system_account
+        # a nats-server would send its accounts' requests to the system account if it heard of interest there
+        dispatcher = ApiDispatcher(account, self.runtime, self.log, strict=self.options.strict, routed=False)
+        dispatcher.register(system_endpoints(self) if system else disabled_endpoints())
+        self._start(dispatcher)
+
+    def _account_came(self, account: Account) -> None:
+        """An account came into being while the node is up: by its first client, or by a reload."""
+        if not self._entitled(account):
+            self._serve_disabled(account)
+            return
+        late = self.accounts[account.name] = JetStreamAccount(self, account)
+        if any(record.account == account.name for record in self.meta.streams.values()):
+            self._opens(self._open_late(late))
+        else:
+            self._serve(late)
+
+    async def _open_late(self, account: JetStreamAccount) -> None:
+        """Open what an account left behind when it was last configured, then serve it."""
+        for record in list(self.meta.streams.values()):
+            if record.account == account.name:
+                await self._open_recorded(record)
+        self._serve(account)
+
+    def entitle(self, names: frozenset[str]) -> None:
+        """Give more accounts JetStream while the node is up (a reload)."""
+        assert self.options.accounts is not None
+        self.options.accounts |= names
+        for name in sorted(names - self.accounts.keys()):
+            account = self.broker.accounts.get(name)
+            if account is None:
+                self.broker.account(name)  # `_account_came` hears of it
+            elif self._entitled(account):
+                self._opens(self._promote(account))
+
+    async def _promote(self, account: Account) -> None:
+        """An account that has been told that it has no JetStream gets it."""
+        for dispatcher in [one for one in self._dispatchers if one.account is account]:
+            self._dispatchers.remove(dispatcher)
+            await dispatcher.close()
+        self._account_came(account)
+
+    def _opens(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.runtime.spawn(work, "jetstream account")
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def purge_account(self, name: str) -> None:
+        """Delete every stream of an account, also of one that is not configured any more."""
+        account = self.accounts.get(name)
+        if account is not None:
+            for stream in list(account.streams):
+                await account.delete(stream)
+        for record in [one for one in self.meta.streams.values() if one.account == name]:
+            await self.meta.remove((record.account, record.name))
+            await self.host.remove_group(record.group)
+        self.log.info("Purged JetStream account %s", name)
 
     def _serve(self, account: JetStreamAccount) -> None:
         dispatcher = ApiDispatcher(account.account, self.runtime, self.log, strict=self.options.strict)
@@ -129,6 +198,9 @@ class JetStream:
 
     async def stop(self) -> None:
         """Answer no more requests and stop every stream. Groups stay open for the host to flush."""
+        if self._account_came in self.broker.account_listeners:
+            self.broker.account_listeners.remove(self._account_came)
+        await asyncio.gather(*self._opening, return_exceptions=True)
         for dispatcher in self._dispatchers:
             await dispatcher.close()
         for direct in self._directs:

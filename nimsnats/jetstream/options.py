@@ -11,6 +11,8 @@ class JetStreamOptions:
     """Settings of the JetStream side of a node; defaults are nats-server's where it has them."""
 
     store_dir: Path
+    accounts: frozenset[str] | None = None
+    """Names of the accounts that have JetStream; None: every one but the system account."""
     max_memory: int = -1
     max_file: int = -1
     strict: bool = True

@@ -20,6 +20,7 @@ from nimsnats.jetstream.clock import SECOND, format_duration
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
+from nimsnats.jetstream.routed import nodes_group
 from nimsnats.jetstream.stream import Outcome, Publication, Stream
 from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
 from nimsnats.raft.machine import NotLeader
@@ -105,8 +106,9 @@ class Ingest:
             self._account.unsubscribe(self._subscriptions.pop(subject))
         for subject in wanted:
             if subject not in self._subscriptions:
+                group = nodes_group(f"S.{self._stream.name}")
                 self._subscriptions[subject] = self._account.subscribe(
-                    subject.encode(), self.receive, routed=True
+                    subject.encode(), self.receive, group, routed=True
                 )
 
     def close(self) -> None:

@@ -325,8 +325,10 @@ class Stream(StreamView):
         return removed
 
     def _enforce_limits(self) -> None:
-        """Discard the oldest messages above `max_msgs` and `max_bytes`."""
+        """Discard the oldest messages above `max_msgs` and `max_bytes`; discard new keeps them, and refuses others."""
         config, store = self.config, self.store
+        if config.discard == "new":
+            return
         messages = store.messages - config.max_msgs if config.max_msgs > 0 else 0
         size = store.bytes - config.max_bytes if config.max_bytes > 0 else 0
         if messages > 0 or size > 0:

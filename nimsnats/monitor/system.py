@@ -87,6 +87,7 @@ class SystemServices:
         for account in broker.accounts.values():
             if account is not system:
                 self._adopt(account)
+        broker.account_listeners.append(self._adopt)
 
     def _adopt(self, account: Account) -> None:
         """Let an ordinary account ask about itself."""
@@ -97,6 +98,9 @@ class SystemServices:
 
     def stop(self) -> None:
         """Unsubscribe. Idempotent."""
+        listeners = self._view.broker.account_listeners
+        if self._adopt in listeners:
+            listeners.remove(self._adopt)
         for account, subscription in self._subscriptions:
             account.unsubscribe(subscription)
         self._subscriptions.clear()

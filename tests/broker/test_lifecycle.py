@@ -176,3 +176,16 @@ async def test_nats_py() -> None:
         await one.drain()
         await two.close()
         await until(lambda: not broker.clients)
+
+
+async def test_round_trips_are_measured_finer_than_a_loop_counts() -> None:
+    async with running(ping_interval=0.01) as broker:
+        clock = iter(range(1_000_000_000, 2_000_000_000, 123_456))
+        broker.runtime.boot_time_ns = lambda: next(clock)
+        peer = await Peer.connect(broker.port, QUIET + b"PING\r\n")
+        while await peer.line() != b"PING":
+            pass
+        peer.send(b"PONG\r\n")
+        await until(lambda: broker.clients[1].rtt > 0)
+        assert broker.clients[1].rtt == 123_456 / 1e9
+        peer.close()

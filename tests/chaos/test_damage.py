@@ -46,7 +46,7 @@ def flip_wal(data_dir: Path, chance: random.Random) -> None:
 
 
 def flip_database(data_dir: Path, chance: random.Random) -> None:
-    """A few bits of the database itself have turned."""
+    """A few bits of the database itself have turned (the node had stopped in order, so it holds everything)."""
     _flip(_only(data_dir, ".db"), chance, 100, 3)
 
 
@@ -100,7 +100,7 @@ async def harm_once(data_dir: Path, harm: Harm, seed: int, messages: int) -> tup
     try:
         await node.start()
         await load(node, ledger, messages)
-        await node.kill()
+        await (node.terminate() if harm is flip_database else node.kill())
         harm(data_dir, chance)
         await node.start()
         return await check_after_damage(node, ledger)

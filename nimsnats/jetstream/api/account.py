@@ -14,6 +14,7 @@ from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
+    from nimsnats.jetstream.engine import JetStream
 
 _LIMITS: Final[JsonObject] = {
     "max_memory": -1,
@@ -59,18 +60,32 @@ class AccountApi:
         return body
 
 
-def system_endpoints() -> list[Endpoint]:
-    """What the system account is told: it has no JetStream, and there is no cluster to administer."""
+def system_endpoints(engine: JetStream) -> list[Endpoint]:
+    """What the system account may do: purge an account. It has no JetStream, there is no cluster to administer."""
+
+    async def purge(request: ApiRequest) -> JsonObject:
+        """`ACCOUNT.PURGE.<account>`: delete every stream of an account, whether it exists or not."""
+        await engine.purge_account(request.tokens[2])
+        return {"initiated": True}
+
     return [
-        Endpoint("INFO", "account_info_response", _not_enabled, Body.OPTIONAL),
-        Endpoint("STREAM.>", "system_response", _not_enabled, Body.OPTIONAL),
-        Endpoint("CONSUMER.>", "system_response", _not_enabled, Body.OPTIONAL),
+        Endpoint("ACCOUNT.PURGE.*", "account_purge_response", purge, Body.OPTIONAL),
+        *disabled_endpoints(),
         Endpoint("META.LEADER.STEPDOWN", "meta_leader_stepdown_response", _clustered, Body.OPTIONAL),
         Endpoint("META.RESCUE", "meta_rescue_response", _clustered, Body.OPTIONAL),
         Endpoint("SERVER.REMOVE", "meta_server_remove_response", _clustered, Body.OPTIONAL),
         Endpoint("SERVER.EVACUATE", "meta_server_evacuate_response", _clustered, Body.OPTIONAL),
         Endpoint("ACCOUNT.STREAM.MOVE.*.*", "stream_update_response", _clustered, Body.OPTIONAL),
         Endpoint("ACCOUNT.STREAM.CANCEL_MOVE.*.*", "stream_cancel_move_response", _clustered, Body.OPTIONAL),
+    ]
+
+
+def disabled_endpoints() -> list[Endpoint]:
+    """What an account without JetStream is told."""
+    return [
+        Endpoint("INFO", "account_info_response", _not_enabled, Body.OPTIONAL),
+        Endpoint("STREAM.>", "system_response", _not_enabled, Body.OPTIONAL),
+        Endpoint("CONSUMER.>", "system_response", _not_enabled, Body.OPTIONAL),
     ]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject, Struct, decode, encode
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.routed import nodes_group
 from nimsnats.protocol.headers import header_value
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL
@@ -86,9 +87,11 @@ class Endpoint:
 
 
 class ApiDispatcher:
-    """Answers the JetStream API of one account until it is closed."""
+    """Answers the JetStream API of one account until it is closed; `routed`: for clients of other servers, too."""
 
-    def __init__(self, account: Account, runtime: Runtime, log: logging.Logger, *, strict: bool = True) -> None:
+    def __init__(
+        self, account: Account, runtime: Runtime, log: logging.Logger, *, strict: bool = True, routed: bool = True
+    ) -> None:
         self.account = account
         self.total = 0
         self.failed = 0
@@ -99,6 +102,7 @@ class ApiDispatcher:
         self._runtime = runtime
         self._log = log
         self._strict = strict
+        self._routed = routed
         self._by_head: dict[str, list[tuple[list[str], Endpoint]]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self._subscription: Subscription | None = None
@@ -112,7 +116,9 @@ class ApiDispatcher:
     def start(self) -> None:
         """Start to answer."""
         assert self._subscription is None
-        self._subscription = self.account.subscribe(f"{PREFIX}>".encode(), self._receive)
+        self._subscription = self.account.subscribe(
+            f"{PREFIX}>".encode(), self._receive, nodes_group("API"), routed=self._routed
+        )
 
     async def close(self) -> None:
         """Stop to answer; requests that wait for a commit are given up."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.consumer.push import PushSide
+from nimsnats.jetstream.routed import nodes_group
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -34,8 +35,9 @@ class Listening:
     def add(self, stream: str, by_token: Mapping[bytes, Consumer]) -> None:
         """Listen for a stream; `by_token` are its consumers by name, now and later."""
         if not self._subscriptions:
-            for subject, handler in ((b"$JS.ACK.>", self._on_ack), (b"$JS.FC.>", self._on_flow)):
-                self._subscriptions.append(self._account.subscribe(subject, handler))
+            for kind, handler in (("ACK", self._on_ack), ("FC", self._on_flow)):
+                subject = f"$JS.{kind}.>".encode()
+                self._subscriptions.append(self._account.subscribe(subject, handler, nodes_group(kind), routed=True))
         self._streams[stream.encode()] = by_token
 
     def remove(self, stream: str, consumers: Mapping[bytes, Consumer]) -> None:
