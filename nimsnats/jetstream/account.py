@@ -1,14 +1,15 @@
 """JetStream of one account: its streams, and how they come, change and go.
 
-Owns the name and subject space of the account's streams, the limits across them, and the order of creation, update and
-deletion (one at a time). Answers to clients are `api/`'s business, storage of the catalogue is `meta.py`'s.
+Owns the name and subject space of the account's streams, the limits across them, the order of creation, update and
+deletion (one at a time, on the node that leads the catalogue), and the agreement between the catalogue and the replicas
+on this node. Answers to clients are `api/`'s business, storage of the catalogue is `meta.py`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
@@ -16,7 +17,6 @@ from nimsnats.jetstream.config_rules import check_create, check_update, checked
 from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
-from nimsnats.jetstream.kinds import STREAM_CONFIG
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
@@ -24,18 +24,22 @@ from nimsnats.protocol.subject import collide
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
+    from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.engine import JetStream
 
 
 class JetStreamAccount:
-    """One account's streams."""
+    """One account's streams. `streams` are those with a replica on this node."""
 
     def __init__(self, engine: JetStream, account: Account) -> None:
         self.engine = engine
         self.account = account
         self.streams: dict[str, ServedStream] = {}
+        self.dispatcher: ApiDispatcher | None = None
+        """Set before the first stream is opened."""
         self._changing = asyncio.Lock()
-        self._listening = Listening(account)
+        self._settling: dict[str, asyncio.Lock] = {}
+        self._listening = Listening(account, shared=engine.clustered)
 
     @property
     def name(self) -> str:
@@ -45,6 +49,18 @@ class JetStreamAccount:
     def __iter__(self) -> Iterator[Stream]:
         for name in sorted(self.streams):
             yield self.streams[name].stream
+
+    def records(self) -> list[StreamRecord]:
+        """The account's lines in the catalogue, by name."""
+        found = [record for record in self.engine.meta.streams.values() if record.account == self.name]
+        return sorted(found, key=lambda record: record.name)
+
+    def record(self, name: str) -> StreamRecord:
+        """A stream's line in the catalogue. Raises ApiError 10059."""
+        found = self.engine.meta.streams.get((self.name, name))
+        if found is None:
+            raise errors.STREAM_NOT_FOUND()
+        return found
 
     def stream(self, name: str) -> Stream:
         """A stream by name. Raises ApiError 10059."""
@@ -57,67 +73,74 @@ class JetStreamAccount:
             raise errors.STREAM_NOT_FOUND()
         return found
 
-    # Changes
+    # Changes, on the node that leads the catalogue
 
-    async def create(self, asked: StreamConfig, *, pedantic: bool) -> Stream:
-        """Create a stream, or find the one that has exactly this configuration already. Raises ApiError."""
+    async def create(self, asked: StreamConfig, *, pedantic: bool) -> StreamRecord:
+        """Enter a stream, or find the one that has exactly this configuration already. Raises ApiError.
+
+        It is in service here when this returns, if this node is its founder.
+        """
         config = checked(asked, pedantic=pedantic, window_limit=self.engine.window_limit)
         check_create(config)
         async with self._changing:
-            existing = self.streams.get(config.name)
+            existing = self.engine.meta.streams.get((self.name, config.name))
             if existing is not None:
-                if existing.stream.config != config:
+                if StreamConfig.from_stored(existing.config) != config:
                     raise errors.STREAM_NAME_EXIST()
-                return existing.stream
+                return existing
             self._check_against_others(config)
             created = self.engine.runtime.time_ns()
             group = f"S-{self.name}-{config.name}-{created}"
-            record = StreamRecord(self.name, config.name, group, created, config.to_stored())
+            members = self.engine.placement.place(config)
+            record = StreamRecord(
+                self.name, config.name, group, created, config.to_stored(), list(members), members[0]
+            )
             await self.engine.meta.add(record)
-            served = await self.open(record)
+            await self.settle(config.name)
             self.engine.advise_stream(self.account, "create", config.name)
-            return served.stream
+            return record
 
-    async def update(self, asked: StreamConfig, *, pedantic: bool) -> Stream:
+    async def update(self, asked: StreamConfig, *, pedantic: bool) -> StreamRecord:
         """Change a stream's configuration. Raises ApiError."""
         config = checked(asked, pedantic=pedantic, window_limit=self.engine.window_limit)
         async with self._changing:
-            stream = self.stream(config.name)
-            if config.num_replicas > 1:
+            record = self.record(config.name)
+            before = StreamConfig.from_stored(record.config)
+            if config.num_replicas > 1 and not self.engine.clustered:
                 raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
-            config = check_update(stream.config, config)
+            config = check_update(before, config)
             self._check_against_others(config)
-            self._check_consumers(stream, config)
-            if config != stream.config:
-                await self.engine.meta.update((self.name, config.name), config.to_stored())
-                await stream.change(STREAM_CONFIG, {"config": config.to_stored()})
+            await self.engine.ask_leader(record, "check", config.to_stored())
+            members = self.engine.placement.replace(record, config)
+            if config != before or members != record.members:
+                await self.engine.meta.update(record.key, config.to_stored(), members)
+                await self.engine.ask_leader(record, "settled", None)
             self.engine.advise_stream(self.account, "modify", config.name)
-            return stream
+            return record
 
     async def delete(self, name: str) -> None:
         """Remove a stream and everything in it. Raises ApiError 10059."""
         async with self._changing:
-            served = self.served(name)
-            await self.engine.meta.remove((self.name, name))
-            del self.streams[name]
-            await served.close(deleted=True)
-            await self.engine.host.remove_group(served.group_name)
+            record = self.record(name)
+            await self.engine.meta.remove(record.key)
+            await self.settle(name)
             self.engine.advise_stream(self.account, "delete", name)
 
     def _check_against_others(self, config: StreamConfig) -> None:
-        if config.num_replicas > 1:
+        if config.num_replicas > 1 and not self.engine.clustered:
             raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
-        for other in self:
-            if other.name == config.name:
+        for record in self.records():
+            if record.name == config.name:
                 continue
+            theirs = [subject.encode() for subject in record.config.get("subjects") or ()]
             for mine in config.subject_bytes:
-                if any(collide(mine, theirs) for theirs in other.config.subject_bytes):
+                if any(collide(mine, subject) for subject in theirs):
                     raise errors.STREAM_SUBJECT_OVERLAP()
         self.engine.check_reservation(config)
 
-    @staticmethod
-    def _check_consumers(stream: Stream, config: StreamConfig) -> None:
-        """Limits for consumers may not shrink below what existing ones have."""
+    def check_consumers(self, stream: Stream, stored: dict[str, Any]) -> None:
+        """Limits for consumers may not shrink below what existing ones have. Raises ApiError."""
+        config = StreamConfig.from_stored(stored)
         pending = config.consumer_limits.get("max_ack_pending", 0)
         threshold = config.consumer_limits.get("inactive_threshold", 0)
         violating: list[str] = []
@@ -131,7 +154,38 @@ class JetStreamAccount:
             text = f"change to limits violates consumers: {', '.join(sorted(violating))}"
             raise errors.STREAM_UPDATE(err=text)
 
-    # Opening
+    # Replicas on this node
+
+    async def settle(self, name: str) -> None:
+        """Make this node's replica of a stream what the catalogue says: there, gone, or with other members."""
+        lock = self._settling.setdefault(name, asyncio.Lock())
+        async with lock:
+            record = self.engine.meta.streams.get((self.name, name))
+            served = self.streams.get(name)
+            if served is not None and (record is None or record.group != served.group_name):
+                await self._drop(served)
+                served = None
+            if record is not None and served is not None:
+                served.follow(record)
+            elif record is not None and self.engine.holds(record):
+                await self.open(record)
+        if record is None:
+            self._settling.pop(name, None)
+
+    async def _drop(self, served: ServedStream) -> None:
+        """The stream is deleted: so is its replica here."""
+        self.streams.pop(served.stream.name, None)
+        await served.close(deleted=True)
+        await self.engine.host.remove_group(served.group_name)
+
+    async def retire(self, name: str) -> None:
+        """The stream lives on, but its group has no member here any more."""
+        async with self._settling.setdefault(name, asyncio.Lock()):
+            served = self.streams.get(name)
+            if served is not None and not self.engine.holds(served.record):
+                self.streams.pop(name, None)
+                await served.close()
+                await self.engine.host.remove_group(served.group_name)
 
     async def open(self, record: StreamRecord, *, adopt: bool = False) -> ServedStream:
         """Open a stream of the catalogue: recover what its group holds, then take messages.
@@ -141,22 +195,28 @@ class JetStreamAccount:
         engine = self.engine
         config = StreamConfig.from_stored(record.config)
         stream = Stream(self.account, config, record.created, self._environment())
-        served = ServedStream(stream, record.group, domain=engine.options.domain)
+        shared = self.dispatcher if engine.clustered else None
+        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared)
         served.ingest.full = lambda: engine.check_room(stream)
         group = await engine.host.open_group(
-            record.group, stream, storage="file" if config.storage == "file" else "memory"
+            record.group,
+            stream,
+            storage="file" if config.storage == "file" else "memory",
+            members=engine.founders(record),
         )
-        stream.opened(group)
-        if not stream.configured:
-            await stream.change(STREAM_CONFIG, {"config": record.config, "created": record.created})
-        elif stream.config != config and not adopt:
-            await stream.change(STREAM_CONFIG, {"config": record.config})
+        served.opened(group, adopt=adopt)
         self.streams[stream.name] = served
+        if group.leading:
+            await served.settled.wait()
+            if served.failure is not None:
+                raise served.failure
         return served
 
     def _environment(self) -> Environment:
         engine = self.engine
-        limits = ServerLimits(engine.options.max_ack_pending, engine.options.max_request_batch)
+        limits = ServerLimits(
+            engine.options.max_ack_pending, engine.options.max_request_batch, clustered=engine.clustered
+        )
 
         def consumers(stream: Stream) -> ConsumerSet:
             return ConsumerSet(

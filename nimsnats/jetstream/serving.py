@@ -21,6 +21,7 @@ from nimsnats.raft.machine import Group, NotLeader
 
 if TYPE_CHECKING:
     from nimsnats.broker.subscription import Subscription
+    from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.meta import StreamRecord
 
 _LONGEST: Final = 3600.0
@@ -32,10 +33,10 @@ class ServedStream:
     """One stream, from opening its group to closing it. `group_name` is the name of its group.
 
     `record` is its line in the catalogue: while this node leads, configuration and members follow it. With `shared`,
-    other nodes may have clients of this stream, so they are told what only its leader answers.
+    the account's dispatcher, other nodes have clients of this stream, and are told what only its leader answers.
     """
 
-    def __init__(self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: bool = False) -> None:
+    def __init__(self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: ApiDispatcher | None = None) -> None:
         self.stream = stream
         self.record = record
         self.group_name = record.group
@@ -43,6 +44,8 @@ class ServedStream:
         self.replicas: Replicas | None = None
         self.settled = asyncio.Event()
         """Set while this node leads and the group has the configuration and the members of the catalogue."""
+        self.failure: BaseException | None = None
+        """Why the catalogue's configuration could not be taken over."""
         self._domain = domain
         self._shared = shared
         self._beacons: list[Subscription] = []
@@ -69,8 +72,8 @@ class ServedStream:
         elif self.replicas is not None:
             self.replicas.review()
         self.ingest.listen()
-        if self._shared:
-            self._announce(leading)
+        if self._shared is not None:
+            self._announce(self._shared, leading)
         self._expiring = False
         self._arm()
 
@@ -98,11 +101,21 @@ class ServedStream:
     def _propose(self, fields: dict[str, Any]) -> None:
         if fields == self._proposed:
             return
+        done: asyncio.Future[Any] = self.stream.runtime.loop.create_future()
+        done.add_done_callback(self._decided)
         try:
-            self.stream.propose(STREAM_CONFIG, pack(fields))
+            self.stream.propose(STREAM_CONFIG, pack(fields), done)
         except NotLeader:
+            done.cancel()
             return
         self._proposed = fields
+
+    def _decided(self, done: asyncio.Future[Any]) -> None:
+        """A proposed configuration was applied, or refused: the disk is full, or leadership is lost."""
+        self.failure = None if done.cancelled() else done.exception()
+        if self.failure is not None:
+            self._proposed = None
+            self.settled.set()
 
     async def ready(self, patience: float) -> bool:
         """Wait until this node leads the stream as the catalogue has it, with all its members."""
@@ -115,20 +128,20 @@ class ServedStream:
             return False
         return True
 
-    def _announce(self, leading: bool) -> None:
-        """Tell the other nodes which subjects only the leader answers. The handlers of the account's own wide
-        subscriptions do the work; these only attract what is published elsewhere."""
-        stream = self.stream
+    def _announce(self, dispatcher: ApiDispatcher, leading: bool) -> None:
+        """Tell the other nodes which subjects only the leader answers. For acknowledgements the account's own wide
+        subscriptions do the work: these only attract what is published elsewhere."""
+        account, name = self.stream.account, self.stream.name.encode()
         for beacon in self._beacons:
-            stream.account.unsubscribe(beacon)
+            account.unsubscribe(beacon)
         self._beacons.clear()
-        if leading:
-            name = stream.name.encode()
-            subjects = [b"$JS.ACK.%b.>", b"$JS.FC.%b.>", b"$JS.API.CONSUMER.MSG.NEXT.%b.*", b"$JS.API.DIRECT.GET.%b"]
-            subjects += [b"$JS.API.DIRECT.GET.%b.>"]
-            if self._domain:
-                subjects.append(b"$JS.ACK.*.*.%b.>")
-            self._beacons = [stream.account.subscribe(form % name, _attract, routed=True) for form in subjects]
+        if not leading:
+            return
+        forms = [b"$JS.ACK.%b.>", b"$JS.FC.%b.>", *((b"$JS.ACK.*.*.%b.>",) if self._domain else ())]
+        self._beacons = [account.subscribe(form % name, _attract, routed=True) for form in forms]
+        for form in (b"CONSUMER.MSG.NEXT.%b.*", b"DIRECT.GET.%b", b"DIRECT.GET.%b.>"):
+            subject = b"$JS.API." + form % name
+            self._beacons.append(account.subscribe(subject, dispatcher.attracted, routed=True))
 
     def _configured(self, before: StreamConfig) -> None:
         self.review()
@@ -139,8 +152,8 @@ class ServedStream:
     async def close(self, *, deleted: bool = False) -> None:
         """Take no more messages and stop the consumers."""
         self.ingest.close()
-        if self._shared:
-            self._announce(False)
+        if self._shared is not None:
+            self._announce(self._shared, False)
         if self.replicas is not None:
             await self.replicas.close()
         self.stream.leading = False

@@ -99,6 +99,8 @@ class ApiDispatcher:
         """Told about every answer."""
         self.forward: Callable[[ApiRequest], bool] | None = None
         """Asked before a request is handled: True when another node answers it. May raise ApiError."""
+        self.shared = False
+        """Whether requests with other answers than JSON come from other nodes to `attracted` alone."""
         self._runtime = runtime
         self._log = log
         self._strict = strict
@@ -153,6 +155,8 @@ class ApiDispatcher:
             return None
         request = ApiRequest(self.account, tokens, subject, reply, headers, payload, origin, hops=hops)
         if endpoint.body is Body.RAW:
+            if self.shared and origin is None:
+                return False
             return self._call_raw(endpoint, request)
         self.total += 1
         try:
@@ -215,6 +219,18 @@ class ApiDispatcher:
             self.account.publish(request.reply, payload)
         if self.audit is not None and (endpoint.response != "stream_msg_get_response" or "error" in body):
             self.audit(request, payload)
+
+    def attracted(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> bool | None:
+        """The handler of what a stream's leader asks other nodes to send it: requests whose answer is not JSON."""
+        if origin is not None:
+            return False  # of a client of this node: `_receive` has it
+        tokens = subject.decode("utf-8", "replace").split(".")[2:]
+        endpoint = self._find(tokens)
+        if endpoint is None or endpoint.body is not Body.RAW:
+            return False
+        return self._call_raw(endpoint, ApiRequest(self.account, tokens, subject, reply, headers, payload))
 
     def answer_for(self, pattern: str, request: ApiRequest, body: JsonObject) -> None:
         """Answer a request to an endpoint that another node has handled up to here."""

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 class Listening:
-    """See the module; one for each account."""
+    """See the module; one for each account. `shared`: other nodes lead streams of this account too, so that what
+    is published elsewhere comes here through subscriptions of single streams, which `serving.py` makes."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, *, shared: bool = False) -> None:
         self._account = account
+        self._shared = shared
         self._hash = node_hash(account.name).encode()
         self._streams: dict[bytes, Mapping[bytes, Consumer]] = {}
         self._subscriptions: list[Subscription] = []
@@ -37,7 +39,10 @@ class Listening:
         if not self._subscriptions:
             for kind, handler in (("ACK", self._on_ack), ("FC", self._on_flow)):
                 subject = f"$JS.{kind}.>".encode()
-                self._subscriptions.append(self._account.subscribe(subject, handler, nodes_group(kind), routed=True))
+                group = b"" if self._shared else nodes_group(kind)
+                self._subscriptions.append(
+                    self._account.subscribe(subject, handler, group, routed=not self._shared)
+                )
         self._streams[stream.encode()] = by_token
 
     def remove(self, stream: str, consumers: Mapping[bytes, Consumer]) -> None:
