@@ -39,6 +39,7 @@ class BlockReader:
         self._runtime = runtime
         self._log = log
         self._damaged = damaged
+        self._given_up: set[int] = set()
         self._recent: tuple[Block, Loaded] | None = None
         self._reads: dict[int, asyncio.Task[Loaded | None]] = {}
 
@@ -89,7 +90,8 @@ class BlockReader:
         try:
             batch = await self._read_twice(block.index)
         except (Corrupt, BadBatch) as error:
-            if block.live:  # otherwise it went away while it was being read
+            if block.live and block.index not in self._given_up:  # without live ones it went away meanwhile
+                self._given_up.add(block.index)
                 self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
                 self._damaged([block.seq_at(at) for at in block.live_positions()])
             return None
