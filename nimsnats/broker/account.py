@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
-    from nimsnats.broker.subscription import Handler
+    from nimsnats.broker.subscription import Handler, RowsHandler
 
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
@@ -54,14 +54,22 @@ class Account:
 
     # -- interest -----------------------------------------------------------------------------------------------
 
-    def subscribe(self, subject: bytes, handler: Handler, queue: bytes = b"", *, routed: bool = False) -> Subscription:
-        """An internal subscription: `handler` is called with every message. Raises InvalidSubject.
+    def subscribe(
+        self,
+        subject: bytes,
+        handler: Handler,
+        queue: bytes = b"",
+        *,
+        routed: bool = False,
+        rows: RowsHandler | None = None,
+    ) -> Subscription:
+        """An internal subscription: `handler` is called with every message, or `rows` with many. Raises InvalidSubject.
 
         With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
         clients' messages here; `origin` is None for these.
         Handlers run inside the reading of their publisher's input: they must neither block nor raise.
         """
-        sub = Subscription(subject, queue, handler=handler, routed=routed)
+        sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows)
         self.add(sub)
         return sub
 

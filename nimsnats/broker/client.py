@@ -252,6 +252,12 @@ class ClientConnection(Publisher):
             return None
         return plan.header_way if headers else plan.way
 
+    def rows(self, subject: bytes) -> Lane | None:
+        """See `Commands.rows`. A handler that takes rows answers all of them: no 503 comes into question."""
+        plan = self.account.known_plan(subject) if self.plain else None
+        lane = None if plan is None or plan.way is None else plan.way[0]
+        return lane if isinstance(lane, Internal) and lane.rows is not None else None
+
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         """Each message of a run goes to a handler inside the server."""
         subject, handler, headers = lane.subject, lane.handler, lane.headers

@@ -17,7 +17,7 @@ from nimsnats.protocol.parser import Way
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.route import RouteConnection
-    from nimsnats.broker.subscription import Handler
+    from nimsnats.broker.subscription import Handler, RowsHandler
 
 Receiver: TypeAlias = "ClientConnection | RouteConnection"
 """A connection that messages go to."""
@@ -61,11 +61,12 @@ class Group:
 class Internal:
     """The lane of one handler inside the server, for messages with headers or for those without."""
 
-    __slots__ = ("delivered", "handler", "headers", "subject")
+    __slots__ = ("delivered", "handler", "headers", "rows", "subject")
 
-    def __init__(self, subject: bytes, handler: Handler, *, headers: bool) -> None:
+    def __init__(self, subject: bytes, handler: Handler, rows: RowsHandler | None = None, *, headers: bool) -> None:
         self.subject = subject
         self.handler = handler
+        self.rows = rows
         self.headers = headers
         self.delivered = 0
 
@@ -189,7 +190,7 @@ class Plan:
         """The only receiver is one handler or one queue group of clients, here or at peers."""
         for sub in self.handlers:
             assert sub.handler is not None
-            self.way = _lane(Internal(self.subject, sub.handler, headers=False))
+            self.way = _lane(Internal(self.subject, sub.handler, sub.rows, headers=False))
             self.header_way = _lane(Internal(self.subject, sub.handler, headers=True))
             return
         members: list[tuple[Subscription, Receiver, bytes, bytes]] = []

@@ -53,6 +53,20 @@ class Publisher(Connection):
         self.in_msgs += count
         self.in_bytes += size
 
+    def rows(self, subject: bytes) -> Lane | None:
+        """See `Commands.rows`: not wanted, unless a kind of connection says otherwise."""
+        del subject
+        return None
+
+    def run_rows(self, lane: Lane, replies: list[bytes], payloads: list[bytes], size: int) -> None:
+        """See `Commands.run_rows`."""
+        assert isinstance(lane, Internal) and lane.rows is not None
+        count = len(replies)
+        lane.delivered += count
+        lane.rows(lane.subject, replies, payloads)
+        self.in_msgs += count
+        self.in_bytes += count * size
+
     def _share(self, lane: Group, pieces: list[bytes]) -> None:
         """Each message of a run goes to one member of a queue group, whoever is drawn."""
         members = lane.members

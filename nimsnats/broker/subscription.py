@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes, ClientConnection | None], "bool | None"]
     """(subject, reply, header block or b"", payload, origin). False means: as if this subscription did not exist."""
 
+    RowsHandler: TypeAlias = Callable[[bytes, list[bytes], list[bytes]], None]
+    """(subject, replies, payloads): many messages without headers, all asking for an answer, payloads of one size."""
+
 
 class Subscription:
     """A client's subscription (`client` and `sid` set) or an internal one (`handler` set).
@@ -19,7 +22,7 @@ class Subscription:
     `routed`: peers are told of it, so that their clients' messages come here; clients' subscriptions always are.
     """
 
-    __slots__ = ("client", "delivered", "handler", "limit", "queue", "routed", "sid", "subject")
+    __slots__ = ("client", "delivered", "handler", "limit", "queue", "routed", "rows", "sid", "subject")
 
     def __init__(
         self,
@@ -29,12 +32,15 @@ class Subscription:
         client: ClientConnection | None = None,
         handler: Handler | None = None,
         routed: bool = False,
+        rows: RowsHandler | None = None,
     ) -> None:
         self.subject = subject
         self.queue = queue
         self.sid = sid
         self.client = client
         self.handler = handler
+        self.rows = rows
+        """Takes what `handler` takes, many at once."""
         self.routed = routed or client is not None
         self.delivered = 0
         self.limit = 0

@@ -149,7 +149,7 @@ class Block:
             dead = None
             live = _little(array("Q", [self.seqs[at] for at in self.live_positions()]))
         rejected = None if self.rejected is None else _little(self.rejected)
-        return pack((self.first, self.count, rejected, dead, live))
+        return pack((self.first, self.count, rejected, dead, live, self.stored))
 
 
 def _little(column: array[int]) -> bytes:
@@ -170,10 +170,11 @@ def _from_little(code: str, data: bytes) -> array[int]:
 class Note:
     """A block's note, read back. Raises ValueError (of msgpack) on nonsense, which a checksum should have caught."""
 
-    __slots__ = ("count", "first", "live", "rejected")
+    __slots__ = ("count", "first", "live", "rejected", "stored")
 
     def __init__(self, note: bytes) -> None:
-        first, count, rejected, dead, live = cast("tuple[int, int, Any, Any, Any]", unpack(note))
+        first, count, rejected, dead, live, *more = cast("tuple[int, int, Any, Any, Any]", unpack(note))
+        self.stored = cast("int", more[0]) if more else 0
         self.first = first
         self.count = count
         self.rejected = None if rejected is None else _from_little("I", rejected)

@@ -44,7 +44,7 @@ def stream_state(stream: Stream) -> JsonObject:
     if deleted:
         state["num_deleted"] = deleted
     if store.lost:
-        state["lost"] = {"msgs": store.lost, "bytes": 0}
+        state["lost"] = {"msgs": store.lost, "bytes": store.lost_bytes}
     state["consumer_count"] = len(stream.consumers)
     return state
 

@@ -14,6 +14,8 @@ STREAM_DELETE_MESSAGE: Final = 3
 STREAM_PURGE: Final = 4
 STREAM_EXPIRE: Final = 5
 """Leader's decision that messages up to a time are expired; carries the leader's `now`."""
+STREAM_LOST: Final = 6
+"""Messages that were found damaged when they were read: a group of one gives them up."""
 
 # Stream group: consumer operations (msgpack, owned by `jetstream.consumer`)
 CONSUMER_CREATE: Final = 32

@@ -1,9 +1,9 @@
 """Taking published messages into a stream, and acknowledging them when they are durable.
 
 Owns the subscriptions on the stream's subjects and the messages that wait for the next batch. The hot path of the
-product: a message costs one list append when it arrives; everything else is done per batch, in columns. One batch is
-proposed in a tick, and while two are on their way to the disk, what arrives waits for the next: batches grow with the
-load and an idle stream answers at once.
+product: messages wait in columns, as they come from the connection when many come at once, and everything else is done
+per batch. One batch is proposed in a tick, and while two are on their way to the disk, what arrives waits for the next:
+batches grow with the load and an idle stream answers at once.
 """
 
 from __future__ import annotations
@@ -39,8 +39,41 @@ QUEUE_MESSAGES: Final = 100_000
 QUEUE_BYTES: Final = 128 * 1024 * 1024
 """Waiting for the disk. Above these, publishes are refused (429), as in nats-server."""
 
-Message = tuple[bytes, bytes, bytes, bytes, "ClientConnection | None"]
-"""Subject, reply, headers, payload, origin: what a subscription's handler is called with."""
+
+class _Waiting:
+    """Messages in columns; `size` is the sum of their payloads' bytes."""
+
+    __slots__ = ("headers", "payloads", "replies", "size", "subjects")
+
+    def __init__(self) -> None:
+        self.subjects: list[bytes] = []
+        self.replies: list[bytes] = []
+        self.headers: list[bytes] = []
+        self.payloads: list[bytes] = []
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def first(self, count: int) -> _Waiting:
+        """The first `count` of them, taken out."""
+        taken = _Waiting()
+        taken.subjects, self.subjects = self.subjects[:count], self.subjects[count:]
+        taken.replies, self.replies = self.replies[:count], self.replies[count:]
+        taken.headers, self.headers = self.headers[:count], self.headers[count:]
+        taken.payloads, self.payloads = self.payloads[:count], self.payloads[count:]
+        taken.size = sum(map(len, taken.payloads))
+        self.size -= taken.size
+        return taken
+
+    def cut(self) -> int:
+        """How many of these one batch may take: at least one."""
+        size = 0
+        for at, (headers, payload) in enumerate(zip(self.headers, self.payloads, strict=True)):
+            size += len(headers) + len(payload)
+            if at >= MAX_BATCH or (at and size > MAX_BATCH_BYTES):
+                return at
+        return len(self)
 
 
 class _Flight(Publication):
@@ -82,10 +115,9 @@ class Ingest:
         self._runtime = stream.runtime
         self._domain = domain
         self._subscriptions: dict[str, Subscription] = {}
-        self._pending: list[Message] = []
+        self._pending = _Waiting()
         self._scheduled = False
         self._flying = 0
-        self._waiting = 0
         self._last_time = 0
         self._prefix = self._ack_prefix()
         self.full: Callable[[], ApiError | None] = _room
@@ -108,7 +140,7 @@ class Ingest:
             if subject not in self._subscriptions:
                 group = nodes_group(f"S.{self._stream.name}")
                 self._subscriptions[subject] = self._account.subscribe(
-                    subject.encode(), self.receive, group, routed=True
+                    subject.encode(), self.receive, group, routed=True, rows=self.receive_rows
                 )
 
     def close(self) -> None:
@@ -116,23 +148,44 @@ class Ingest:
         for subscription in self._subscriptions.values():
             self._account.unsubscribe(subscription)
         self._subscriptions.clear()
-        self._pending, self._waiting = [], 0
+        self._pending = _Waiting()
 
-    def receive(self, *message: *Message) -> None:
-        """One message (subject, reply, headers, payload, origin) of a matching subject."""
+    def receive(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
+    ) -> None:
+        """One message of a matching subject."""
+        del origin
         pending = self._pending
-        if not pending:
+        if not pending.payloads:
             self._schedule()
-        pending.append(message)
-        self._waiting += len(message[3])
-        if self._waiting > QUEUE_BYTES or len(pending) > QUEUE_MESSAGES:
-            self._overflow()
+        pending.subjects.append(subject)
+        pending.replies.append(reply)
+        pending.headers.append(headers)
+        pending.payloads.append(payload)
+        pending.size += len(payload)
+        if pending.size > QUEUE_BYTES or len(pending.payloads) > QUEUE_MESSAGES:
+            self._overflow(1)
 
-    def _overflow(self) -> None:
-        """The newest message is one too many."""
-        message = self._pending.pop()
-        self._waiting -= len(message[3])
-        self._refuse((message,), errors.STREAM_TOO_MANY_REQUESTS())
+    def receive_rows(self, subject: bytes, replies: list[bytes], payloads: list[bytes]) -> None:
+        """Many messages of one subject and one size."""
+        count, size = len(payloads), len(payloads[0])
+        pending = self._pending
+        if not pending.payloads:
+            self._schedule()
+        pending.subjects += [subject] * count
+        pending.replies += replies
+        pending.headers += [b""] * count
+        pending.payloads += payloads
+        pending.size += count * size
+        over = max(len(pending) - QUEUE_MESSAGES, (pending.size - QUEUE_BYTES + size - 1) // size if size else 0)
+        if over > 0:
+            self._overflow(min(over, count))
+
+    def _overflow(self, count: int) -> None:
+        """The newest messages are too many."""
+        kept = self._pending.first(len(self._pending) - count)
+        refused, self._pending = self._pending, kept
+        self._refuse(refused.replies, errors.STREAM_TOO_MANY_REQUESTS())
 
     def _schedule(self) -> None:
         if not self._scheduled and self._flying < MAX_FLYING:
@@ -142,26 +195,24 @@ class Ingest:
     def _flush(self) -> None:
         self._scheduled = False
         while self._pending and self._flying < MAX_FLYING:
-            batch = self._pending
-            if len(batch) <= MAX_BATCH and self._waiting <= MAX_BATCH_BYTES:
-                self._pending, self._waiting = [], 0
+            pending = self._pending
+            if len(pending) <= MAX_BATCH and pending.size <= MAX_BATCH_BYTES:
+                self._pending = _Waiting()
             else:
-                cut = _cut(batch)
-                batch, self._pending = batch[:cut], batch[cut:]
-                self._waiting -= sum(len(message[3]) for message in batch)
-            self._propose(batch)
+                pending = pending.first(pending.cut())
+            self._propose(pending)
 
-    def _propose(self, messages: Sequence[Message]) -> None:
+    def _propose(self, messages: _Waiting) -> None:
         """Make a batch of these and propose it."""
         refusal = self.full()
         if refusal is not None:
-            self._refuse(messages, refusal)
+            self._refuse(messages.replies, refusal)
             return
         config = self._stream.config
-        subjects, replies, blocks, payloads, _ = zip(*messages, strict=True)
-        headers = self._prepare(config, blocks) if any(blocks) else None
+        replies = messages.replies
+        headers = self._prepare(config, messages.headers) if any(messages.headers) else None
         self._last_time = now = max(self._runtime.time_ns(), self._last_time, self._stream.store.last_time)
-        batch = Batch(now, subjects, payloads, headers)
+        batch = Batch(now, messages.subjects, messages.payloads, headers)
         data = batch.encode()
         answered = replies if not config.no_ack and any(replies) else None
         flight = _Flight(self, batch, answered)
@@ -212,24 +263,14 @@ class Ingest:
     def _error(self, error: ApiError) -> bytes:
         return encode({"error": error.body(), "stream": self._stream.name, "seq": 0})
 
-    def _refuse(self, messages: Sequence[Message], error: ApiError) -> None:
+    def _refuse(self, replies: Sequence[bytes], error: ApiError) -> None:
         if self._stream.config.no_ack:
             return
         body = self._error(error)
         headers = b"NATS/1.0 429 Too Many Requests\r\n\r\n" if error.code == 429 else b""
-        for _, reply, _, _, _ in messages:
+        for reply in replies:
             if reply:
                 self._account.publish(reply, body, headers=headers)
-
-
-def _cut(messages: Sequence[Message]) -> int:
-    """How many of these one batch may take: at least one."""
-    size = 0
-    for at, message in enumerate(messages):
-        size += len(message[2]) + len(message[3])
-        if at >= MAX_BATCH or (at and size > MAX_BATCH_BYTES):
-            return at
-    return len(messages)
 
 
 def _room() -> ApiError | None:

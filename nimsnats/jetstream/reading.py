@@ -1,7 +1,7 @@
 """Getting at payloads: from the node's block cache at once, or from disk with read-ahead.
 
-Owns the reads in flight of one stream. It never changes what the stream holds: damage found while reading is logged and
-the message reads as gone.
+Owns the reads in flight of one stream. It never changes what the stream holds: damage found while reading is logged,
+told to the stream, and the message reads as gone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import Block, Loaded
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.store import MessageStore
 from nimsnats.runtime import Runtime
+from nimsnats.storage import Corrupt
 
 READ_AHEAD: Final = 512 * 1024
 """Stored bytes of following blocks that are fetched together with a missing one."""
@@ -30,11 +31,15 @@ class BlockReader:
         read_block: Callable[[int], Awaitable[bytes]],
         runtime: Runtime,
         log: logging.Logger,
+        damaged: Callable[[list[int]], None],
     ) -> None:
+        """`damaged` is told the live sequences of a block that cannot be read any more."""
         self._store = store
         self._read_block = read_block
         self._runtime = runtime
         self._log = log
+        self._damaged = damaged
+        self._given_up: set[int] = set()
         self._recent: tuple[Block, Loaded] | None = None
         self._reads: dict[int, asyncio.Task[Loaded | None]] = {}
 
@@ -83,11 +88,24 @@ class BlockReader:
 
     async def _read(self, block: Block) -> Loaded | None:
         try:
-            batch = Batch.decode(await self._read_block(block.index))
+            batch = await self._read_twice(block.index)
+        except (Corrupt, BadBatch) as error:
+            if block.live and block.index not in self._given_up:  # without live ones it went away meanwhile
+                self._given_up.add(block.index)
+                self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
+                self._damaged([block.seq_at(at) for at in block.live_positions()])
+            return None
         except Exception as error:
             self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
             return None
         return self._store.keep(block, batch)
+
+    async def _read_twice(self, index: int) -> Batch:
+        """Read again before believing in damage: what is given up is given up for good. Raises Corrupt, BadBatch."""
+        try:
+            return Batch.decode(await self._read_block(index))
+        except (Corrupt, BadBatch):
+            return Batch.decode(await self._read_block(index))
 
     def forget(self) -> None:
         """Drop what was kept for the next read; called after bulk removal."""

@@ -36,6 +36,8 @@ class MessageStore:
         """Log indexes of blocks without a live message, to be named in the next snapshot."""
         self.lost: list[int] = []
         """Sequences that damage has taken."""
+        self.lost_bytes = 0
+        """Their stored size, as far as it is known."""
         self.id = next(_store_ids)
         """Tells this store's blocks apart in the node's cache."""
         self._overhead = 30 if file else 16
@@ -162,6 +164,17 @@ class MessageStore:
         self.last_seq += length
         if not self.messages:
             self.first_seq = self.last_seq + 1
+
+    def lose(self, seqs: Iterable[int]) -> list[int]:
+        """Give up damaged messages; returns those that were live, ascending."""
+        gone: list[int] = []
+        before = self.bytes
+        for seq in seqs:
+            if self.remove(seq):
+                gone.append(seq)
+        self.lost.extend(gone)
+        self.lost_bytes += before - self.bytes
+        return gone
 
     def finish(self, rejected: list[int], *, cache: bool) -> None:
         """Close the open batch. `rejected` are the positions that were not added, ascending."""

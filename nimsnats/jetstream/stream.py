@@ -30,6 +30,7 @@ from nimsnats.jetstream.kinds import (
     STREAM_CONFIG,
     STREAM_DELETE_MESSAGE,
     STREAM_EXPIRE,
+    STREAM_LOST,
     STREAM_PURGE,
 )
 from nimsnats.jetstream.packing import pack, unpack
@@ -83,7 +84,7 @@ class Stream(StreamView):
 
     def __init__(self, account: Account, config: StreamConfig, created: int, environment: Environment) -> None:
         store = MessageStore(file=config.storage == "file", cache=environment.cache)
-        reader = BlockReader(store, self._read_block, environment.runtime, environment.log)
+        reader = BlockReader(store, self._read_block, environment.runtime, environment.log, self._give_up)
         super().__init__(config, store, reader)
         self.account = account
         self.created = created
@@ -173,6 +174,7 @@ class Stream(StreamView):
             STREAM_DELETE_MESSAGE: self._apply_delete,
             STREAM_PURGE: self._apply_purge,
             STREAM_EXPIRE: self._apply_expire,
+            STREAM_LOST: self._apply_lost,
         }[entry.kind]
         result: Any = None
         error: ApiError | None = None
@@ -428,6 +430,16 @@ class Stream(StreamView):
                 *(self.config.name, index, damage.reason, messages, first, self.store.last_seq),
             )
 
+    def _give_up(self, seqs: list[int]) -> None:
+        """A block cannot be read any more. In a group of one nobody else has it, and the state says so from now on."""
+        if self.leading and len(self.group.members) == 1:
+            self.group.propose(STREAM_LOST, pack({"seqs": seqs}))
+
+    def _apply_lost(self, fields: dict[str, Any]) -> None:
+        """`seqs`: messages that are damaged."""
+        self._gone(self.store.lose(fields["seqs"]))
+        self.reader.forget()
+
     def snapshot(self) -> Snapshot:
         """State as of the last applied entry."""
         store = self.store
@@ -442,6 +454,7 @@ class Stream(StreamView):
             "last": store.last_seq,
             "time": store.last_time,
             "lost": store.lost,
+            "lost_bytes": store.lost_bytes,
             "admission": self._admission.dump(),
             "expiry": self.expiry.stored(),
             "consumers": self.consumers.snapshot(),
@@ -466,7 +479,7 @@ class Stream(StreamView):
         self.created = fields["created"]
         store.last_seq = fields["last"]
         store.last_time = fields["time"]
-        store.lost = fields["lost"]
+        store.lost, store.lost_bytes = fields["lost"], fields.get("lost_bytes", 0)
         for stored in blocks:
             if stored.note:
                 self._restore_block(stored)
@@ -491,6 +504,7 @@ class Stream(StreamView):
                 reason = str(error)
         lost = list(note.live)
         self.store.lost.extend(lost)
+        self.store.lost_bytes += note.stored
         self.store.dropped.append(stored.index)
         self.log.error(
             "Stream %s: block %d is damaged (%s): %d messages lost, sequences %d to %d",

@@ -82,7 +82,7 @@ class SystemServices:
         system = broker.system_account
         for user in broker.options.users:
             broker.account(user.account)
-        self._listen(system, b"$SYS.REQ.>", self._system_request)
+        self._listen(system, b"$SYS.REQ.>", self._system_request, routed=True)
         self._listen(system, _SUBSCRIBERS, self._count_subscribers)
         for account in broker.accounts.values():
             if account is not system:
@@ -105,7 +105,9 @@ class SystemServices:
             account.unsubscribe(subscription)
         self._subscriptions.clear()
 
-    def _listen(self, account: Account, subject: bytes, handle: Callable[[_Request], bool | None]) -> None:
+    def _listen(
+        self, account: Account, subject: bytes, handle: Callable[[_Request], bool | None], *, routed: bool = False
+    ) -> None:
         def receive(
             subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
         ) -> bool | None:
@@ -117,7 +119,7 @@ class SystemServices:
                 self._view.broker.log.exception("System request %s failed", subject.decode("utf-8", "replace"))
                 return None
 
-        self._subscriptions.append((account, account.subscribe(subject, receive)))
+        self._subscriptions.append((account, account.subscribe(subject, receive, routed=routed)))
 
     # -- requests of the system account ----------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 Owns framing: verbs, arguments, sizes, what is an error and what only ends the connection. It never decides what a
 command means; it does not know subscriptions, and lanes are opaque values that it got from `Commands.route`.
 
-Two ways through:
+Three ways through:
 
 - **The run** (`Parser.parse`). A control line that was seen before (`Commands.lines`) costs one dictionary look-up.
   The *tail* of a PUB after its subject, `[reply ]size CRLF payload CRLF`, is byte for byte the tail of the MSG that it
   becomes, so the output for consecutive messages in one *lane* is collected as a list of prefixes and slices of the
   input and handed over at once. No call, no object per message.
+- **The rows** (`Parser._columns`). Requests of one kind in a row, to a lane that wants their replies and payloads as
+  columns, are cut in C (`rows.Rows`).
 - **The line** (`Parser._line`). Everything else, one control line at a time, by nats-server's rules and quirks.
 
 The yardstick is nats-server's state machine; where it looks at bytes before the line is complete (unknown verbs, the
@@ -20,6 +22,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 from typing import Final, Generic, Protocol, TypeVar
+
+from nimsnats.protocol.rows import Rows, RowsWatch
 
 L = TypeVar("L")
 
@@ -84,6 +88,14 @@ class Commands(Protocol[L]):
         """
         ...
 
+    def rows(self, subject: bytes) -> L | None:
+        """The lane of requests on `subject`, if it takes them in columns and so many replies are welcome."""
+        ...
+
+    def run_rows(self, lane: L, replies: list[bytes], payloads: list[bytes], size: int) -> None:
+        """Consecutive requests of one lane; `size` is that of each payload. The lists are the callee's."""
+        ...
+
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         """One message: `data[start:end]` is header and payload, CRLF follows; `header` is its length, -1 for PUB."""
         ...
@@ -128,7 +140,7 @@ class Parser(Generic[L]):
     """Turns one client's bytes into calls on `commands`."""
 
     __slots__ = (
-        "_announced", "_commands", "_have", "_parts", "_split", "_wanted",
+        "_announced", "_commands", "_have", "_parts", "_rows", "_split", "_wanted", "_watch",
         "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "strict", "tail",
     )  # fmt: skip
 
@@ -149,6 +161,8 @@ class Parser(Generic[L]):
         self._wanted = 0
         self._announced = False
         self._split: list[bytes] | None = None
+        self._rows: Rows | None = None
+        self._watch = RowsWatch()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection, cut anywhere."""
@@ -217,7 +231,25 @@ class Parser(Generic[L]):
             if lf < 0:
                 break
             key = data[pos:lf]
-            line = known(key) or resolve(key)
+            line = known(key)
+            if line is None:
+                rows = self._rows
+                if rows is not None and length - pos > rows.least and data.startswith(rows.head, pos):
+                    if current is not None:
+                        commands.run(current, pieces, total)
+                        if self.stopped:
+                            return
+                        current = None
+                        pieces = [b""]
+                        add = pieces.append
+                        total = 0
+                    after = self._columns(rows, data, pos)
+                    if self.stopped:
+                        return
+                    if after > pos:
+                        pos, end = after, 0
+                        continue
+                line = resolve(key)
             if line is not None:
                 lane, tally, prefix, size, skip = line
                 end = lf + size + 3
@@ -260,6 +292,20 @@ class Parser(Generic[L]):
             else:
                 self._partial(data[pos:])
 
+    def _columns(self, rows: Rows, data: bytes, pos: int) -> int:
+        """Hand over the requests of one kind at `pos`; the position behind them."""
+        commands = self._commands
+        lane = commands.rows(rows.subject)
+        if lane is None:
+            self._rows = None
+            return pos
+        replies, payloads, after = rows.take(data, pos)
+        if len(replies) < 2:
+            self._rows = None
+        if replies:
+            commands.run_rows(lane, replies, payloads, rows.size)
+        return after
+
     # -- one line at a time -------------------------------------------------------------------------------------
 
     def _resolve(self, line: bytes) -> Line[L] | None:
@@ -300,6 +346,8 @@ class Parser(Generic[L]):
             if len(lines) >= LINES_KEPT:
                 lines.clear()
             lines[line] = found
+        elif not hpub and self._watch.seen(subject, digits) and self._commands.rows(subject) is not None:
+            self._rows = self._watch.rows(reply, self.max_control_line)
         return found
 
     def _line(self, data: bytes, pos: int, lf: int, line: bytes) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
+from nimsnats.jetstream.info import stream_state
 from nimsnats.jetstream.meta import META_GROUP
 from tests.jetstream.stand import Stand, running
 
@@ -91,6 +95,35 @@ async def test_blocks_that_leave_the_cache_are_read_from_disk(tmp_path: Path) ->
             message = await js.get_msg("S", seq)
             assert message.data == b"%04d" % (seq - 1) * 64
             assert (await js.get_msg("S", seq, direct=True)).data == message.data
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+async def test_damage_found_by_a_reader_is_named_in_the_state_and_stays_so(tmp_path: Path, compacted: bool) -> None:
+    async with running(tmp_path, cache_bytes=4096) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.*"])
+        for n in range(30):
+            await js.publish("s.1", b"%04d" % n * 64)
+        if compacted:
+            for group in stand.host.groups():
+                group.compact()
+        stream = stand.stream("S")
+        block = stream.store.blocks.find(2)
+        assert block is not None and stream.get(2) is None
+        seqs, size = [block.seq_at(at) for at in block.live_positions()], block.stored
+        with closing(sqlite3.connect(tmp_path / "nimsnats.db")) as file, file:
+            assert file.execute("UPDATE entries SET data = x'00' WHERE instr(data, ?)", (b"0001" * 64,)).rowcount == 1
+        pull = await js.pull_subscribe("s.*", durable="D")
+        assert (await pull.fetch(1))[0].metadata.sequence.stream == 1
+        late = [message.metadata.sequence.stream for message in await pull.fetch(28 + 1 - len(seqs))]
+        assert not set(late) & set(seqs)
+        while "lost" not in (state := stream_state(stream)):
+            await asyncio.sleep(0)  # the entry that says so is on its way to the disk
+        assert state["lost"] == {"msgs": seqs, "bytes": size} and state["messages"] == 30 - len(seqs)
+    async with running(tmp_path) as stand:
+        state = stream_state(stand.stream("S"))
+        assert state["lost"]["msgs"] == seqs and state["messages"] == 30 - len(seqs)
+        assert (await stand.client.jetstream().publish("s.1", b"")).seq == 31
 
 
 @pytest.mark.parametrize("compacted", [False, True])

@@ -17,6 +17,7 @@ class Recorder:
         self.headers = headers
         self.routed = routed
         self.runs = 0
+        self.in_columns = 0
         self.delivered = 0
         self.events: list[tuple[object, ...]] = []
         self.early_allowed = False
@@ -44,6 +45,15 @@ class Recorder:
             size -= len(body)
             self.events.append(("message", subject, reply, int(words[-2]) if header else -1, body))
         assert size == 0
+
+    def rows(self, subject: bytes) -> bytes | None:
+        return subject if self.routed and b"x" not in subject and subject != b"a" else None
+
+    def run_rows(self, lane: bytes, replies: list[bytes], payloads: list[bytes], size: int) -> None:
+        self.in_columns += len(replies)
+        for reply, body in zip(replies, payloads, strict=True):
+            assert len(body) == size
+            self.events.append(("message", lane, reply, -1, body))
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         assert data[end : end + 2] == b"\r\n"

@@ -193,7 +193,44 @@ def _publish(draw: st.DrawFn) -> bytes:
     return draw(_blank).join(words) + draw(_eol) + body + b"\r\n"
 
 
+def _request(number: int, body: bytes = b"hi") -> bytes:
+    return b"PUB foo.bar _INBOX.1.%d %d\r\n%b\r\n" % (number, len(body), body)
+
+
+def test_requests_of_one_kind_are_taken_in_columns() -> None:
+    recorder = Recorder()
+    stream = b"".join(map(_request, range(100)))
+    for start in range(0, len(stream), 700):
+        recorder.parser.feed(stream[start : start + 700])
+    assert [event[2] for event in recorder.events] == [b"_INBOX.1.%d" % number for number in range(100)]
+    assert recorder.in_columns > 50
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        b"PING\r\n",
+        b"PUB a 1\r\n1\r\n",
+        _request(0, b"longer"),
+        b"PUB foo.bar _INBOX.1.a.b 2\r\nhi\r\n",
+        b"PUB foo.bar _INBOX.1. 2\r\nhi\r\n",
+        b"PUB foo.bar  _INBOX.1.a 2\r\nhi\r\n",
+        b"PUB foo.bar _INBOX.1.a\x0b 2\r\nhi\r\n",
+        b"PUB foo.bar _INBOX.1.a b 2\r\nhi\r\n",
+        b"PUB foo.bar _INBOX.1.%b 2\r\nhi\r\n" % (b"a" * 40),
+        b"PUB foo.bar _INBOX.1.a 2\r\nhi\n\n",
+        b"PUB foo.bar _INBOX.1.a 2\r\nhix",
+        b"FOO\r\n",
+    ],
+)
+def test_what_stands_among_requests_of_one_kind_is_seen_in_its_place(stranger: bytes) -> None:
+    many = b"".join(map(_request, range(50)))
+    whole = many + stranger + many + stranger + many
+    assert parsed(many, many, whole) == parsed(many, many, whole, routed=False)
+
+
 _command = st.one_of(
+    st.integers(0, 9).map(_request),
     _publish(),
     _publish(),
     st.sampled_from([sample for sample in SAMPLES if not sample.startswith(b"PUB \xff")]),
@@ -203,9 +240,9 @@ _command = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(_command, max_size=12), st.lists(st.integers(0, 400), max_size=8))
-def test_any_cut_gives_the_same_events(commands: list[bytes], cuts: list[int]) -> None:
-    stream = b"".join(commands)
+@given(st.lists(_command, max_size=12), st.lists(st.integers(0, 2000), max_size=8), st.sampled_from([0, 40]))
+def test_any_cut_gives_the_same_events(commands: list[bytes], cuts: list[int], requests: int) -> None:
+    stream = b"".join([*map(_request, range(requests)), *commands])
     points = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     pieces = [stream[a:b] for a, b in pairwise(points)]
     whole = parsed(stream)
