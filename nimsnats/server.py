@@ -154,6 +154,8 @@ class Server:
         if settings.cluster.enabled:
             self.routes = RouteTable(broker, self._route_options())
             await self.routes.start()
+            if self.jetstream is not None and self.jetstream.cluster is not None:
+                self.jetstream.cluster.start(self.routes.connected)
 
     def _route_options(self) -> RouteOptions:
         cluster = self.settings.cluster
@@ -191,11 +193,11 @@ class Server:
         )
         self.log.info("Starting JetStream")
         self.log.info('  Store Directory: "%s"', options.store_dir)
-        self._host = Host(self.storage, runtime, broker.server_name)
+        self._host = Host(self.storage, runtime, broker.server_name, instance=self.storage.identity.instance)
         options.accounts = entitled_accounts(self.settings)
         for name in sorted(options.accounts or ()):
             broker.account(name)
-        self.jetstream = JetStream(broker, self._host, options, runtime)
+        self.jetstream = JetStream(broker, self._host, options, runtime, clustered=self.clustered)
         await self.jetstream.start()
 
     async def _start_http(self, view: NodeView) -> None:

@@ -92,11 +92,12 @@ class JetStreamAccount:
             created = self.engine.runtime.time_ns()
             group = f"S-{self.name}-{config.name}-{created}"
             members = self.engine.placement.place(config)
-            record = StreamRecord(
-                self.name, config.name, group, created, config.to_stored(), list(members), members[0]
-            )
+            record = StreamRecord(self.name, config.name, group, created, config.to_stored(), list(members), members[0])
             await self.engine.meta.add(record)
             await self.settle(config.name)
+            served = self.streams.get(config.name)
+            if served is not None and served.failure is not None:
+                raise served.failure
             self.engine.advise_stream(self.account, "create", config.name)
             return record
 
@@ -110,11 +111,11 @@ class JetStreamAccount:
                 raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
             config = check_update(before, config)
             self._check_against_others(config)
-            await self.engine.ask_leader(record, "check", config.to_stored())
+            await self.engine.leaders.ask(record, "check", config.to_stored())
             members = self.engine.placement.replace(record, config)
             if config != before or members != record.members:
                 await self.engine.meta.update(record.key, config.to_stored(), members)
-                await self.engine.ask_leader(record, "settled", None)
+                await self.engine.leaders.ask(record, "settled", [config.to_stored(), members])
             self.engine.advise_stream(self.account, "modify", config.name)
             return record
 
@@ -163,7 +164,7 @@ class JetStreamAccount:
             record = self.engine.meta.streams.get((self.name, name))
             served = self.streams.get(name)
             if served is not None and (record is None or record.group != served.group_name):
-                await self._drop(served)
+                await self.drop(name)
                 served = None
             if record is not None and served is not None:
                 served.follow(record)
@@ -172,9 +173,9 @@ class JetStreamAccount:
         if record is None:
             self._settling.pop(name, None)
 
-    async def _drop(self, served: ServedStream) -> None:
+    async def drop(self, name: str) -> None:
         """The stream is deleted: so is its replica here."""
-        self.streams.pop(served.stream.name, None)
+        served = self.streams.pop(name)
         await served.close(deleted=True)
         await self.engine.host.remove_group(served.group_name)
 

@@ -63,6 +63,7 @@ class Cluster:
         self._leaving: set[str] = set()
         self._absent: dict[str, float] = {}
         self._met: set[str] = set()
+        self._announced = False
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         mail.listen("hello", self._on_hello)
@@ -83,6 +84,10 @@ class Cluster:
     def several(self) -> bool:
         """Whether other nodes have a part in this cluster."""
         return self.joining or len(self.group.members) > 1 or self.me not in self.group.members
+
+    def has_others(self) -> bool:
+        """`several`, as a function to hand out."""
+        return self.several
 
     @property
     def empty(self) -> bool:
@@ -163,6 +168,11 @@ class Cluster:
             self._met.add(name)
             await self._meet(name, hello)
         self._met.intersection_update(connected)
+        if self.several != self._announced:
+            self._announced = self.several
+            for account in self.engine.accounts.values():
+                for served in account.streams.values():
+                    served.announce()
         if self.joining:
             await self._ask_in(list(self._connected()))
         elif self.group.leading:
@@ -216,7 +226,9 @@ class Cluster:
         if self._replicas is not None:
             await self._replicas.close()
         await engine.give_up()
-        await engine.open_meta(theirs["cluster"], [member for member in theirs["members"] if member != self.me] or ["-"])
+        await engine.open_meta(
+            theirs["cluster"], [member for member in theirs["members"] if member != self.me] or ["-"]
+        )
         self.joining = True
         await self._ask_in([node_of(theirs["member"])])
 

@@ -24,12 +24,17 @@ from nimsnats.jetstream.api.message import MessageApi
 from nimsnats.jetstream.api.stream import StreamApi
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.clock import SECOND
+from nimsnats.jetstream.cluster import Cluster, cluster_id
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.meta import META_GROUP, Meta, StreamRecord
+from nimsnats.jetstream.leaders import Leaders
+from nimsnats.jetstream.mail import Mail, RaftMail
+from nimsnats.jetstream.meta import META_PREFIX, Key, Meta, StreamRecord
 from nimsnats.jetstream.options import JetStreamOptions
+from nimsnats.jetstream.placement import Placement
+from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Stream
 from nimsnats.runtime import Runtime
 
@@ -68,6 +73,8 @@ class JetStream:
         options: JetStreamOptions,
         runtime: Runtime,
         log: logging.Logger | None = None,
+        *,
+        clustered: bool = False,
     ) -> None:
         self.broker = broker
         self.host = host
@@ -77,6 +84,15 @@ class JetStream:
         self.cache = BlockCache(options.cache_bytes)
         self.accounts: dict[str, JetStreamAccount] = {}
         self.meta = Meta(runtime.loop, self.log)
+        self.clustered = clustered
+        """Whether this node may become part of a cluster of several."""
+        self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
+        self.cluster = Cluster(self, self.mail) if self.mail is not None else None
+        self.leaders = Leaders(self, self.mail)
+        self.placement = Placement(lambda: self.meta, self._nodes, host.member)
+        self._transport = RaftMail(broker.system_account, host) if clustered else None
+        self._ended: set[Key] = set()
+        """Memory streams that were lost with the last process."""
         self._advisories = Advisories(runtime, broker.server_name, options.domain)
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
@@ -94,20 +110,104 @@ class JetStream:
 
     async def start(self) -> None:
         """Open the catalogue and every stream, then answer requests. Raises what storage raises."""
-        self.meta.opened(await self.host.open_group(META_GROUP, self.meta))
+        if self._transport is not None:
+            self.host.transport = self._transport
+        recorded = [name for name in self.host.recorded_groups() if name.startswith(META_PREFIX)]
+        instance = self.host.member.rpartition("@")[2]
+        await self.open_meta(recorded[-1] if recorded else cluster_id(instance, self.runtime.time_ns()), None)
         for account in list(self.broker.accounts.values()):
             if self._entitled(account):
-                self.accounts[account.name] = JetStreamAccount(self, account)
+                self._add(account)
         await self._destroy_removed()
         for record in list(self.meta.streams.values()):
             await self._open_recorded(record)
-        await self._adopt_lost()
+        if self.meta.group.members == (self.host.member,):
+            await self._adopt_lost()
         for account in list(self.broker.accounts.values()):
             if account.name in self.accounts:
                 self._serve(self.accounts[account.name])
             else:
                 self._serve_disabled(account)
         self.broker.account_listeners.append(self._account_came)
+
+    async def open_meta(self, name: str, founders: list[str] | None) -> None:
+        """Open the catalogue of a cluster; `founders` as for `Host.open_group`."""
+        self.meta = meta = Meta(self.runtime.loop, self.log)
+        meta.opened(await self.host.open_group(name, meta, members=founders))
+        meta.on_change = self._changed
+        if self.cluster is not None:
+            self.cluster.opened()
+        for key in list(meta.streams) if self.accounts else ():
+            self._changed(key)
+
+    def _nodes(self) -> tuple[str, ...]:
+        return self.cluster.nodes if self.cluster is not None else (self.host.member,)
+
+    # Replicas
+
+    def holds(self, record: StreamRecord) -> bool:
+        """Whether this node is to have a replica of a stream."""
+        return not record.members or self.host.member in record.members
+
+    def founders(self, record: StreamRecord) -> list[str] | None:
+        """Who begins a stream's group, if nothing of it is recorded here: this node, or another (we join)."""
+        if not record.members or record.founder == self.host.member:
+            return None
+        others = [member for member in (record.founder, *record.members) if member not in ("", self.host.member)]
+        return others[:1] or ["-"]
+
+    def served(self, record: StreamRecord) -> ServedStream | None:
+        """This node's replica of a stream."""
+        account = self.accounts.get(record.account)
+        served = account.streams.get(record.name) if account is not None else None
+        return served if served is not None and served.group_name == record.group else None
+
+    def dispatcher(self, account: str) -> ApiDispatcher | None:
+        """The API of an account, which comes into being when another node speaks of it first."""
+        if account not in self.accounts and account != self.broker.system_account.name:
+            self.broker.account(account)
+        return next((one for one in self._dispatchers if one.account.name == account), None)
+
+    def _changed(self, key: Key) -> None:
+        """The catalogue says something new about a stream."""
+        account = self.accounts.get(key[0])
+        if account is not None:
+            self._opens(self._settle(account, key[1]))
+
+    async def _settle(self, account: JetStreamAccount, name: str) -> None:
+        try:
+            await account.settle(name)
+        except Exception as error:
+            self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
+
+    async def give_up(self) -> None:
+        """Forget every stream, and the catalogue: this node joins another cluster, and holds nothing."""
+        for account in self.accounts.values():
+            for name in list(account.streams):
+                await account.drop(name)
+        await self.host.remove_group(self.meta.group.name)
+
+    async def hand_over(self) -> None:
+        """Let other members lead what this node leads."""
+        groups = [served.stream.group for account in self.accounts.values() for served in account.streams.values()]
+        led = [group for group in (*groups, self.meta.group) if group.leading and len(group.members) > 1]
+        await asyncio.gather(*(group.transfer() for group in led), return_exceptions=True)
+
+    async def tidy(self) -> None:
+        """Remove what the catalogue has struck out, and replicas whose group has let them go."""
+        recorded = set(self.host.recorded_groups())
+        for group in sorted(self.meta.removed & recorded):
+            await self.host.remove_group(group)
+        for account in list(self.accounts.values()):
+            for name, served in list(account.streams.items()):
+                if not self.holds(served.record) and self.host.member not in await self.leaders.members(served.record):
+                    await account.retire(name)
+        for key in list(self._ended):
+            record = self.meta.streams.get(key)
+            if record is None or record.members != [self.host.member]:
+                self._ended.discard(key)
+            elif self.meta.group.leading:
+                await self.meta.remove(key)
 
     def _entitled(self, account: Account) -> bool:
         """Whether an account has JetStream: never the system account, and of the others those that may."""
@@ -120,6 +220,8 @@ class JetStream:
         # a nats-server would send its accounts' requests to the system account if it heard of interest there
         dispatcher = ApiDispatcher(account, self.runtime, self.log, strict=self.options.strict, routed=False)
         dispatcher.register(system_endpoints(self) if system else disabled_endpoints())
+        if system and self.clustered:
+            dispatcher.forward = self.leaders.forward
         self._start(dispatcher)
 
     def _account_came(self, account: Account) -> None:
@@ -127,7 +229,7 @@ class JetStream:
         if not self._entitled(account):
             self._serve_disabled(account)
             return
-        late = self.accounts[account.name] = JetStreamAccount(self, account)
+        late = self._add(account)
         if any(record.account == account.name for record in self.meta.streams.values()):
             self._opens(self._open_late(late))
         else:
@@ -175,14 +277,22 @@ class JetStream:
         self.log.info("Purged JetStream account %s", name)
 
     def _serve(self, account: JetStreamAccount) -> None:
+        assert account.dispatcher is not None
+        self._start(account.dispatcher)
+
+    def _add(self, broker_account: Account) -> JetStreamAccount:
+        account = self.accounts[broker_account.name] = JetStreamAccount(self, broker_account)
         dispatcher = ApiDispatcher(account.account, self.runtime, self.log, strict=self.options.strict)
         dispatcher.audit = self._advisories.audit
+        account.dispatcher = dispatcher
+        if self.cluster is not None:
+            dispatcher.forward, dispatcher.several = self.leaders.forward, self.cluster.has_others
 
         def find(name: str) -> ConsumerSet | None:
             served = account.streams.get(name)
             return served.stream.consumers if served is not None else None
 
-        limits = ServerLimits(self.options.max_ack_pending, self.options.max_request_batch)
+        limits = ServerLimits(self.options.max_ack_pending, self.options.max_request_batch, clustered=self.clustered)
         direct = DirectApi(account)
         self._directs.append(direct)
         dispatcher.register(AccountApi(account, dispatcher).endpoints())
@@ -190,7 +300,7 @@ class JetStream:
         dispatcher.register(MessageApi(account).endpoints())
         dispatcher.register(direct.endpoints())
         dispatcher.register(ConsumerApi(find, limits, self.runtime).endpoints())
-        self._start(dispatcher)
+        return account
 
     def _start(self, dispatcher: ApiDispatcher) -> None:
         self._dispatchers.append(dispatcher)
@@ -200,6 +310,8 @@ class JetStream:
         """Answer no more requests and stop every stream. Groups stay open for the host to flush."""
         if self._account_came in self.broker.account_listeners:
             self.broker.account_listeners.remove(self._account_came)
+        if self.cluster is not None:
+            await self.cluster.close()
         await asyncio.gather(*self._opening, return_exceptions=True)
         for dispatcher in self._dispatchers:
             await dispatcher.close()
@@ -207,6 +319,8 @@ class JetStream:
             await direct.close()
         for account in self.accounts.values():
             await account.close()
+        if self.mail is not None:
+            await self.mail.close()
 
     # Catalogue and storage
 
@@ -224,7 +338,12 @@ class JetStream:
             return
         if record.config.get("storage") == "memory":
             self.log.warning("Memory stream %s > %s ended with the last process", *_where(record))
-            await self.meta.remove((record.account, record.name))
+            if self.meta.group.members == (self.host.member,):
+                await self.meta.remove((record.account, record.name))
+            elif record.members == [self.host.member]:
+                self._ended.add(record.key)
+            return
+        if not self.holds(record):
             return
         served = await account.open(record)
         store = served.stream.store
@@ -243,9 +362,9 @@ class JetStream:
                 self.log.error("Stored group %s belongs to no account of this node", group)
                 continue
             name, created = group.removeprefix(f"{_GROUP_PREFIX}{owner.name}-").rsplit("-", 1)
-            record = StreamRecord(owner.name, name, group, int(created), StreamConfig(name).to_stored())
+            me = self.host.member
+            record = StreamRecord(owner.name, name, group, int(created), StreamConfig(name).to_stored(), [me], me)
             served = await owner.open(record, adopt=True)
-            record.config = served.stream.config.to_stored()
             await self.meta.add(record)
             self.log.error(
                 "Stream '%s > %s' was missing in the damaged catalogue and is back with %d messages",

@@ -52,7 +52,9 @@ class RaftMail:
         self._system = system
         self._host = host
         self._subjects: dict[str, bytes] = {}
-        self._subscription: Subscription | None = system.subscribe(self._subject(host.member), self._receive, routed=True)
+        self._subscription: Subscription | None = system.subscribe(
+            self._subject(host.member), self._receive, routed=True
+        )
 
     def _subject(self, member: str) -> bytes:
         subject = self._subjects.get(member)

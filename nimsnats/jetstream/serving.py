@@ -36,7 +36,9 @@ class ServedStream:
     the account's dispatcher, other nodes have clients of this stream, and are told what only its leader answers.
     """
 
-    def __init__(self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: ApiDispatcher | None = None) -> None:
+    def __init__(
+        self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: ApiDispatcher | None = None
+    ) -> None:
         self.stream = stream
         self.record = record
         self.group_name = record.group
@@ -72,8 +74,7 @@ class ServedStream:
         elif self.replicas is not None:
             self.replicas.review()
         self.ingest.listen()
-        if self._shared is not None:
-            self._announce(self._shared, leading)
+        self.announce()
         self._expiring = False
         self._arm()
 
@@ -128,14 +129,17 @@ class ServedStream:
             return False
         return True
 
-    def _announce(self, dispatcher: ApiDispatcher, leading: bool) -> None:
-        """Tell the other nodes which subjects only the leader answers. For acknowledgements the account's own wide
-        subscriptions do the work: these only attract what is published elsewhere."""
+    def announce(self) -> None:
+        """Tell the other nodes, if there are any, which subjects only the leader answers. For acknowledgements the
+        account's own wide subscriptions do the work: these only attract what is published elsewhere."""
+        dispatcher = self._shared
+        if dispatcher is None:
+            return
         account, name = self.stream.account, self.stream.name.encode()
         for beacon in self._beacons:
             account.unsubscribe(beacon)
         self._beacons.clear()
-        if not leading:
+        if not self.stream.leading or not dispatcher.several():
             return
         forms = [b"$JS.ACK.%b.>", b"$JS.FC.%b.>", *((b"$JS.ACK.*.*.%b.>",) if self._domain else ())]
         self._beacons = [account.subscribe(form % name, _attract, routed=True) for form in forms]
@@ -152,8 +156,8 @@ class ServedStream:
     async def close(self, *, deleted: bool = False) -> None:
         """Take no more messages and stop the consumers."""
         self.ingest.close()
-        if self._shared is not None:
-            self._announce(self._shared, False)
+        self.stream.leading = False
+        self.announce()
         if self.replicas is not None:
             await self.replicas.close()
         self.stream.leading = False

@@ -13,7 +13,6 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
 from nimsnats.jetstream.info import stream_state
-from nimsnats.jetstream.meta import META_GROUP
 from tests.jetstream.stand import Stand, running
 
 
@@ -74,7 +73,7 @@ async def test_a_stream_that_the_catalogue_lost_is_adopted(tmp_path: Path, caplo
     async with running(tmp_path) as stand:
         await stand.client.jetstream().add_stream(name="S-1", subjects=["s.*"], max_msgs_per_subject=2)
         await stand.client.jetstream().publish("s.1", b"x")
-        await stand.host.remove_group(META_GROUP)
+        await stand.host.remove_group(stand.engine.meta.group.name)
     with caplog.at_level(logging.ERROR):
         async with running(tmp_path) as stand:
             info = await stand.client.jetstream().stream_info("S-1")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream import errors
-from nimsnats.jetstream.api.decode import JsonObject
+from nimsnats.jetstream.api.decode import STRING, JsonObject, Struct
 from nimsnats.jetstream.api.dispatch import ApiDispatcher, ApiRequest, Body, Endpoint
 from nimsnats.version import API_LEVEL
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
     from nimsnats.jetstream.engine import JetStream
 
+_REMOVE: Final = Struct("JSApiMetaServerRemoveRequest", {"peer": STRING, "peer_id": STRING})
 _LIMITS: Final[JsonObject] = {
     "max_memory": -1,
     "max_storage": -1,
@@ -49,7 +50,7 @@ class AccountApi:
             "storage": file,
             "reserved_memory": reserved_memory,
             "reserved_storage": reserved_file,
-            "streams": len(account.streams),
+            "streams": len(account.records()),
             "consumers": sum(len(stream.consumers) for stream in account),
             "limits": dict(_LIMITS),
         }
@@ -68,12 +69,25 @@ def system_endpoints(engine: JetStream) -> list[Endpoint]:
         await engine.purge_account(request.tokens[2])
         return {"initiated": True}
 
+    async def step_down(request: ApiRequest) -> JsonObject:
+        """`META.LEADER.STEPDOWN`: another node leads the catalogue."""
+        if engine.cluster is None or not engine.cluster.several:
+            raise errors.CLUSTER_REQUIRED()
+        return {"success": await engine.cluster.step_down()}
+
+    async def remove(request: ApiRequest) -> JsonObject:
+        """`SERVER.REMOVE`: a node that does not come back leaves the cluster."""
+        if engine.cluster is None or not engine.cluster.several:
+            raise errors.CLUSTER_REQUIRED()
+        await engine.cluster.remove(request.params.get("peer", ""))
+        return {"success": True}
+
     return [
         Endpoint("ACCOUNT.PURGE.*", "account_purge_response", purge, Body.OPTIONAL),
         *disabled_endpoints(),
-        Endpoint("META.LEADER.STEPDOWN", "meta_leader_stepdown_response", _clustered, Body.OPTIONAL),
+        Endpoint("META.LEADER.STEPDOWN", "meta_leader_stepdown_response", step_down, Body.OPTIONAL),
         Endpoint("META.RESCUE", "meta_rescue_response", _clustered, Body.OPTIONAL),
-        Endpoint("SERVER.REMOVE", "meta_server_remove_response", _clustered, Body.OPTIONAL),
+        Endpoint("SERVER.REMOVE", "meta_server_remove_response", remove, Body.OPTIONAL, _REMOVE),
         Endpoint("SERVER.EVACUATE", "meta_server_evacuate_response", _clustered, Body.OPTIONAL),
         Endpoint("ACCOUNT.STREAM.MOVE.*.*", "stream_update_response", _clustered, Body.OPTIONAL),
         Endpoint("ACCOUNT.STREAM.CANCEL_MOVE.*.*", "stream_cancel_move_response", _clustered, Body.OPTIONAL),

@@ -99,8 +99,9 @@ class ApiDispatcher:
         """Told about every answer."""
         self.forward: Callable[[ApiRequest], bool] | None = None
         """Asked before a request is handled: True when another node answers it. May raise ApiError."""
-        self.shared = False
-        """Whether requests with other answers than JSON come from other nodes to `attracted` alone."""
+        self.several: Callable[[], bool] = lambda: False
+        """Whether there are other nodes: then their clients' requests with other answers than JSON come to `attracted`
+        alone."""
         self._runtime = runtime
         self._log = log
         self._strict = strict
@@ -155,7 +156,7 @@ class ApiDispatcher:
             return None
         request = ApiRequest(self.account, tokens, subject, reply, headers, payload, origin, hops=hops)
         if endpoint.body is Body.RAW:
-            if self.shared and origin is None:
+            if origin is None and self.several():
                 return False
             return self._call_raw(endpoint, request)
         self.total += 1

@@ -12,9 +12,9 @@ from nimsnats.jetstream.api.decode import BOOL, INT, STRING, UINT64, JsonObject,
 from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
 from nimsnats.jetstream.config import REQUEST, StreamConfig, asks_for_unsupported
 from nimsnats.jetstream.config_rules import invalid
-from nimsnats.jetstream.info import detailed_info, stream_info
+from nimsnats.jetstream.info import detailed_info
 from nimsnats.jetstream.kinds import STREAM_PURGE
-from nimsnats.jetstream.stream import Stream
+from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.protocol.subject import collide
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class StreamApi:
             Endpoint(
                 "STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED, zero={"deliver_subject": ""}
             ),
+            Endpoint("STREAM.LEADER.STEPDOWN.*", "stream_leader_stepdown_response", self.step_down, Body.OPTIONAL),
             *(
                 Endpoint(f"STREAM.{verb}.*", f"stream_{suffix}_response", self.clustered, Body.OPTIONAL)
                 for verb, suffix in _CLUSTERED
@@ -73,43 +74,46 @@ class StreamApi:
     async def create(self, request: ApiRequest) -> JsonObject:
         """`STREAM.CREATE.<stream>`."""
         config = self._config(request)
-        stream = await self._account.create(config, pedantic=request.params.get("pedantic", False))
-        return {**stream_info(stream), "did_create": True}
+        record = await self._account.create(config, pedantic=request.params.get("pedantic", False))
+        return {**await self._account.engine.leaders.info(record, wait=True), "did_create": True}
 
     async def update(self, request: ApiRequest) -> JsonObject:
         """`STREAM.UPDATE.<stream>`."""
         config = self._config(request)
-        stream = await self._account.update(config, pedantic=request.params.get("pedantic", False))
-        return stream_info(stream)
+        record = await self._account.update(config, pedantic=request.params.get("pedantic", False))
+        return await self._account.engine.leaders.info(record)
 
-    def _matching(self, request: ApiRequest) -> list[Stream]:
+    def _matching(self, request: ApiRequest) -> list[StreamRecord]:
         wanted = request.params.get("subject", "").encode()
-        if not wanted:
-            return list(self._account)
         return [
-            stream
-            for stream in self._account
-            if any(collide(wanted, subject) for subject in stream.config.subject_bytes)
+            record
+            for record in self._account.records()
+            if not wanted or any(collide(wanted, subject.encode()) for subject in record.config.get("subjects") or ())
         ]
 
     def names(self, request: ApiRequest) -> JsonObject:
         """`STREAM.NAMES`."""
-        names = [stream.name for stream in self._matching(request)]
+        names = [record.name for record in self._matching(request)]
         offset = _offset(request, len(names))
         page = names[offset : offset + NAMES_LIMIT]
         return {"total": len(names), "offset": offset, "limit": NAMES_LIMIT, "streams": page or None}
 
-    def list(self, request: ApiRequest) -> JsonObject:
-        """`STREAM.LIST`."""
-        streams = self._matching(request)
-        offset = _offset(request, len(streams))
-        page = [stream_info(stream, dynamic=False) for stream in streams[offset : offset + LIST_LIMIT]]
-        return {"total": len(streams), "offset": offset, "limit": LIST_LIMIT, "streams": page}
+    async def list(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.LIST`; streams whose leader does not answer are named as `missing`."""
+        records = self._matching(request)
+        offset = _offset(request, len(records))
+        page = records[offset : offset + LIST_LIMIT]
+        found = await self._account.engine.leaders.infos(page)
+        body: JsonObject = {"total": len(records), "offset": offset, "limit": LIST_LIMIT}
+        body["streams"] = [info for info in found if info is not None]
+        missing = [record.name for record, info in zip(page, found, strict=True) if info is None]
+        return {**body, "missing": missing} if missing else body
 
     def info(self, request: ApiRequest) -> JsonObject:
         """`STREAM.INFO.<stream>`."""
-        body = detailed_info(self._account.stream(request.tokens[2]), request.params)
-        body["cluster"] = {"leader": self._account.engine.server_name}
+        served = self._account.served(request.tokens[2])
+        body = detailed_info(served.stream, request.params)
+        body["cluster"] = self._account.engine.leaders.cluster_info(served)
         body["ts"] = body.pop("ts")
         return body
 
@@ -144,13 +148,19 @@ class StreamApi:
         """`STREAM.RESTORE.<stream>`."""
         raise errors.STREAM_RESTORE(err="restoring snapshots is not supported by this server")
 
+    async def step_down(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.LEADER.STEPDOWN.<stream>`."""
+        engine = self._account.engine
+        if engine.cluster is None or not engine.cluster.several:
+            raise errors.CLUSTER_REQUIRED()
+        return await engine.leaders.step_down(self._account.served(request.tokens[3]))
+
     def clustered(self, request: ApiRequest) -> JsonObject:
         """Operations on replicas, which a single server does not have."""
         raise errors.CLUSTER_REQUIRED()
 
 
 _CLUSTERED: Final = (
-    ("LEADER.STEPDOWN", "leader_stepdown"),
     ("PEER.REMOVE", "remove_peer"),
     ("PEER.EVACUATE", "evacuate_peer"),
     ("CANCEL_MOVE", "cancel_move"),

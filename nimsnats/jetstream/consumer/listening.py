@@ -40,9 +40,7 @@ class Listening:
             for kind, handler in (("ACK", self._on_ack), ("FC", self._on_flow)):
                 subject = f"$JS.{kind}.>".encode()
                 group = b"" if self._shared else nodes_group(kind)
-                self._subscriptions.append(
-                    self._account.subscribe(subject, handler, group, routed=not self._shared)
-                )
+                self._subscriptions.append(self._account.subscribe(subject, handler, group, routed=not self._shared))
         self._streams[stream.encode()] = by_token
 
     def remove(self, stream: str, consumers: Mapping[bytes, Consumer]) -> None:

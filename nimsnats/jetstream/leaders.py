@@ -1,0 +1,237 @@
+"""Who answers what: requests about the catalogue go to its leader, those about a stream to the stream's.
+
+Owns the way of API requests between nodes, questions to a stream's leader, and what is told about leaders and replicas.
+Any node takes any request of its clients; the leader answers them directly, through its own account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from nimsnats.identity import node_hash
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.api.decode import JsonObject
+from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.info import stream_info
+from nimsnats.jetstream.mail import Mail, Unreachable
+from nimsnats.raft.machine import NotLeader, TransferFailed
+from nimsnats.raft.transport import node_of
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.api.dispatch import ApiRequest
+    from nimsnats.jetstream.engine import JetStream
+    from nimsnats.jetstream.meta import StreamRecord
+    from nimsnats.jetstream.serving import ServedStream
+
+_PATIENCE: Final = 5.0
+"""Seconds until a stream without a leader is given up."""
+_AGAIN: Final = 0.05
+_MOST_HOPS: Final = 4
+_CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER"})
+_NOT_LEADER: Final = 10009
+
+
+def stream_of(tokens: Sequence[str]) -> str:
+    """The stream that a request is about; empty when it is about the catalogue."""
+    if len(tokens) < 3 or tokens[0] not in ("STREAM", "CONSUMER"):
+        return ""
+    if tokens[0] == "STREAM":
+        if tokens[1] in _CATALOGUE:
+            return ""
+        return tokens[3] if tokens[1] in ("MSG", "LEADER") and len(tokens) > 3 else tokens[2]
+    return tokens[3] if tokens[1] in ("DURABLE", "LEADER", "PEER") and len(tokens) > 3 else tokens[2]
+
+
+class Leaders:
+    """See the module. `mail` is None on a server that never has peers: then everything is answered here."""
+
+    def __init__(self, engine: JetStream, mail: Mail | None) -> None:
+        self._engine = engine
+        self._mail = mail
+        self._questions: dict[str, Callable[[ServedStream, Any], Any]] = {
+            "check": self._check,
+            "settled": self._settled,
+            "info": self._info,
+            "members": lambda served, _: list(served.stream.group.members),
+        }
+        if mail is not None:
+            mail.listen("api", self._on_api)
+            mail.listen("stream", self._on_question)
+
+    # API requests
+
+    def forward(self, request: ApiRequest) -> bool:
+        """Whether another node answers a request, to which it was sent. Raises ApiError when nobody can."""
+        cluster = self._engine.cluster
+        if cluster is None or not cluster.several:
+            return False
+        if cluster.joining or request.hops >= _MOST_HOPS:
+            raise errors.CLUSTER_NOT_AVAIL()
+        name = stream_of(request.tokens)
+        if not name:
+            if request.tokens == ["INFO"]:
+                return False
+            return self._to_catalogue(request)
+        record = self._engine.meta.streams.get((request.account.name, name))
+        if record is None:
+            return self._to_catalogue(request)  # it may know more than we have heard so far
+        served = self._engine.served(record)
+        if served is not None and served.stream.leading:
+            return False
+        for node in self._candidates(record, served):
+            if self._send(node, request):
+                return True
+        raise errors.CLUSTER_NOT_AVAIL()
+
+    def _to_catalogue(self, request: ApiRequest) -> bool:
+        group = self._engine.meta.group
+        if group.leading:
+            return False
+        if not group.leader or not self._send(group.leader, request):
+            raise errors.CLUSTER_NOT_AVAIL()
+        return True
+
+    def _send(self, node: str, request: ApiRequest) -> bool:
+        assert self._mail is not None
+        body = [
+            request.account.name,
+            request.subject,
+            request.reply,
+            request.headers,
+            request.body,
+            request.hops + 1,
+        ]
+        return self._mail.tell(node, "api", body)
+
+    def _on_api(self, sender: str, body: list[Any]) -> None:
+        account, subject, reply, headers, payload, hops = body
+        dispatcher = self._engine.dispatcher(account)
+        if dispatcher is not None:
+            dispatcher.take(subject, reply, headers, payload, None, hops)
+
+    def _candidates(self, record: StreamRecord, served: ServedStream | None) -> list[str]:
+        """Nodes that lead a stream or may know who does."""
+        if served is not None and self._engine.holds(record):
+            leader = served.stream.group.leader
+            return [leader] if leader and leader != node_of(self._engine.host.member) else []
+        return [node_of(member) for member in record.members if member != self._engine.host.member]
+
+    # Questions to a stream's leader
+
+    async def ask(self, record: StreamRecord, what: str, body: Any, patience: float = _PATIENCE) -> Any:
+        """Ask the leader of a stream, wherever it is. Raises ApiError."""
+        loop = self._engine.runtime
+        deadline = loop.monotonic() + patience
+        while True:
+            served = self._engine.served(record)
+            if served is not None and served.stream.leading:
+                answer = self._questions[what](served, body)
+                return await answer if asyncio.iscoroutine(answer) else answer
+            if self._mail is None:
+                raise errors.CLUSTER_NOT_AVAIL()
+            leader = served.stream.group.leader if served is not None else ""
+            for node in dict.fromkeys([leader, *map(node_of, record.members)]):
+                if node in ("", node_of(self._engine.host.member)):
+                    continue
+                try:
+                    question = [record.account, record.name, record.group, what, body]
+                    return await self._mail.ask(node, "stream", question, patience)
+                except Unreachable:
+                    continue
+                except ApiError as error:
+                    if error.err_code != _NOT_LEADER:
+                        raise
+            if loop.monotonic() > deadline:
+                raise errors.CLUSTER_NOT_AVAIL()
+            await loop.sleep(_AGAIN)
+
+    async def _on_question(self, sender: str, question: list[Any]) -> Any:
+        account, name, group, what, body = question
+        record = self._engine.meta.streams.get((account, name))
+        served = self._engine.served(record) if record is not None else None
+        if served is None or served.group_name != group or not served.stream.leading or what not in self._questions:
+            raise errors.CLUSTER_NOT_LEADER()
+        answer = self._questions[what](served, body)
+        return await answer if asyncio.iscoroutine(answer) else answer
+
+    def _check(self, served: ServedStream, stored: dict[str, Any]) -> None:
+        self._engine.accounts[served.record.account].check_consumers(served.stream, stored)
+
+    async def _settled(self, served: ServedStream, wanted: list[Any]) -> bool:
+        """Wait until the stream has this configuration and these members. A stream that moves away from its leader
+        has them later."""
+        config, members = wanted
+        runtime = self._engine.runtime
+        deadline = runtime.monotonic() + _PATIENCE
+        while runtime.monotonic() < deadline and served.stream.leading:
+            if served.record.config == config and served.record.members == members:
+                return await served.ready(deadline - runtime.monotonic())
+            await runtime.sleep(0.005)
+        return False
+
+    async def members(self, record: StreamRecord) -> list[str]:
+        """The members of a stream's group, as its leader knows them; this node among them when nobody tells."""
+        try:
+            return await self.ask(record, "members", None, 0.5)
+        except ApiError:
+            return [self._engine.host.member]
+
+    # What is told
+
+    async def info(self, record: StreamRecord, *, wait: bool = False) -> JsonObject:
+        """StreamInfo from the leader; `wait` until all replicas are there. Raises ApiError."""
+        if wait and self._engine.clustered:
+            await self.ask(record, "settled", [record.config, record.members])
+        return await self.ask(record, "info", True)
+
+    async def infos(self, records: Sequence[StreamRecord]) -> list[JsonObject | None]:
+        """StreamInfo of many, as lists have it; None where nobody answers."""
+
+        async def one(record: StreamRecord) -> JsonObject | None:
+            try:
+                return await self.ask(record, "info", False, 1.0)
+            except ApiError:
+                return None
+
+        if self._mail is None:
+            found = [self._engine.served(record) for record in records]
+            return [stream_info(served.stream, dynamic=False) if served else None for served in found]
+        return list(await asyncio.gather(*map(one, records)))
+
+    def _info(self, served: ServedStream, dynamic: bool) -> JsonObject:
+        body = stream_info(served.stream, dynamic=dynamic)
+        if self._engine.cluster is not None and self._engine.cluster.several:
+            body["cluster"] = self.cluster_info(served)
+        return body
+
+    def cluster_info(self, served: ServedStream) -> JsonObject:
+        """Leader and replicas of a stream."""
+        engine, group = self._engine, served.stream.group
+        if engine.cluster is None or not engine.cluster.several:
+            return {"leader": engine.server_name}
+        body: JsonObject = {"name": engine.broker.options.cluster_name, "raft_group": group.name}
+        body["leader"] = group.leader
+        replicas: list[JsonObject] = []
+        for other in group.progress():
+            active = 0 if other.active == float("inf") else int(other.active * 1e9)
+            name = node_of(other.member)
+            replica: JsonObject = {"name": name, "current": other.current, "active": active}
+            if other.active == float("inf"):
+                replica["offline"] = True
+            if other.lag:
+                replica["lag"] = other.lag
+            replica["peer"] = node_hash(name)
+            replicas.append(replica)
+        if replicas:
+            body["replicas"] = replicas
+        return body
+
+    async def step_down(self, served: ServedStream, to: str = "") -> JsonObject:
+        """Let another replica lead a stream. Raises ApiError."""
+        try:
+            await served.stream.group.transfer(to)
+        except (NotLeader, TransferFailed) as error:
+            raise errors.CLUSTER_NO_PEERS(err=str(error)) from error
+        return {"success": True}
