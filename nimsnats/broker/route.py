@@ -39,6 +39,8 @@ _LINES: Final = 16
 """How much longer control lines may be than those of clients."""
 _BRAKE: Final = 8 * 1024 * 1024
 """Bytes waiting for a peer from which on publishers are slowed down: what comes behind them must not be late."""
+_LARGEST: Final = 64 * 1024 * 1024
+"""Bytes of a message that are taken at least; what servers send each other is not bound by max_payload."""
 _STRANGE_KEPT: Final = 10_000
 """Subscriptions in accounts that do not exist here, kept for the case that they will."""
 _DEDICATED: Final = b"Not possible to have a dedicated route for account"
@@ -77,7 +79,7 @@ class RouteConnection(Publisher):
         options = table.broker.options
         self.table = table
         self.dial = dial
-        self.parser = RouteParser(self, options.max_pending, _LINES * options.max_control_line)
+        self.parser = RouteParser(self, max(options.max_pending, _LARGEST), _LINES * options.max_control_line)
         self.account = table.broker.system_account
         self.lines: dict[bytes, Line[Lane]] = table.lines
         self.stage = Stage.GREETING

@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import logging
 import platform
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
@@ -36,6 +37,7 @@ Watcher = Callable[[str, str, bool], None]
 
 _CLOSE_PATIENCE: Final = 1.0
 """Seconds that a stopping table waits for its last words to reach the peers."""
+_NAME: Final = re.compile(r"[!-~\w]{1,256}")
 _WILDCARD: Final = ("", "0.0.0.0", "::")
 _COMPLAINTS_KEPT: Final = 1024
 _DIALS_BY_GOSSIP: Final = 256
@@ -191,6 +193,9 @@ class RouteTable:
             route.close(Reason.DUPLICATE_ROUTE)
         elif info.server_id in self.routes:
             route.close(Reason.DUPLICATE_ROUTE)
+        elif info.node is not None and not _NAME.fullmatch(info.server_name):
+            self.complain(route, f"{quoted(info.server_name)} is no name for a node")
+            route.close(Reason.PROTOCOL_VIOLATION)
         elif self._is_namesake(info):
             self.complain(route, f"there is a server of the name {quoted(info.server_name)} already")
             route.close(Reason.DUPLICATE_NAME)
@@ -272,8 +277,8 @@ class RouteTable:
     def complain(self, route: RouteConnection, text: str) -> None:
         """Log what a peer did wrong; once each, because it will try again."""
         key = (route.name if route.peer is not None else route.ip, text)
-        known = key in self._told
-        if not known and len(self._told) < _COMPLAINTS_KEPT:
+        known = key in self._told or len(self._told) >= _COMPLAINTS_KEPT
+        if not known:
             self._told.add(key)
         route.log(logging.DEBUG if known else logging.ERROR, "%s", text)
 

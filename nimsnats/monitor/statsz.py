@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nimsnats.broker.route import RouteConnection
+from nimsnats.broker.stats import BrokerStats
 from nimsnats.jetstream.clock import format_time
 from nimsnats.monitor.format import JsonObject, number, present
 from nimsnats.monitor.process import cores, resident_bytes
@@ -32,8 +34,9 @@ def server_object(view: NodeView, sequence: int) -> JsonObject:
 def statsz(view: NodeView) -> JsonObject:
     """The figures that `nats server list` shows."""
     broker, stats = view.broker, view.broker.stats
-    sent = {"msgs": stats.out_msgs, "bytes": stats.out_bytes}
-    received = {"msgs": stats.in_msgs, "bytes": stats.in_bytes}
+    table = broker.routes
+    routed = table.stats if table is not None else BrokerStats()
+    routes = list(table.routes.values()) if table is not None else []
     return {
         "start": format_time(view.started_ns),
         "mem": resident_bytes(),
@@ -43,13 +46,28 @@ def statsz(view: NodeView) -> JsonObject:
         "total_connections": stats.total_connections,
         "active_accounts": sum(bool(account.clients) for account in broker.accounts.values()),
         "subscriptions": view.subscriptions(),
-        "sent": sent,
-        "sent_to_clients": sent,
-        "received": received,
-        "received_from_clients": received,
+        "sent": _traffic(stats.out_msgs, stats.out_bytes),
+        "sent_to_clients": _traffic(stats.out_msgs - routed.out_msgs, stats.out_bytes - routed.out_bytes),
+        "received": _traffic(stats.in_msgs, stats.in_bytes),
+        "received_from_clients": _traffic(stats.in_msgs - routed.in_msgs, stats.in_bytes - routed.in_bytes),
         "slow_consumers": stats.slow_consumers,
         **present({"stale_connections": stats.stale_connections, "stalled_clients": stats.stalled_clients}),
-        "active_servers": view.cluster().size,
+        **present({"routes": [_route(route) for route in routes]}),
+        "active_servers": max(view.cluster().size, 1 + len(routes)),
         **present({"jetstream": jetstream_block(view, store_dir=False)}),
         "gomaxprocs": 1,
     }
+
+
+def _route(route: RouteConnection) -> JsonObject:
+    return {
+        "rid": route.cid,
+        "name": route.name,
+        "sent": _traffic(route.out_msgs, route.out_bytes),
+        "received": _traffic(route.in_msgs, route.in_bytes),
+        "pending": route.pending,
+    }
+
+
+def _traffic(messages: int, size: int) -> JsonObject:
+    return {"msgs": messages, "bytes": size}

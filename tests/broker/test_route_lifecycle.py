@@ -123,6 +123,15 @@ async def test_two_of_one_name_and_one_that_was_restarted() -> None:
         assert await new.say() == []
 
 
+@pytest.mark.parametrize("name", ["", "two words", "new\nline", "n" * 300])
+async def test_a_node_needs_a_name_that_can_be_shown(name: str) -> None:
+    async with routed("a") as a:
+        heard = watched(a)
+        peer = await RoutePeer.dial(a.port)
+        assert await peer.say(greeting("p", server_name=name, nimsnats={"instance": "i"})) == [b"END"]
+        assert heard == []
+
+
 async def test_a_client_port_is_no_cluster_port() -> None:
     async with routed("a") as a, routed("b", routes=[f"127.0.0.1:{a.broker.port}"]) as b:
         await until(lambda: a.broker.closed)

@@ -199,3 +199,13 @@ def test_reload_reads_the_same_sources_again(tmp_path: Path) -> None:
     again = settings.reload()
     assert (again.broker.port, again.broker.max_payload) == (6000, 200)
     assert again.config_digest != settings.config_digest
+
+
+def test_a_cluster_secret_is_the_password_of_a_fixed_user_unless_the_file_names_one(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path), "NATS_CLUSTER_SECRET": "s3cret"}
+    cluster = load_node(NodeFlags(data_dir=str(tmp_path)), environment).cluster
+    assert (cluster.user, cluster.password) == ("nimsnats", "s3cret")
+    file = tmp_path / "nats.conf"
+    file.write_text("cluster { authorization { user: u, password: p } }")
+    cluster = load_node(NodeFlags(data_dir=str(tmp_path), config=str(file)), environment).cluster
+    assert (cluster.user, cluster.password) == ("u", "s3cret")
