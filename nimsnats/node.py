@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from nimsnats.monitor.server import MonitorServer, Slot
     from nimsnats.registry.server import RegistryServer
 
-MOST_REPLICAS: Final = 1
-"""Replicas that JetStream can keep of a stream."""
+_JOIN_PATIENCE: Final = 10.0
+"""Seconds that a starting node waits to become a member of its peers' JetStream."""
+_LEAVE_PATIENCE: Final = 6.0
+"""Seconds that a stopping node spends on leaving its groups in order."""
 _FOREST_PATIENCE: Final = 2.0
 """Seconds that the forest gets at the stop to finish what is under way; what it cannot finish is redelivered."""
 
@@ -54,7 +56,6 @@ class Node:
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
         self._client: Client | None = None
-        self._said_single = False
 
     @property
     def url(self) -> str:
@@ -100,6 +101,11 @@ class Node:
         self.server.view.cluster_page = partial(cluster_health, self.cluster)
         self.server.view.registry_page = partial(registry_health, self.registry)
         await self.cluster.start()
+        jetstream = self.server.jetstream
+        if jetstream is not None and jetstream.cluster is not None:
+            jetstream.cluster.gone = self._is_gone
+            if not await jetstream.cluster.settle(_JOIN_PATIENCE):
+                self.log.warning("JetStream is not yet one with all connected nodes: going on with what there is")
         self.cluster.jetstream_initialized()
 
     async def _describe(self) -> NodeInfo:
@@ -182,7 +188,7 @@ class Node:
             nims=settings.nims,
             builtin=settings.builtin,
             wind_subjects=settings.wind_subjects or DEFAULT_SUBJECTS,
-            replicas=self._replicas(self.cluster.replication_factor),
+            replicas=self.cluster.replication_factor,
             demo=settings.demo,
         )
         self.forest = forest = Forest(self._client, options, clock=self._clock, rng=self.server.runtime.random)
@@ -222,15 +228,15 @@ class Node:
 
     def _cluster_changed(self, state: ClusterState) -> None:
         if self.forest is not None and self.forest.running:
-            replicas = self._replicas(state.replication_factor)
+            replicas = state.replication_factor
             self.server.runtime.spawn(self._adjust_replicas(self.forest, replicas), "forest replicas")
 
-    def _replicas(self, wanted: int) -> int:
-        """How many replicas a stream can have; streams are not replicated between nodes yet."""
-        if wanted > MOST_REPLICAS and not self._said_single:
-            self._said_single = True
-            self.log.info("Streams keep %d replica: replication between nodes is not available yet", MOST_REPLICAS)
-        return min(wanted, MOST_REPLICAS)
+    def _is_gone(self, name: str) -> bool:
+        """Whether a node has neither a route nor a registration, as far as this node can tell."""
+        cluster, registry = self.cluster, self.registry
+        if cluster is None or registry is None or not registry.status.connected:
+            return False
+        return name not in cluster.members and all(peer.name != name for peer in cluster.known_peers)
 
     async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
         from forest.errors import ForestError
@@ -271,6 +277,9 @@ class Node:
         if self._client is not None:
             await self._client.close()
             self._client = None
+        jetstream = self.server.jetstream
+        if jetstream is not None and jetstream.cluster is not None:
+            await jetstream.cluster.leave(_LEAVE_PATIENCE)
         if self.cluster is not None:
             await self.cluster.stop()
             self.cluster = None
