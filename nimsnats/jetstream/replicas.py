@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _AGAIN: Final = 0.3
 """Seconds until a change that failed is tried again."""
+_PATIENCE: Final = 5.0
+"""Seconds until a change that takes long is looked at anew; it goes on from where the group stands."""
 
 
 class Replicas:
@@ -57,9 +59,12 @@ class Replicas:
     async def _change(self, wanted: tuple[str, ...]) -> None:
         while self._group.leading:
             try:
-                await self._group.change_members(wanted)
+                async with asyncio.timeout(_PATIENCE):
+                    await self._group.change_members(wanted)
             except NotLeader:
                 return
+            except TimeoutError:
+                continue
             except ValueError as error:
                 self._log.debug("Members of %s stay for now: %s", self._group.name, error)
                 await self._runtime.sleep(_AGAIN)

@@ -93,8 +93,8 @@ class ServedStream:
             self._propose({"config": record.config, "created": record.created})
         elif stream.config.to_stored() != record.config:
             self._propose({"config": record.config})
-        self.replicas.review()
         if stream.configured and stream.config.to_stored() == record.config:
+            self.replicas.review()
             self.settled.set()
         else:
             self.settled.clear()
