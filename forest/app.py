@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import nats
@@ -24,7 +25,7 @@ import nats.errors
 from forest.aftersales import AfterSalesNim
 from forest.decomposer import CONSUMER as DECOMPOSER
 from forest.decomposer import Decomposer
-from forest.demo import Feeder
+from forest.demo import Feeder, narrate
 from forest.errors import BrokenPlugin, ForestError, Refused, Unavailable
 from forest.ground import Ground
 from forest.humus import STREAM as HUMUS
@@ -246,7 +247,8 @@ class Forest:
         return ground
 
     async def _open_decomposer(self, ground: Ground) -> None:
-        decomposer = Decomposer(ground.soil, self.metrics, self._log)
+        told = partial(narrate, log=self._log) if self.options.demo else None
+        decomposer = Decomposer(ground.soil, self.metrics, self._log, told)
         worker = self._worker(HUMUS, DECOMPOSER, ("humus.>",), decomposer.handle)
         await self._retried(worker.open)
         self._sinks.append(worker)

@@ -22,6 +22,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from forest.errors import ForestError, RevisionConflict, Unavailable
 from forest.humus import Compost, read_compost
@@ -41,8 +42,16 @@ class Contested(ForestError):
 class Decomposer:
     """Applies composts to `soil`; `handle` is the worker's handler."""
 
-    def __init__(self, soil: Soil, metrics: ForestMetrics, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        soil: Soil,
+        metrics: ForestMetrics,
+        log: logging.Logger,
+        applied: Callable[[Compost], None] | None = None,
+    ) -> None:
+        """`applied` is told every compost that has changed the soil."""
         self._soil = soil
+        self._told = applied
         self._metrics = metrics
         self._log = log
         self._lanes: dict[str, asyncio.Lock] = {}
@@ -71,6 +80,8 @@ class Decomposer:
             self._log.warning("decomposer: slot %d is refused: %s", compost.slot, error)
             return
         self._metrics.count("forest_soil_writes_total" if applied else "forest_soil_replays_total")
+        if applied and self._told is not None:
+            self._told(compost)
 
     async def apply(self, compost: Compost) -> bool:
         """Bring the soil to the state after `compost`; False if it is there already.

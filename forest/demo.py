@@ -1,6 +1,7 @@
 """Demo: sample payments, so that a new forest has something to show.
 
-Owns: complete Stripe events made from a random source, and the feeder that puts one into the river now and then.
+Owns: complete Stripe events made from a random source, the feeder that puts one into the river now and then, and the
+lines of the log that tell what has become of it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import json
 import logging
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from forest.ending import end
 from forest.errors import ForestError
+from forest.humus import Compost
 from forest.metrics import ForestMetrics
 from forest.river import River
 
@@ -92,6 +94,13 @@ def sample_charge(rng: random.Random, now: float, *, failed: bool) -> dict[str, 
     }
 
 
+def narrate(compost: Compost, log: logging.Logger) -> None:
+    """One line for what a payment has become in the soil, so that somebody who watches the demo sees it."""
+    task = cast("dict[str, Any]", compost.data) if isinstance(compost.data, dict) else {}
+    what = task.get("description", "")
+    log.info("demo: soil: %s %s: %s", compost.action, compost.entity, what)
+
+
 class Feeder:
     """Puts a sample event into the river every `interval` seconds, give or take a third."""
 
@@ -130,6 +139,7 @@ class Feeder:
             try:
                 await self._river.flow("river.stripe.webhook", json.dumps(event).encode())
                 self._metrics.count("forest_demo_events_total")
+                self._log.info("demo: river: %s of %s", event["type"], event["data"]["object"]["id"])
             except ForestError as error:
                 self._log.warning("demo: %s", error)
             await asyncio.sleep(self._interval * (2 / 3 + self._rng.random() * 2 / 3))

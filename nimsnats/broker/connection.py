@@ -20,7 +20,8 @@ FRONT: Final = 16 * 1024
 """Leftovers up to that size are put in front of the next read; longer ones are collected and joined when complete."""
 
 _LARGE: Final = 2048
-"""Average size of queued chunks from which they are handed to the kernel as they are, not joined first."""
+"""Average size of queued chunks from which they are handed to the kernel as they are, not joined first. Only on uvloop:
+`writelines` of asyncio's own transports in Python 3.12 and 3.13 never tells the protocol to pause."""
 
 _STALL: Final = 0.005
 """Seconds that a publisher pauses when a receiver of its messages is three quarters full."""
@@ -191,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
         self.queued = 0
         if len(out) == 1:
             transport.write(out[0])
-        elif queued > _LARGE * len(out):
+        elif queued > _LARGE * len(out) and type(transport).__module__.startswith("uvloop"):
             transport.writelines(out)
         else:
             transport.write(b"".join(out))

@@ -78,7 +78,9 @@ class Plan:
     that the sender has named.
     """
 
-    __slots__ = ("empty", "handlers", "header_way", "outward", "queues", "sole", "subject", "targets", "way")
+    __slots__ = (
+        "empty", "handlers", "header_way", "outward", "queues", "sole", "stranded", "subject", "targets", "way",
+    )  # fmt: skip
 
     def __init__(
         self, subject: bytes, matches: Sequence[SubscriptionSet], listed: frozenset[bytes] | None = None
@@ -90,6 +92,8 @@ class Plan:
         self.handlers: tuple[Subscription, ...] = ()
         self.queues: tuple[tuple[Target, ...], ...] = ()
         self.outward: Outward | None = None
+        self.stranded: Outward | None = None
+        """Listed groups with members at other peers only: the last one here has just left."""
         self.sole: Target | None = None
         """The only receiver, when that is one plain client subscription: the usual case of replies."""
         if len(matches) == 1 and matches[0].queues is None and len(matches[0].plain) == 1:
@@ -137,7 +141,7 @@ class Plan:
                     chosen.append(sub)
                 else:
                     local.append((sub, head + sub.sid + b" "))
-            if chosen and listed is None:
+            if chosen and (listed is None or not local):
                 mixed.append(MixedGroup(name, (*local, *chosen)))
             elif local:
                 groups.append(tuple(local))
@@ -146,6 +150,8 @@ class Plan:
         self.queues = tuple(groups)
         if listed is None and (remotes or mixed):
             self.outward = Outward(self.subject, remotes.values(), mixed)
+        elif mixed:
+            self.stranded = Outward(self.subject, (), mixed)
 
     def build_ways(self) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
@@ -154,7 +160,7 @@ class Plan:
         (auto-unsubscribe), cannot take headers, or is one connection twice (it sees its subscriptions' messages
         interleaved); and for subjects that clients may not publish to, because each attempt is answered.
         """
-        if self.subject.startswith(RESERVED):
+        if self.subject.startswith(RESERVED) or self.stranded is not None:
             return
         outward = self.outward
         mixed = outward.groups if outward is not None else ()

@@ -14,7 +14,7 @@ import logging
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from nimsnats.broker.account import InvalidSubject
+from nimsnats.broker.account import InvalidSubject, Outgoing
 from nimsnats.broker.plan import Internal, Lane
 from nimsnats.broker.publisher import Publisher, unpacked
 from nimsnats.broker.reasons import Reason
@@ -279,6 +279,9 @@ class RouteConnection(Publisher):
         if shown is not None:
             reply, subject = shown
         routing.account.dispatch(plan, subject, reply, body[:header], body[header:], None)
+        if plan.stranded is not None:
+            message = Outgoing(plan, subject, reply, body[:header], body[header:], None)
+            plan.stranded.send(message, routing.account.draw, self)
 
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         subject, handler, headers = lane.subject, lane.handler, lane.headers

@@ -36,14 +36,14 @@ class MixedGroup:
         )
         self.total = self.weights[-1]
 
-    def choose(self, message: Outgoing, first: int) -> RemoteSubscription | bool:
+    def choose(self, message: Outgoing, first: int, source: RouteConnection | None) -> RemoteSubscription | bool:
         """Hand the message to a member here, or name the peer that gets it; False when there is nobody left."""
         start = bisect_right(self.weights, first)
         count = len(self.members)
         for step in range(count):
             member = self.members[(start + step) % count]
             if isinstance(member, RemoteSubscription):
-                if not member.route.closed:
+                if not member.route.closed and member.route is not source:
                     return member
             elif message.offer(member):
                 return True
@@ -60,14 +60,17 @@ class Outward:
         self.plain = tuple(plain)
         self.groups = tuple(groups)
 
-    def send(self, message: Outgoing, draw: Callable[[int], int]) -> int:
-        """Send one message to every peer that is due; the number of receivers, peers and members here."""
+    def send(self, message: Outgoing, draw: Callable[[int], int], source: RouteConnection | None = None) -> int:
+        """Send one message to every peer that is due; the number of receivers, peers and members here.
+
+        `source` is the route that it came from, if any; it never goes back there.
+        """
         reached = 0
         due: dict[RouteConnection, tuple[RemoteSubscription, list[bytes]]] = {
             sub.route: (sub, []) for sub in self.plain
         }
         for group in self.groups:
-            chosen = group.choose(message, draw(group.total))
+            chosen = group.choose(message, draw(group.total), source)
             if isinstance(chosen, RemoteSubscription):
                 due.setdefault(chosen.route, (chosen, []))[1].append(group.name)
             else:

@@ -104,9 +104,12 @@ class Core:
         """Lowest index replaced since the driver last looked; 0 for none."""
         self.install: Message | None = None
         """A snapshot the leader offers and that we want; the driver fetches it and calls `installed`."""
-        self.impaired = False
-        """This member's log has lost entries: it neither votes nor campaigns until it has caught up (DESIGN
-        4.6)."""
+        self.impaired = 0
+        """Not 0: this member has lost entries that it may have acknowledged. It does not campaign, votes only
+        for who surely has them, and asks its leader to feed it from where its log still is whole. The number
+        names this loss: an entry that brings it back, committed, ends it (`restored`)."""
+        self.pledge: tuple[int, int] | None = None
+        """(term, index) which no entry that was lost is beyond, when that is known."""
         self.leading: Leadership | None = None
         self._random = random
         self._memberships: list[tuple[int, Membership]] = [(log.snapshot, membership)]
@@ -169,8 +172,8 @@ class Core:
         other log can hold another entry of this term. Everything in the log is durable here, which is a
         majority of one: committed."""
         assert self.membership.voters == {self.name} and not self.membership.learners and not self.impaired
-        if self.term == 0:
-            self.term, self.vote, self.hard_state_changed = 1, self.name, True
+        if self.term == 0 or self.vote != self.name:
+            self.term, self.vote, self.hard_state_changed = self.term + 1, self.name, True
         self.role, self.leader = Role.LEADER, self.name
         self.leading = Leadership(self)
         self.log.committed = self.log.durable
@@ -303,7 +306,9 @@ class Core:
         pre = message.kind is Kind.PRE_VOTE
         free = self.vote == message.sender or (not self.vote and not self.leader) or (pre and message.term > self.term)
         current = (message.log_term, message.index) >= (self.log.last_term, self.log.last)
-        granted = free and current and not self.impaired
+        if self.impaired:
+            current = current and self.pledge is not None and (message.log_term, message.index) >= self.pledge
+        granted = free and current
         kind = Kind.PRE_VOTE_REPLY if pre else Kind.VOTE_REPLY
         term = message.term if granted else self.term
         self.durable.append(Message(kind, message.sender, self.name, term, reject=not granted))
@@ -390,6 +395,42 @@ class Core:
         self._heard_leader(message)
         self.log.committed = max(self.log.committed, min(message.commit, self.log.last))
         self.urgent.append(Message(Kind.HEARTBEAT_REPLY, message.sender, self.name, self.term))
+        if self.impaired:
+            lost = Message(Kind.APPEND_REPLY, message.sender, self.name, self.term, self.log.last)
+            lost.reject, lost.force, lost.hint = True, True, self.impaired
+            self.urgent.append(lost)
+
+    def restored(self) -> None:
+        """The leader has heard of our loss, and everything that it had counted on us for is committed here
+        again: the entry that says so was proposed after all that."""
+        self.impaired, self.pledge, self.hard_state_changed = 0, None, True
+
+    def awake(self) -> None:
+        """Time goes on after a silence that all agreed to: nobody was missed meanwhile."""
+        self._elapsed = 0
+        if self.leading is not None:
+            for progress in self.leading.members.values():
+                progress.active = True
+
+    def leader_lost(self) -> None:
+        """The driver knows that the leader's node is gone: no lease protects it, and the wait is shorter."""
+        if self.leading is None:
+            self._elapsed = max(self._elapsed, self.settings.election_ticks)
+
+    def seize(self) -> None:
+        """Make this member the only one, without asking the others.
+
+        Only for a group of two, and only by who holds the right to (DESIGN 4.11): every committed entry is on
+        both, so none is lost; that the other does not do the same is the caller's to know.
+        """
+        assert self.name in self.membership.voters and len(self.membership.voters) == 2 and not self.impaired
+        self.become_follower(self.term + 1, "")
+        self.vote, self.role, self.leader = self.name, Role.LEADER, self.name
+        self.leading = Leadership(self)
+        after = Membership(frozenset({self.name}))
+        entry = self.propose(MEMBERSHIP, after.encode())
+        self._memberships.append((entry.index, after))
+        self.leading.members_changed()
 
     def _on_install(self, message: Message) -> None:
         self._heard_leader(message)

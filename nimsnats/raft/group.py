@@ -1,7 +1,10 @@
 """One hosted Raft group: its core, its proposals, its state machine.
 
 Owns the way of an entry through this node: proposed, stored, committed, applied, compacted. What is decided
-is decided by `core`; when the disk is synced is the host's business (`host.py`), and how, storage's.
+is decided by `core`; what only groups of several members need is in `replica.py`; when the disk is synced is
+the host's business (`host.py`), and how, storage's.
+
+A group of one is `alone` and takes the short way: no messages, no ticks, no hard state to write.
 """
 
 from __future__ import annotations
@@ -10,12 +13,24 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from nimsnats.raft.core import MEMBERSHIP, Core, HardState
+from nimsnats.raft.core import MEMBERSHIP, NOOP, Core, HardState
+from nimsnats.raft.home import Durable, Memory
 from nimsnats.raft.log import RaftLog
-from nimsnats.raft.machine import BLOCK, Entry, LogDamage, MemberProgress, NotLeader, ProposalDropped, StateMachine
+from nimsnats.raft.machine import (
+    BLOCK,
+    Entry,
+    LogDamage,
+    MemberProgress,
+    NotLeader,
+    ProposalDropped,
+    StateMachine,
+    StoredBlock,
+)
 from nimsnats.raft.membership import Membership
-from nimsnats.storage.errors import Corrupt
-from nimsnats.storage.interface import CompactionPoint, Storage
+from nimsnats.raft.message import Message
+from nimsnats.raft.replica import Replica
+from nimsnats.raft.transport import node_of
+from nimsnats.storage.interface import CompactionPoint
 
 if TYPE_CHECKING:
     from nimsnats.raft.host import Host
@@ -26,37 +41,28 @@ COMPACT_BYTES: Final = 32 * 1024 * 1024
 this."""
 
 
-class Durable:
-    """Where a file group keeps its log."""
-
-    def __init__(self, storage: Storage, number: int) -> None:
-        self.storage = storage
-        self.number = number
-
-
-class Memory:
-    """Where a memory group keeps its blocks: nowhere but here."""
-
-    def __init__(self) -> None:
-        self.blocks: dict[int, bytes] = {}
-
-
 class HostedGroup:
     """Implements `Group`. All methods run on the loop."""
 
     def __init__(self, name: str, machine: StateMachine, host: Host, home: Durable | Memory) -> None:
         self._name = name
         self.machine = machine
-        self._host = host
-        self._home = home
+        self.host = host
+        self.home = home
         self.durable = isinstance(home, Durable)
         self.serving = False
+        self.alone = True
+        self.stopped = False
         self.total = 0
         """Messages of the log up to the last flushed entry."""
+        self.membership = Membership(frozenset({host.member}))
+        """At the snapshot; the core knows newer ones."""
         self._applied = self._applied_term = self._applied_total = 0
         self._snapshot = self._snapshot_term = 0
-        self._state = HardState(1, host.node_name)
-        self._core = self._new_core()
+        self.state = HardState(1, host.member)
+        self.core = self._new_core()
+        self.replica = Replica(self)
+        self.serving_term = 0
         self._entries_since = self._bytes_since = 0
         self._new_blocks: list[int] = []
         self._unsaved: dict[int, bytes] = {}
@@ -66,12 +72,10 @@ class HostedGroup:
         self._damaged = self._compacting = False
 
     def _new_core(self) -> Core:
-        """A core at the applied position. Only groups of one are hosted so far: everything recorded is
-        committed."""
+        """A core at the applied position: everything up to there is committed."""
         log = RaftLog(self._snapshot, self._snapshot_term, self._applied, self._applied_term)
         log.committed = log.applied = self._applied
-        members = Membership(frozenset({self._host.node_name}))
-        return Core(self._host.node_name, log, members, self._host.runtime.random, self._state)
+        return Core(self.host.member, log, self.membership, self.host.runtime.random, self.state, self.host.settings)
 
     # The face towards the state machine -----------------------------------------------------------
 
@@ -88,34 +92,28 @@ class HostedGroup:
     @property
     def leader(self) -> str:
         """Name of the leading node, empty when unknown."""
-        return self._core.leader if self.serving else ""
+        return node_of(self.core.leader) if not self.stopped else ""
 
     @property
     def members(self) -> tuple[str, ...]:
         """The voters, sorted."""
-        return tuple(sorted(self._core.membership.voters))
+        return tuple(sorted(self.core.membership.voters))
 
     @property
     def learners(self) -> tuple[str, ...]:
         """Members that do not count yet, sorted."""
-        return tuple(sorted(self._core.membership.learners))
+        return tuple(sorted(self.core.membership.learners))
 
-    def progress(self) -> list[MemberProgress]:
-        """Every other member, sorted by name; empty unless this one leads."""
-        return []
-
-    async def change_members(self, members: Sequence[str]) -> None:
-        """Bring the group to exactly these voters. Raises NotLeader, ValueError."""
-        raise NotImplementedError
-
-    async def transfer(self, to: str = "") -> str:
-        """Hand leadership to a voter. Raises NotLeader, TransferFailed."""
-        raise NotImplementedError
+    @property
+    def impaired(self) -> bool:
+        """Whether this member has lost entries and is being repaired by the others; what its machine shows is
+        old."""
+        return bool(self.core.impaired)
 
     @property
     def term(self) -> int:
         """The current term."""
-        return self._core.term
+        return self.core.term
 
     @property
     def applied(self) -> int:
@@ -125,34 +123,64 @@ class HostedGroup:
     @property
     def committed(self) -> int:
         """Index of the last committed entry."""
-        return self._core.log.committed
+        return self.core.log.committed
+
+    def progress(self) -> list[MemberProgress]:
+        """Every other member, sorted by name; empty unless this one leads."""
+        core = self.core
+        if core.leading is None:
+            return []
+        return [
+            MemberProgress(
+                member=name,
+                match=known.match,
+                current=known.match >= core.log.committed,
+                active=self.host.peers.silence(name),
+                lag=max(0, core.log.last - known.match),
+                learner=name in core.membership.learners,
+            )
+            for name, known in core.leading.members.items()
+        ]
 
     def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
         """Queue an entry. Raises NotLeader."""
         if not self.serving:
             raise NotLeader(self.leader)
-        self._core.propose(kind, data, context, messages)
-        self._host.mark(self)
+        self.core.propose(kind, data, context, messages)
+        self.host.mark(self)
 
     def read_block(self, index: int) -> Awaitable[bytes]:
         """The bytes of a block, checksummed. Raises Corrupt."""
-        if isinstance(self._home, Durable):
-            return self._home.storage.read_block(self._home.number, index)
-        return _from_memory(self._home.blocks, index, self._name)
+        if isinstance(self.home, Durable):
+            return self.home.storage.read_block(self.home.number, index)
+        return self.home.read(index, self._name)
 
     def rewrite_block(self, index: int, data: bytes) -> None:
         """Replace a compacted block's bytes."""
-        if isinstance(self._home, Durable):
-            self._home.storage.rewrite(self._home.number, index, data)
-            self._home.storage.sync(_forget)
+        if isinstance(self.home, Durable):
+            self.home.storage.rewrite(self.home.number, index, data)
+            self.home.storage.sync(_forget)
         else:
-            self._home.blocks[index] = data
+            block = self.home.blocks[index]
+            self.home.blocks[index] = (*block[:5], data)
+
+    async def change_members(self, members: Sequence[str]) -> None:
+        """Bring the group to exactly these voters. Raises NotLeader, ValueError."""
+        await self.replica.change_members(members)
+
+    async def transfer(self, to: str = "") -> str:
+        """Hand leadership to a voter; returns the new leader's node. Raises NotLeader, TransferFailed."""
+        return await self.replica.transfer(to)
+
+    def seize(self) -> None:
+        """Make this member of two the only one. See `Core.seize` for who may."""
+        self.replica.seize()
 
     # Recovery -------------------------------------------------------------------------------------
 
     def position(self, state: HardState, index: int, index_term: int, total: int) -> None:
         """Stand at a snapshot."""
-        self._state = state
+        self.state = state
         self._applied = self._snapshot = index
         self._applied_term = self._snapshot_term = index_term
         self.total = self._applied_total = total
@@ -173,69 +201,165 @@ class HostedGroup:
             self._applied_total = self.total
 
     def lead(self) -> None:
-        """Recovery is over: begin to serve."""
-        self._core = self._new_core()
-        self._core.resume_alone()
-        self.serving = True
-        self.machine.leadership(True, self._core.term)
+        """Recovery of a group of one is over: begin to serve."""
+        self.core = self._new_core()
+        self.resume()
+
+    def resume(self) -> None:
+        """Lead a group of one, whose whole log is committed."""
+        core = self.core
+        core.resume_alone()
+        self.keep_hard_state()
+        self._apply_to(core.log.committed)
+        self.alone = True
+        self.lead_on()
+
+    def follow(self, impaired: bool, pledge: tuple[int, int] | None) -> Core:
+        """Recovery of a group of several has brought the snapshot: its log comes next, entry by entry, to the
+        core."""
+        self.core = self._new_core()
+        self.alone = False
+        if impaired:
+            self.core.impaired = self.host.runtime.random.getrandbits(56) | 1
+            self.core.pledge = pledge
+        return self.core
+
+    def lead_on(self) -> None:
+        """Serve, if not yet doing so in this term."""
+        if not self.serving or self.serving_term != self.core.term:
+            self.serving, self.serving_term = True, self.core.term
+            self.machine.leadership(True, self.core.term)
+
+    def step_down(self, reason: str) -> None:
+        """Serve no more: proposals that are not committed are refused. They may yet be committed by the next
+        leader."""
+        if not self.serving:
+            return
+        self.serving = False
+        log = self.core.log
+        error = ProposalDropped(reason)
+        for entry in log.entries[max(0, log.committed + 1 - log.first) :]:
+            self._refuse(entry, error)
+        self.machine.leadership(False, self.core.term)
 
     # Driven by the host ---------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
         """End: refuse what is still under way."""
+        self.stopped = True
         was_serving, self.serving = self.serving, False
-        self._refuse_pending(ProposalDropped(reason))
+        self.replica.stop()
+        self.refuse_pending(ProposalDropped(reason))
         if was_serving:
-            self.machine.leadership(False, self._core.term)
+            self.machine.leadership(False, self.core.term)
+
+    def keep_hard_state(self) -> None:
+        """Queue term and vote if they have changed."""
+        core = self.core
+        if core.hard_state_changed:
+            core.hard_state_changed = False
+            if self.home.number:
+                self.home.storage.set_hard_state(self.home.number, *self.hard_state())
+
+    def hard_state(self) -> tuple[int, str]:
+        """Term and vote as storage has them: a loss that is not made good yet is noted in front of the vote."""
+        core = self.core
+        if not core.impaired:
+            return core.term, core.vote
+        pledge = f"{core.pledge[0]},{core.pledge[1]}" if core.pledge is not None else ""
+        return core.term, f"!{pledge}!{core.vote}"
 
     def flush(self) -> tuple[int, int]:
         """Hand new entries to storage; returns index and term up to which this is done."""
-        log = self._core.log
+        log = self.core.log
         total = self.total
-        if isinstance(self._home, Durable):
-            append, number = self._home.storage.append, self._home.number
+        if isinstance(self.home, Durable):
+            append, number = self.home.storage.append, self.home.number
             for entry in log.unflushed():
                 total += entry.messages
                 append(number, entry.index, entry.term, entry.kind, entry.messages, total, entry.data)
+        else:
+            for entry in log.unflushed():
+                total += entry.messages
         self.total = total
         log.flushed = log.last
         return log.last, log.last_term
 
-    def stored(self, index: int, term: int) -> None:
+    def stored(self, index: int, term: int, messages: Sequence[Message]) -> None:
         """Entries up to `index` are durable: commit and apply what that allows."""
-        core = self._core
+        core = self.core
         core.persisted(index, term)
+        if not self.alone:
+            self.replica.stored(messages)
+            return
         log = core.log
         if log.committed == log.applied:
             return
+        if self._apply_to(log.committed):
+            log.trim(log.applied + 1)
+
+    def _apply_to(self, index: int) -> bool:
+        """Apply what is committed up to `index`. False when the machine has failed."""
+        core = self.core
+        log = core.log
         try:
-            for entry in log.unapplied():
+            for entry in log.entries[log.applied + 1 - log.first : index + 1 - log.first]:
                 self._apply(entry)
         except Exception:
             # A machine that cannot apply an entry is broken; the other groups of this node are not.
-            self._host.log.exception("Group %s stops: entry %d cannot be applied", self._name, self._applied)
+            self.host.log.exception("Group %s stops: entry %d cannot be applied", self._name, self._applied)
             core.applied_to(log.committed)
             self.stop("the group has failed")
-            return
-        core.applied_to(log.committed)
-        log.trim(log.applied + 1)
+            return False
+        core.applied_to(index)
         if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
-            self._entries_since = self._bytes_since = 0
-            self._host.compact_soon(self)
+            self.compact_soon()
+        return True
+
+    def apply_ready(self) -> bool:
+        """Apply what is committed *and* durable here: the machine may want to read it back. False when there
+        was nothing."""
+        log = self.core.log
+        end = min(log.committed, log.durable)
+        return end > log.applied and self._apply_to(end)
+
+    def compact_soon(self) -> None:
+        """Have the host take a snapshot when it gets to it."""
+        self._entries_since = self._bytes_since = 0
+        self.host.compact_soon(self)
 
     def not_stored(self, error: Exception) -> None:
-        """The disk refused: what is not applied never happened."""
-        self._refuse_pending(error)
+        """The disk refused: what is not applied never happened. Members that are not alone try again."""
+        if self.alone:
+            self.refuse_pending(error)
+        else:
+            self.replica.not_stored(error)
 
-    def _refuse_pending(self, error: Exception) -> None:
-        core = self._core
+    def refuse_pending(self, error: Exception) -> None:
+        """Take back what is not committed."""
+        core = self.core
         if core.log.last > core.log.committed:
             core.cut(core.log.committed + 1)
         _, refused = core.take_removed()
-        self.total = self._applied_total
+        self.recount()
         for entry in refused:
-            if entry.context is not None:
-                self.machine.refuse(entry.context, error)
+            self._refuse(entry, error)
+
+    def recount(self) -> None:
+        """Count the messages again after the log was cut."""
+        log = self.core.log
+        flushed = log.entries[max(0, log.applied + 1 - log.first) : max(0, log.flushed + 1 - log.first)]
+        self.total = self._applied_total + sum(entry.messages for entry in flushed)
+
+    def refuse_all(self, entries: Sequence[Entry], reason: str) -> None:
+        """Tell the proposers of entries that will not be."""
+        for entry in entries:
+            self._refuse(entry, ProposalDropped(reason))
+
+    def _refuse(self, entry: Entry, error: Exception) -> None:
+        context, entry.context = entry.context, None
+        if context is not None:
+            self.machine.refuse(context, error)
 
     def _apply(self, entry: Entry) -> None:
         """Apply one committed entry and count towards the next snapshot."""
@@ -246,28 +370,32 @@ class HostedGroup:
         self._bytes_since += len(entry.data)
         if kind & BLOCK:
             self._new_blocks.append(index)
-            if isinstance(self._home, Memory):
-                self._home.blocks[index] = entry.data
+            if isinstance(self.home, Memory):
+                self.home.blocks[index] = (index, entry.term, kind, entry.messages, self._applied_total, entry.data)
         if kind > MEMBERSHIP:
             self.machine.apply(entry)
+        elif kind == NOOP:
+            if entry.data and entry.data == b"%d" % self.core.impaired:
+                self.host.log.info("Group %s: everything that was lost here is back", self._name)
+                self.core.restored()
+        elif not self.alone:
+            self.replica.membership_applied(entry)
+
+    # Snapshots ------------------------------------------------------------------------------------
 
     def compact(self) -> None:
         """Take a snapshot and cut the log there."""
         if self._compacting or (self._applied == self._snapshot and not self._damaged):
             return
-        snapshot = self.machine.snapshot()
-        if isinstance(self._home, Memory):
-            for index in snapshot.dropped:
-                self._home.blocks.pop(index, None)
-            self._snapshot = self._applied
-            self._new_blocks = []
+        if self.stopped or self.replica.holding():
             return
+        snapshot = self.machine.snapshot()
         dropped = self._dropped.union(snapshot.dropped)
         notes = {**dict.fromkeys(self._new_blocks, b""), **self._unsaved}
         notes.update((record.index, record.note) for record in snapshot.blocks)
         for index in dropped:
             notes.pop(index, None)
-        members = self._core.membership.encode()
+        members = self.core.membership_at(self._applied).encode()
         point = CompactionPoint(
             self._applied,
             self._applied_term,
@@ -279,25 +407,45 @@ class HostedGroup:
         )
         self._new_blocks, self._unsaved, self._dropped = [], {}, set()
         self._compacting, self._damaged = True, False
-        self._home.storage.compact(self._home.number, point)
-        self._home.storage.sync(partial(self._compacted, point))
+        if isinstance(self.home, Memory):
+            self.home.compact(point)
+            self._compacted(point, None)
+        else:
+            self.home.storage.compact(self.home.number, point)
+            self.home.storage.sync(partial(self._compacted, point))
 
     def _compacted(self, point: CompactionPoint, error: Exception | None) -> None:
         self._compacting = False
         if error is None:
             self._snapshot, self._snapshot_term = point.index, point.term
-            if self._core.log.applied >= point.index:
-                self._core.compacted(point.index, point.term)
+            if self.core.log.snapshot < point.index <= self.core.log.applied:
+                self.core.compacted(point.index, point.term)
+                self.replica.trim()
         else:
             self._unsaved = {**dict(point.notes), **self._unsaved}
             self._dropped.update(point.dropped)
 
+    @property
+    def compacting(self) -> bool:
+        """Whether a snapshot is on its way to the disk."""
+        return self._compacting
 
-async def _from_memory(blocks: dict[int, bytes], index: int, name: str) -> bytes:
-    data = blocks.get(index)
-    if data is None:
-        raise Corrupt(f"block {index} of group {name} is missing")
-    return data
+    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        """Have the machine become a snapshot that came from the leader."""
+        try:
+            self.machine.restore(state, blocks)
+        except Exception:
+            self.host.log.exception("Group %s stops: a snapshot cannot be restored", self._name)
+            self.stop("the group has failed")
+
+    def installed(self, index: int, term: int, total: int) -> None:
+        """The machine has become a snapshot that came from the leader."""
+        self._applied = self._snapshot = index
+        self._applied_term = self._snapshot_term = term
+        self.total = self._applied_total = total
+        self._new_blocks, self._unsaved, self._dropped = [], {}, set()
+        self._entries_since = self._bytes_since = 0
+        self._damaged = False
 
 
 def _forget(error: Exception | None) -> None:

@@ -11,18 +11,27 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from nimsnats.raft.group import Durable, HostedGroup, Memory
+from nimsnats.raft.core import HardState, Settings
+from nimsnats.raft.group import HostedGroup
+from nimsnats.raft.home import MEMORY_MARK, STAGED_MARK, Durable, Memory
 from nimsnats.raft.machine import Group, StateMachine
 from nimsnats.raft.membership import Membership
-from nimsnats.raft.recovery import recover
-from nimsnats.raft.transport import Transport, member_name
+from nimsnats.raft.message import Message
+from nimsnats.raft.peers import Peers
+from nimsnats.raft.recovery import bring_back, forget
+from nimsnats.raft.transport import Transport, member_name, node_of
+from nimsnats.raft.wire import Frame, Malformed, WrongVersion, decode
 from nimsnats.runtime import Runtime
 from nimsnats.storage.interface import Storage
 
-Mark = tuple[HostedGroup, int, int]
-"""A group, and the index and term up to which its log has been handed to storage."""
+Mark = tuple[HostedGroup, int, int, Sequence[Message]]
+"""A group, the index and term up to which its log has been handed to storage, and the messages that wait for
+it."""
+_NONE: Final[Sequence[Message]] = ()
+_GREET_TICKS: Final = 2
+_ACQUAINTANCES_TICKS: Final = 20
 
 _STOP_PATIENCE: Final = 4.0
 
@@ -38,6 +47,8 @@ class Host:
         log: logging.Logger | None = None,
         *,
         instance: str = "",
+        tick_seconds: float = 0.1,
+        settings: Settings | None = None,
     ) -> None:
         self.node_name = node_name
         self.member = member_name(node_name, instance)
@@ -47,6 +58,15 @@ class Host:
         self.runtime = runtime
         self.storage = storage
         self.log = log or logging.getLogger("nimsnats.raft")
+        self.tick_seconds = tick_seconds
+        self.settings = settings or Settings()
+        self.peers = Peers(self.member, runtime, self.log, lambda: self.transport)
+        self.lost_peers: set[str] = set()
+        """Peers that have been silent for longer than an election takes."""
+        self._ticking: dict[HostedGroup, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        self._acquaintances: set[str] = set()
         self._groups: dict[str, HostedGroup] = {}
         self._opening: set[str] = set()
         self._dirty: dict[HostedGroup, None] = {}
@@ -56,11 +76,15 @@ class Host:
 
     def recorded_groups(self) -> list[str]:
         """Names of the file groups that storage knows, in order of creation."""
-        return self.storage.group_names()
+        return [name for name in self.storage.group_names() if name[0] not in {MEMORY_MARK, STAGED_MARK}]
 
     def groups(self) -> list[HostedGroup]:
         """The groups that are open now."""
         return list(self._groups.values())
+
+    def group(self, name: str) -> HostedGroup | None:
+        """The open group of this name."""
+        return self._groups.get(name)
 
     async def open_group(
         self,
@@ -84,40 +108,90 @@ class Host:
         assert not self._stopped and name not in self._groups and name not in self._opening
         self._opening.add(name)
         try:
-            if storage == "memory":
-                group = HostedGroup(name, machine, self, Memory())
-            else:
-                group = await self._open_file(name, machine)
+            founders = frozenset(members) if members is not None else frozenset({self.member})
+            assert founders
+            opener = self._open_memory if storage == "memory" else self._open_recorded
+            group = await opener(name, machine, founders)
         finally:
             self._opening.discard(name)
         self._groups[name] = group
-        group.lead()
+        if not group.alone:
+            self.tick_on(group)
+            group.replica.after()
         return group
 
-    async def _open_file(self, name: str, machine: StateMachine) -> HostedGroup:
-        stored = await self.storage.load_group(name)
+    async def _open_recorded(self, name: str, machine: StateMachine, founders: frozenset[str]) -> HostedGroup:
+        """A file group, new or recovered."""
+        storage = self.storage
+        await self._clear(STAGED_MARK + name)
+        stored = await storage.load_group(name)
         if stored is None:
-            members = Membership(frozenset({self.node_name})).encode()
-            number = self.storage.create_group(name, 1, self.node_name, members)
+            number = storage.create_group(name, *self._beginning(founders))
             await self.synced()
-            return HostedGroup(name, machine, self, Durable(self.storage, number))
-        group = HostedGroup(name, machine, self, Durable(self.storage, stored.id))
-        if await recover(group, stored, self.storage, self.log):
-            group.compact()  # so that the loss becomes part of the state, and is told once
-            await self.synced()
+            return self._found(HostedGroup(name, machine, self, Durable(storage, number)), founders)
+        group = HostedGroup(name, machine, self, Durable(storage, stored.id))
+        await bring_back(group, stored)
         return group
+
+    async def _open_memory(self, name: str, machine: StateMachine, founders: frozenset[str]) -> HostedGroup:
+        """A memory group. Its log has gone with the last process; what is recorded tells that there was one."""
+        storage, record = self.storage, MEMORY_MARK + name
+        group = HostedGroup(name, machine, self, Memory(storage))
+        stored = await storage.load_group(record)
+        if stored is not None and self._alone(founders):
+            await self._clear(record)
+        elif stored is not None:
+            group.home.number = stored.id
+            forget(group, stored)
+            group.follow(impaired=True, pledge=None)
+            return group
+        elif not self._alone(founders):
+            group.home.number = storage.create_group(record, *self._beginning(founders))
+            await self.synced()
+        return self._found(group, founders)
+
+    def _alone(self, founders: frozenset[str]) -> bool:
+        return len(founders) == 1 and self.member in founders
+
+    def _beginning(self, founders: frozenset[str]) -> tuple[int, str, bytes]:
+        """Term, vote and membership of a new group; a member that joins knows nobody yet."""
+        if self._alone(founders):
+            return 1, self.member, Membership(founders).encode()
+        return 0, "", Membership(founders if self.member in founders else frozenset()).encode()
+
+    def _found(self, group: HostedGroup, founders: frozenset[str]) -> HostedGroup:
+        """A new group stands at nothing."""
+        term, vote, members = self._beginning(founders)
+        group.membership = Membership.decode(members)
+        group.position(HardState(term, vote), 0, 0, 0)
+        if self._alone(founders):
+            group.lead()
+        else:
+            group.follow(impaired=False, pledge=None)
+        return group
+
+    async def _clear(self, name: str) -> None:
+        """Remove what is stored under a name of our own."""
+        if name in self.storage.group_names():
+            stored = await self.storage.load_group(name)
+            if stored is not None:
+                self.storage.remove_group(stored.id)
+
+    def enlist(self, group: HostedGroup) -> None:
+        """A memory group of one gets company: from now on its votes are recorded."""
+        if isinstance(group.home, Memory) and not group.home.number:
+            term, vote = group.hard_state()
+            group.home.number = self.storage.create_group(MEMORY_MARK + group.name, term, vote, b"")
 
     async def remove_group(self, name: str) -> None:
         """End a group and destroy what it stored. Raises StorageFull, StorageFailed."""
         group = self._groups.pop(name, None)
         if group is not None:
             group.stop("the group was removed")
-            if not group.durable:
-                return
-        stored = await self.storage.load_group(name)
-        if stored is not None:
-            self.storage.remove_group(stored.id)
-            await self.synced()
+            await ended(group.replica.tasks())
+        for each in (name, MEMORY_MARK + name, STAGED_MARK + name):
+            await self._clear(each)
+        await self.synced()
 
     async def stop(self) -> None:
         """Let what is proposed become durable, store snapshots so that the next start is short, end all
@@ -134,13 +208,110 @@ class Host:
             await self.synced()
         except Exception as error:
             self.log.warning("Stopping without a last snapshot: %s", error)
+        if self._timer is not None:
+            self._timer.cancel()
         for group in self._groups.values():
             group.stop("the node is stopping")
+            await ended(group.replica.tasks())
         self._groups.clear()
+
+    def abandon(self) -> None:
+        """End at once and write nothing more, as a crash would. For simulations."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for group in self._groups.values():
+            group.stopped = True
+            group.replica.stop()
+        self._dirty.clear()
+        self._groups.clear()
+
+    # Hearing --------------------------------------------------------------------------------------
 
     def receive(self, peer: str, frame: bytes) -> None:
         """A frame has come from another node. `peer` is the node's name as the transport knows it ("" when it
-        does not). Never raises; what is not right is refused, counted, and logged once a peer."""
+        does not). Never raises; what is not right is refused, counted (`peers.refused`), and logged once a
+        peer."""
+        if self._stopped:
+            return
+        try:
+            found = decode(frame)
+        except WrongVersion as error:
+            self.peers.refuse(peer, "frame of another version", str(error))
+            return
+        except Malformed as error:
+            self.peers.refuse(peer, "malformed frame", str(error))
+            return
+        sender = found.sender
+        if found.receiver != self.member:
+            self.peers.refuse(sender, "frame for another instance", found.receiver[:64])
+        elif sender == self.member or (peer and node_of(sender) != peer):
+            self.peers.refuse(peer or sender, "frame under a wrong name", sender[:64])
+        else:
+            self._hear(sender, found)
+
+    def _hear(self, sender: str, frame: Frame) -> None:
+        news = self.peers.heard(sender, frame.incarnation)
+        if news is None:
+            self.peers.refuse(sender, "frame of an earlier process")
+            return
+        if news:
+            self.lost_peers.discard(sender)
+            self._tell_groups({sender}, lost=False)
+        for name, items in frame.groups:
+            group = self._groups.get(name)
+            if group is not None:
+                try:
+                    group.replica.step(sender, items)
+                except Exception:
+                    # Whatever it said, it must not end what is none of its business.
+                    self.log.exception("Group %s cannot take what %s says", name, sender)
+                    self.peers.refuse(sender, "message that made an error", f"group {name}")
+            elif name not in self._opening:
+                self.peers.refuse(sender, "message for an unknown group", name[:64])
+
+    # Time -----------------------------------------------------------------------------------------
+
+    def tick_on(self, group: HostedGroup) -> None:
+        """The group wants to be ticked."""
+        self._ticking[group] = None
+        if self._timer is None and not self._stopped:
+            self._timer = self.runtime.call_later(self.tick_seconds, self._tick)
+
+    def rest(self, group: HostedGroup) -> None:
+        """The group needs no ticks."""
+        self._ticking.pop(group, None)
+
+    def _tick(self) -> None:
+        self._timer = self.runtime.call_later(self.tick_seconds, self._tick)
+        self._ticks += 1
+        if self._ticks % _GREET_TICKS == 0:
+            if self._ticks % _ACQUAINTANCES_TICKS == 0:
+                self._acquaintances = self._all_members()
+            self.peers.greet(self._acquaintances)
+        lost = self.peers.silent(self.tick_seconds * self.settings.election_ticks)
+        if lost:
+            self.lost_peers.update(lost)
+            self._tell_groups(set(lost), lost=True)
+        for group in list(self._ticking):
+            group.replica.tick()
+
+    def _all_members(self) -> set[str]:
+        """Who shares a group with this node."""
+        everyone: set[str] = set()
+        for group in self._groups.values():
+            if not group.alone:
+                everyone |= group.core.membership.everyone
+        return everyone - {self.member}
+
+    def _tell_groups(self, names: set[str], lost: bool) -> None:
+        for group in self._groups.values():
+            if not group.alone:
+                group.replica.peer_news(names, lost)
+
+    def is_lost(self, name: str) -> bool:
+        """Whether a peer has not been heard of for longer than an election takes."""
+        return name in self.lost_peers
 
     # Driving --------------------------------------------------------------------------------------
 
@@ -158,18 +329,24 @@ class Host:
         groups, self._dirty = self._dirty, {}
         marks: list[Mark] = []
         for group in groups:
-            index, term = group.flush()
-            if group.durable:
-                marks.append((group, index, term))
+            if group.alone:
+                index, term = group.flush()
+                messages, durable = _NONE, group.durable
+            elif group.stopped or group.replica.frozen:
+                continue
             else:
-                group.stored(index, term)
+                index, term, messages, durable = group.replica.flush()
+            if durable:
+                marks.append((group, index, term, messages))
+            else:
+                group.stored(index, term, messages)
         if marks:
             self.storage.sync(partial(self._stored, marks))
 
     def _stored(self, marks: list[Mark], error: Exception | None) -> None:
-        for group, index, term in marks:
+        for group, index, term, messages in marks:
             if error is None:
-                group.stored(index, term)
+                group.stored(index, term, messages)
             else:
                 group.not_stored(error)
 
@@ -192,6 +369,11 @@ class Host:
         waiting: asyncio.Future[None] = self.runtime.loop.create_future()
         self.storage.sync(partial(_settle, waiting))
         await waiting
+
+
+async def ended(tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait for cancelled tasks."""
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _settle(waiting: asyncio.Future[None], error: Exception | None) -> None:

@@ -24,8 +24,10 @@ class Leadership:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._first = core.log.last + 1
+        self.first = core.log.last + 1
         """Index of the first entry of this term."""
+        self._answered: set[tuple[str, int]] = set()
+        """Losses of members that were answered with an entry."""
         self._heartbeat = 0
         self._transfer_ticks = 0
         self.transferring = ""
@@ -40,7 +42,7 @@ class Leadership:
 
     def settled(self) -> bool:
         """Whether an entry of this term is committed: only then does the leader know what is (3.6.2, 6.4)."""
-        return self._core.log.committed >= self._first or (self._core.log.committed == self._core.log.last)
+        return self._core.log.committed >= self.first or (self._core.log.committed == self._core.log.last)
 
     # Sending --------------------------------------------------------------------------------------
 
@@ -152,6 +154,9 @@ class Leadership:
 
     def _on_append_reply(self, message: Message, progress: Progress) -> None:
         name = message.sender
+        if message.reject and message.force:
+            self._on_loss(message, progress)
+            return
         if message.reject:
             if progress.rejected(message.index, self._meeting_point(message.hint, message.log_term)):
                 self._feed(name, progress)
@@ -167,6 +172,19 @@ class Leadership:
         self._feed(name, progress)
         if self.transferring == name and progress.match == self._core.log.last:
             self._hand_over(name)
+
+    def _on_loss(self, message: Message, progress: Progress) -> None:
+        """The member has lost what it once acknowledged (its log ends at `index` now): feed it from there, and
+        write an entry that names the loss. What this leader had counted on the member for is before that entry,
+        so the member is whole again when it holds the entry committed."""
+        name, loss = message.sender, message.hint
+        if progress.match > message.index:
+            progress.match = 0
+            progress.probe(message.index + 1)
+        if (name, loss) not in self._answered and not self.transferring:
+            self._answered.add((name, loss))
+            self._core.propose(0, b"%d" % loss)
+        self._feed(name, progress)
 
     def _meeting_point(self, hint: int, term: int) -> int:
         """The highest index of ours at or below `hint` whose term is at most the member's there (3.5)."""

@@ -10,16 +10,159 @@ import logging
 from functools import partial
 from typing import Final
 
-from nimsnats.raft.core import HardState
+from nimsnats.raft.core import MEMBERSHIP, Core, HardState
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
+from nimsnats.raft.membership import Membership
+from nimsnats.raft.transport import node_of
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 
-async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log: logging.Logger) -> bool:
-    """Make the group's machine what it was; returns whether entries were lost on the way.
+async def bring_back(group: HostedGroup, stored: StoredGroup) -> None:
+    """Recover a file group. A group of one leads at the end; a member of several waits for the others' word.
+
+    Raises Corrupt, StorageFull, StorageFailed.
+    """
+    host = group.host
+    membership = Membership.decode(stored.members)
+    loss = marked_loss(stored.vote)
+    if loss is None and _only(membership, host.member):
+        group.membership = Membership(frozenset({host.member}))
+        replay = await recover(group, stored, host.storage, host.log)
+        if replay.stopped_at is None:
+            group.lead()
+            if replay.lost_any:
+                group.compact()  # so that the loss becomes part of the state, and is told once
+                await host.synced()
+            return
+        core = group.follow(impaired=False, pledge=None)
+        intact = await _take_log(core, stored, replay.stopped_at, host.storage)
+        if intact and _only(core.membership, host.member):
+            core.log.committed = core.log.durable
+            group.resume()
+            return
+        # A loss behind a change of members is the others' to make good.
+        if not intact:
+            _mark_loss(group, stored)
+    else:
+        await _rejoin(group, stored, membership, loss)
+    await host.synced()
+
+
+def _only(membership: Membership, member: str) -> bool:
+    """Whether this node is the only member, perhaps under a name that it had before."""
+    if membership.learners or len(membership.voters) != 1:
+        return False
+    (name,) = membership.voters
+    instance = member.rpartition("@")[2]
+    return name in {member, node_of(member)} or name.rpartition("@")[2] == instance
+
+
+async def _rejoin(
+    group: HostedGroup, stored: StoredGroup, membership: Membership, loss: tuple[str, tuple[int, int] | None] | None
+) -> None:
+    """Stand where this member of several stood; what is damaged, and all behind it, is forgotten."""
+    host, storage = group.host, group.host.storage
+    vote = stored.vote if loss is None else loss[0]
+    state = HardState(stored.term, vote)
+    group.membership = membership
+    blocks = _Blocks(storage, stored)
+    if stored.snapshot_index and stored.state:
+        group.machine.restore(stored.state, blocks.all())
+    if stored.snapshot_index and (not stored.state or blocks.damaged):
+        forget(group, stored)
+        _mark_loss(group, stored, loss)
+        return
+    group.position(state, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
+    core = group.follow(loss is not None, loss[1] if loss is not None else None)
+    intact = await _take_log(core, stored, stored.snapshot_index + 1, storage)
+    group.recount()
+    if not intact or stored.damage:
+        _mark_loss(group, stored, loss)
+    elif loss is None and _only(core.membership, host.member):
+        core.log.committed = core.log.durable
+        group.resume()
+
+
+def forget(group: HostedGroup, stored: StoredGroup) -> None:
+    """Nothing of what this member had can be used: it begins with nothing, and with its old term and vote."""
+    loss = marked_loss(stored.vote)
+    group.membership = Membership()
+    group.position(HardState(stored.term, stored.vote if loss is None else loss[0]), 0, 0, 0)
+
+
+def _mark_loss(group: HostedGroup, stored: StoredGroup, loss: tuple[str, tuple[int, int] | None] | None = None) -> None:
+    """Note the loss durably, before anything is written that would hide it."""
+    pledge = loss[1] if loss is not None else (stored.term, max(stored.last, stored.snapshot_index))
+    core = group.core
+    last, reason = core.log.last, "; ".join(stored.damage) or "checksum failed or missing"
+    if not core.impaired:
+        entries = list(core.log.entries)
+        core = group.follow(impaired=True, pledge=pledge)
+        for entry in entries:
+            core.recover(entry)
+        core.log.durable = core.log.flushed = core.log.last
+        group.recount()
+    group.host.log.error(
+        "Group %s: entries behind %d are damaged here (%s); the other members are asked for them",
+        stored.name,
+        last,
+        reason,
+    )
+    storage = group.host.storage
+    storage.set_hard_state(stored.id, *group.hard_state())
+    storage.truncate(stored.id, core.log.last + 1)
+
+
+def marked_loss(vote: str) -> tuple[str, tuple[int, int] | None] | None:
+    """The vote and pledge out of a vote that notes a loss (`HostedGroup.hard_state`); None when it does not."""
+    if vote == "?":  # storage has found the group, but not its record
+        return "?", None
+    if not vote.startswith("!"):
+        return None
+    pledge, _, cast = vote[1:].partition("!")
+    term, _, index = pledge.partition(",")
+    return cast, (int(term), int(index)) if pledge else None
+
+
+class _Blocks:
+    """Blocks for `restore`, noticing which are damaged."""
+
+    def __init__(self, storage: Storage, stored: StoredGroup) -> None:
+        self._storage = storage
+        self._stored = stored
+        self.damaged: list[int] = []
+
+    def all(self) -> list[StoredBlock]:
+        return [StoredBlock(index, note, load=partial(self._load, index)) for index, note in self._stored.blocks]
+
+    def _load(self, index: int) -> bytes | None:
+        data = self._storage.read_block_now(self._stored.id, index)
+        if data is None:
+            self.damaged.append(index)
+        return data
+
+
+async def _take_log(core: Core, stored: StoredGroup, first: int, storage: Storage) -> bool:
+    """Give the core its log from `first` on, up to the first entry that is damaged. Returns whether all is
+    there."""
+    while first <= stored.last:
+        entries = await storage.read_log(stored.id, first, stored.last, _CHUNK_BYTES)
+        for found in entries:
+            if found.index != first or found.data is None:
+                return False
+            core.recover(Entry(found.index, found.term, found.kind, found.data, None, found.messages))
+            first += 1
+        if not entries:
+            return False
+        await asyncio.sleep(0)
+    return True
+
+
+async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log: logging.Logger) -> Replay:
+    """Make the machine of a group of one what it was, as far as it was one: up to its first change of members.
 
     Raises Corrupt, StorageFailed.
     """
@@ -36,15 +179,17 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
         log.error("Group %s: %s", stored.name, "; ".join(stored.damage))
         group.damaged(LogDamage({}, "; ".join(stored.damage)))
         replay.lost_any = True
-    while replay.next <= stored.last:
+    while replay.next <= stored.last and replay.stopped_at is None:
         entries = await storage.read_log(stored.id, replay.next, stored.last, _CHUNK_BYTES)
         if not entries:
             break
         for found in entries:
             replay.take(found)
+            if replay.stopped_at is not None:
+                break
         await asyncio.sleep(0)
     replay.finish()
-    return replay.lost_any
+    return replay
 
 
 class Replay:
@@ -53,6 +198,8 @@ class Replay:
     def __init__(self, group: HostedGroup, stored: StoredGroup, log: logging.Logger) -> None:
         self.next = stored.snapshot_index + 1
         self.lost_any = False
+        self.stopped_at: int | None = None
+        """Index of the first change of members: from there on, this was no group of one."""
         self._group = group
         self._stored = stored
         self._log = log
@@ -69,12 +216,17 @@ class Replay:
         if self._lost:
             self._name_unknown(found.total - found.messages)
             self._tell()
+        if found.kind == MEMBERSHIP:
+            self.stopped_at = found.index
+            return
         entry = Entry(found.index, found.term, found.kind, found.data, None, found.messages)
         self._group.replay(entry, found.total)
         self.next += 1
 
     def finish(self) -> None:
         """The log ends here."""
+        if self.stopped_at is not None:
+            return
         while self.next <= self._stored.last:
             self._lose(None)
         if self._lost:

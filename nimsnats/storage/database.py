@@ -210,6 +210,11 @@ class Database:
         self._gathering.witness.append(removed_item(group))
         self._reaper.add_group(group)
 
+    def rename_group(self, group: int, name: str) -> None:
+        """Queue another name for a group."""
+        row = self._groups[group]
+        self._put_group(layout.group_row(group, name, *row[3:]))
+
     def set_hard_state(self, group: int, term: int, vote: str) -> None:
         """Queue term and vote."""
         row = self._groups[group]

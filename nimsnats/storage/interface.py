@@ -71,6 +71,11 @@ class Storage(Protocol):
         """Queue the removal of a group with all that it stored."""
         ...
 
+    def rename_group(self, group: int, name: str) -> None:
+        """Queue another name for a group. Together with `remove_group` in the same turn of the loop, one group
+        takes another's place in one transaction."""
+        ...
+
     def set_hard_state(self, group: int, term: int, vote: str) -> None:
         """Queue term and vote."""
         ...

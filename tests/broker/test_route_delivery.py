@@ -62,6 +62,8 @@ async def test_a_message_goes_one_hop_only() -> None:
         sender, other = [await RoutePeer.dial(a.port, greeting(name) + b"RS+ $G foo\r\n") for name in ("p1", "p2")]
         await sender.say(b"RMSG $G foo 1\r\nx\r\n" * 3)
         assert (len(taken), [line for line in await other.say() if line.startswith(b"RMSG")]) == (3, [])
+        await sender.say(b"RS+ $G bar g 1\r\n")
+        assert await sender.say(b"RMSG $G bar | g 1\r\nx\r\n" * 3) == [], "never back to where it came from"
 
 
 async def test_handlers_are_told_to_peers_only_when_asked_for() -> None:

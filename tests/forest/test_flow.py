@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from datetime import timedelta
 
+import pytest
 from nats.aio.client import Client
 
 from forest.leaf import Leaf, parse_time
@@ -125,13 +127,15 @@ async def test_a_leaf_from_outside_is_as_good_as_a_trees(grow: Grow, client: Cli
     assert (await task_of(client, "ch_other"))["due_date"] == "2026-01-03T14:04:05.000000Z"
 
 
-async def test_the_demo_feeds_payments(grow: Grow, client: Client) -> None:
+async def test_the_demo_feeds_payments(grow: Grow, client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "forest")
     async with observing(client, "followup.required") as observer:
         forest = await grow(demo=True, demo_interval=0.01)
         await observer.wait("followup.required")
     charge = observer.seen["followup.required"][0]["data"]["charge_id"]
     assert (await task_of(client, charge))["charge_id"] == charge
     assert forest.metrics.total("forest_demo_events_total") > 0
+    assert f"of {charge}\n" in caplog.text and f"demo: soil: create task-{charge}: " in caplog.text
     assert forest.metrics.total("forest_items_poison_total") == 0
 
 

@@ -1,0 +1,257 @@
+"""Groups of several members: elections, replication, faults, changes of members, snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nimsnats.raft.machine import NotLeader, ProposalDropped, TransferFailed
+from tests.raft.cluster import Cluster, Node, run
+from tests.raft.recorder import MESSAGES
+
+
+async def _three(seed: int = 1, storage: str = "file", path: Path | None = None) -> Cluster:
+    cluster = Cluster("abc", seed, path)
+    await cluster.start()
+    founders = cluster.members("abc")
+    for name in "abc":
+        await cluster.nodes[name].open("S", founders, storage)
+    return cluster
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+def test_three_members_hold_the_same(storage: str) -> None:
+    async def test() -> None:
+        cluster = await _three(1, storage)
+        for number in range(20):
+            await cluster.write(b"%d" % number)
+        held = await cluster.agreed("abc")
+        assert list(held.values()) == [b"%d" % number for number in range(20)]
+        leader = await cluster.elected()
+        group = cluster.group(leader.name)
+        assert group.leader == leader.name and group.members == tuple(sorted(cluster.members("abc")))
+        assert [(each.current, each.lag, each.learner) for each in group.progress()] == [(True, 0, False)] * 2
+        assert all(each.active < 1 for each in group.progress())
+        follower = next(node for node in cluster.nodes.values() if node is not leader)
+        with pytest.raises(NotLeader) as caught:
+            cluster.group(follower.name).propose(MESSAGES, b"x")
+        assert caught.value.hint == leader.name and cluster.group(follower.name).leader == leader.name
+        await cluster.stop()
+
+    run(test)
+
+
+def test_a_crashed_leader_is_replaced_and_comes_back() -> None:
+    async def test() -> None:
+        cluster = await _three(2)
+        for number in range(10):
+            await cluster.write(b"a%d" % number)
+        first = await cluster.elected()
+        machine = first.machines["S"]
+        cluster.isolate(first.name)
+        cluster.group(first.name).propose(MESSAGES, b"unheard", "unheard")
+        await cluster.until(lambda: machine.refused)
+        assert machine.refused[0][0] == "unheard" and isinstance(machine.refused[0][1], ProposalDropped)
+        assert not cluster.group(first.name).leading
+        first.crash()
+        began = cluster.runtime.monotonic()
+        for number in range(10):
+            await cluster.write(b"b%d" % number)
+        assert cluster.runtime.monotonic() - began < 3
+        cluster.cut.clear()
+        await first.start()
+        await first.open("S", cluster.members("abc"))
+        held = await cluster.agreed("abc")
+        assert [data for data in held.values() if data != b"unheard"] == [
+            *(b"a%d" % number for number in range(10)),
+            *(b"b%d" % number for number in range(10)),
+        ]
+        await cluster.stop()
+
+    run(test)
+
+
+def test_a_minority_neither_commits_nor_disturbs() -> None:
+    async def test() -> None:
+        cluster = await _three(3)
+        await cluster.write(b"before")
+        leader = await cluster.elected()
+        other = next(node for node in cluster.nodes.values() if node is not leader)
+        cluster.isolate(other.name)
+        term = cluster.group(leader.name).term
+        await cluster.write(b"while")
+        await cluster.runtime.sleep(10)
+        cluster.cut.clear()
+        held = await cluster.agreed("abc")
+        assert list(held.values()) == [b"before", b"while"]
+        assert cluster.group(leader.name).term == term
+        await cluster.stop()
+
+    run(test)
+
+
+def test_an_idle_group_falls_silent_and_wakes() -> None:
+    async def test() -> None:
+        cluster = await _three(4)
+        await cluster.write(b"x")
+        leader = await cluster.elected()
+        await cluster.until(lambda: all(cluster.group(name).replica.quiet for name in "abc"))
+        frames = cluster.frames
+        await cluster.runtime.sleep(60)
+        assert (cluster.frames - frames) / 60 < 32, "a frame to each peer every 0.2 s"
+        assert cluster.group(leader.name).leading
+        await cluster.write(b"y")
+        await cluster.until(lambda: all(cluster.group(name).replica.quiet for name in "abc"))
+        began = cluster.runtime.monotonic()
+        leader.crash()
+        await cluster.write(b"z")
+        assert cluster.runtime.monotonic() - began < 3
+        assert list((await cluster.agreed("".join(n.name for n in cluster.running()))).values()) == [b"x", b"y", b"z"]
+        await cluster.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+def test_one_two_three_two_one(storage: Any) -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 5)
+        await cluster.start()
+        a, b, c = cluster.nodes.values()
+        group = await a.open("S", None, storage)
+        assert group.leading
+        writer = asyncio.ensure_future(_write_many(cluster, 200))
+        await cluster.until(lambda: len(a.machines["S"].entries) > 10)
+        await b.open("S", [a.member], storage)
+        await group.change_members([a.member, b.member])
+        await c.open("S", [a.member], storage)
+        await group.change_members(cluster.members("abc"))
+        assert group.members == tuple(sorted(cluster.members("abc"))) and not group.learners
+        await cluster.until(lambda: len(a.machines["S"].entries) > 100)
+        for keep in ("bc", "b"):
+            while True:
+                leader = await cluster.elected()
+                try:
+                    await cluster.group(leader.name).change_members(cluster.members(keep))
+                    break
+                except NotLeader:
+                    await cluster.runtime.sleep(0.01)
+            for node in list(cluster.running()):
+                assert node.host is not None
+                if node.name not in keep and node.host.group("S") is not None:
+                    await node.host.remove_group("S")
+        await writer
+        left = cluster.group("b")
+        assert left.alone and left.leading and left.members == (b.member,)
+        held = list(b.machines["S"].entries.values())
+        assert sorted(set(held), key=int) == [b"%d" % number for number in range(200)]
+        if storage == "file":
+            await b.stop()
+            await b.start()
+            await b.open("S", None)
+            assert cluster.group("b").leading and list(b.machines["S"].entries.values()) == held
+        await cluster.stop()
+
+    run(test)
+
+
+async def _write_many(cluster: Cluster, count: int) -> None:
+    for number in range(count):
+        await cluster.write(b"%d" % number)
+        await cluster.runtime.sleep(0.002)
+
+
+def test_leadership_is_handed_over() -> None:
+    async def test() -> None:
+        cluster = await _three(6)
+        await cluster.write(b"x")
+        leader = await cluster.elected()
+        group = cluster.group(leader.name)
+        other = next(node for node in cluster.nodes.values() if node is not leader)
+        assert await group.transfer(other.member) == other.name
+        await cluster.until(lambda: cluster.group(other.name).leading)
+        assert not group.leading
+        with pytest.raises(NotLeader):
+            await group.transfer()
+        assert await cluster.group(other.name).transfer() in set("abc") - {other.name}
+        last = await cluster.elected()
+        gone = next(node for node in cluster.nodes.values() if node is not last)
+        cluster.isolate(gone.name)
+        with pytest.raises(TransferFailed):
+            await cluster.group(last.name).transfer(gone.member)
+        with pytest.raises(TransferFailed):
+            await cluster.group(last.name).transfer("nobody@x")
+        await cluster.write(b"y")
+        await cluster.stop()
+
+    run(test)
+
+
+def _compact(node: Node) -> None:
+    assert node.host is not None
+    for group in node.host.groups():
+        group.compact()
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+def test_a_learner_catches_up_by_snapshot_with_its_blocks(storage: Any) -> None:
+    async def test() -> None:
+        cluster = Cluster("ab", 7)
+        await cluster.start()
+        a, b = cluster.nodes.values()
+        group = await a.open("S", None, storage)
+        for number in range(300):
+            group.propose(MESSAGES, b"%d" % number * 2000, number, 1)
+        await cluster.until(lambda: len(a.machines["S"].contexts) == 300)
+        a.machines["S"].drop = list(a.machines["S"].entries)[:20]
+        _compact(a)
+        group.propose(MESSAGES, b"after", "after", 1)
+        joining = await b.open("S", [a.member], storage)
+        await group.change_members(cluster.members("ab"))
+        held = await cluster.agreed("ab")
+        assert b.machines["S"].restored and len(held) == 281
+        assert joining.total == group.total == 301
+        index = next(iter(held))
+        assert await joining.read_block(index) == held[index]
+        if storage == "file":
+            b.crash()
+            await b.start()
+            await b.open("S", [a.member])
+            await cluster.agreed("ab")
+            await cluster.write(b"last")
+            assert await cluster.group("b").read_block(index) == held[index]
+        await cluster.stop()
+
+    run(test)
+
+
+def test_a_wiped_member_is_nobody_until_it_is_added() -> None:
+    async def test() -> None:
+        cluster = await _three(8)
+        for number in range(10):
+            await cluster.write(b"%d" % number)
+        leader = await cluster.elected()
+        wiped, third = (node for node in cluster.nodes.values() if node is not leader)
+        founders = cluster.members("abc")
+        wiped.crash()
+        wiped.wipe()
+        await wiped.start()
+        group = await wiped.open("S", founders)
+        await cluster.write(b"with two")
+        third.crash()
+        cluster.group(leader.name).propose(MESSAGES, b"stuck", "stuck")
+        await cluster.until(lambda: leader.machines["S"].refused)
+        await cluster.runtime.sleep(20)
+        assert not group.leading and not leader.machines["S"].leading[-1][0], "nobody votes for the old instance"
+        await third.start()
+        await third.open("S", founders)
+        leader = await cluster.elected()
+        await cluster.group(leader.name).change_members([leader.member, wiped.member, third.member])
+        held = await cluster.agreed("abc")
+        assert list(held.values())[:11] == [*(b"%d" % number for number in range(10)), b"with two"]
+        await cluster.stop()
+
+    run(test)
