@@ -30,8 +30,8 @@ _NAMES: Final = {
 
 
 _SWITCH_INTERVAL: Final = 0.0005
-"""Seconds that the loop may keep the interpreter from the storage thread. Python's own 5 ms make every commit wait for a
-busy loop: measured, a tenth of it stores 1.2 to 2.1 times the 64 KiB blocks."""
+"""Seconds that the loop may keep the interpreter from the storage thread. Python's own 5 ms make every commit wait for
+a busy loop: measured, a tenth of it stores 1.2 to 2.1 times the 64 KiB blocks."""
 
 
 class Service(Protocol):

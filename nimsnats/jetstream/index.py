@@ -178,6 +178,10 @@ class SubjectIndex:
             self._cache[filters] = matched
         return matched.subjects
 
+    def knows(self, filters: Filters) -> bool:
+        """Whether `subjects` has its answer for these filters at hand, without testing every subject."""
+        return filters in self._cache or (len(filters) == 1 and not has_wildcard(filters[0]))
+
     def seqs(self, subject: bytes) -> Sequence[int]:
         """All sequences of a subject, ascending (a copy)."""
         held = self._lists.get(subject)

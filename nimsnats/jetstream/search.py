@@ -2,19 +2,24 @@
 
 Owns the strategies: a literal filter asks the subject index, a filter that covers the whole stream asks the blocks, few
 matching subjects are asked one by one, and many are found by walking the blocks, because then the next match is near.
+Where fewer messages than subjects are in question, the messages are tested, not the subjects of the stream.
 `subjects` are always the subjects that the stream can hold (its configuration), so that a filter as wide is recognised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final
 
 from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.source import Filters
 from nimsnats.jetstream.store import MessageStore
+from nimsnats.protocol.subject import any_matcher
 
 _FEW: Final = 8
+_TESTS: Final = 4096
+"""Sets of filters whose tests are kept."""
 
 
 def live(store: MessageStore, seq: int) -> bool:
@@ -59,18 +64,38 @@ def next_match(store: MessageStore, filters: Filters, start: int, subjects: Iter
     index = store.index
     if covers_all(filters, subjects):
         return next_live(store, start)
+    ahead = store.last_seq - start
+    if ahead < _FEW:
+        return _step(store, _test(filters), start)
+    if ahead < len(index) and not index.knows(filters):
+        return _walk(store, _test(filters), start)
     matched = index.subjects(filters)
     if len(matched) == len(index):
         return next_live(store, start)
     if len(matched) <= _FEW:
         return min(filter(None, [index.next(subject, start) for subject in matched]), default=0)
-    return _walk(store, matched, start)
+    return _walk(store, matched.__contains__, start)
 
 
-def _walk(store: MessageStore, matched: Container[bytes], start: int) -> int:
+@lru_cache(maxsize=_TESTS)
+def _test(filters: Filters) -> Callable[[bytes], bool]:
+    return any_matcher(filters)
+
+
+def _step(store: MessageStore, test: Callable[[bytes], bool], start: int) -> int:
+    """Look at the few messages from `start` on: the way of consumers that wait for new ones, of whom there are many."""
+    for seq in range(max(start, 1), store.last_seq + 1):
+        block = store.blocks.find(seq)
+        at = -1 if block is None else block.position(seq)
+        if block is not None and at >= 0 and test(block.subject_at(at)):
+            return seq
+    return 0
+
+
+def _walk(store: MessageStore, test: Callable[[bytes], bool], start: int) -> int:
     for block in store.blocks.ascending(start):
         numbers = block.numbers
-        wanted = [subject in matched for subject in block.table]
+        wanted = [test(subject) for subject in block.table]
         if not any(wanted):
             continue
         at = block.next_live(start)

@@ -14,7 +14,6 @@ from nimsnats.raft.core import MEMBERSHIP, Core, HardState
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.raft.membership import Membership
-from nimsnats.raft.transport import node_of
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
 
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -52,12 +51,13 @@ async def bring_back(group: HostedGroup, stored: StoredGroup) -> None:
 
 
 def _only(membership: Membership, member: str) -> bool:
-    """Whether this node is the only member, perhaps under a name that it had before."""
+    """Whether this node is the only member, perhaps under a name that it had before: nodes may be renamed, and
+    without an instance id a node was never in a group with others."""
     if membership.learners or len(membership.voters) != 1:
         return False
     (name,) = membership.voters
-    instance = member.rpartition("@")[2]
-    return name in {member, node_of(member)} or name.rpartition("@")[2] == instance
+    instance, recorded = member.rpartition("@")[2], name.rpartition("@")[2]
+    return "@" not in name or "@" not in member or instance == recorded
 
 
 async def _rejoin(

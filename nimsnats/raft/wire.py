@@ -176,7 +176,9 @@ def _message(item: Any, sender: str, receiver: str) -> Message:
     if entries and kind != Kind.APPEND:
         raise Malformed("entries where none belong")
     reject, force = bool(flags & _REJECT), bool(flags & _FORCE)
-    return Message(Kind(kind), receiver, sender, term, index, log_term, commit, entries, reject, hint, force, members)
+    return Message(
+        Kind(kind), receiver, sender, term, index, log_term, commit, entries or (), reject, hint, force, members
+    )
 
 
 def _entries(packed: list[Any], before: int, least: int, most: int) -> list[Entry]:

@@ -1,11 +1,11 @@
 """How long, without a gap, the registry can have believed that this node is alive.
 
-Owns: the times of acknowledged heartbeats. The rule for two nodes and a witness needs to know for certain that this node
-has *not* been expired in the meantime. A heartbeat reached the registry at some moment between its sending and its
-acknowledgement; so if the next one is acknowledged within a TTL of the *sending* of this one, that left the registry no
-moment to expire the node in between. Comparing two sent times is not enough: the later heartbeat may have arrived after
-an expiry that the registry has undone since (a database restored after a crash). Pure values: the caller passes
-boot-time nanoseconds (a clock that goes on while the machine sleeps).
+Owns: the times of acknowledged heartbeats. The rule for two nodes and a witness needs to know for certain that this
+node has *not* been expired in the meantime. A heartbeat reached the registry at some moment between its sending and
+its acknowledgement; so if the next one is acknowledged within a TTL of the *sending* of this one, that left the
+registry no moment to expire the node in between. Comparing two sent times is not enough: the later heartbeat may have
+arrived after an expiry that the registry has undone since (a database restored after a crash). Pure values: the
+caller passes boot-time nanoseconds (a clock that goes on while the machine sleeps).
 """
 
 from __future__ import annotations

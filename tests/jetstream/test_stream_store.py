@@ -152,3 +152,33 @@ def test_a_long_list_of_sequences_is_cheap_at_both_ends() -> None:
             seqs.remove(held.pop(min(int(source.expovariate(0.01)), len(held) - 1)))
         assert len(seqs) == len(held)
         assert list(seqs.items[seqs.head :]) == held
+
+
+def test_who_waits_for_new_messages_does_not_search_all_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watchers of a bucket, each with a filter of its own: a put must not cost subjects times watchers."""
+    store = new_store()
+    subjects = [b"s.%d.%b" % (n, b"a" if n % 2 else b"b") for n in range(500)]
+    for at in range(0, 500, 20):
+        store.append_run(at + 1, Batch(at + 1, subjects[at : at + 20], [b"x"] * 20), cache=False)
+    for seq in (493, 499):
+        store.remove(seq)
+
+    def scanned(filters: object) -> None:
+        raise AssertionError("every subject of the stream was looked at")
+
+    monkeypatch.setattr(store.index, "subjects", scanned)
+    for start in (5, 100, 470, 492, 494, 500):
+        for filters in (
+            (b"s.*.a",),
+            (b"s.*.b",),
+            (b"s.492.>",),
+            (b"s.*.a", b"s.9.>"),
+            (b"none.>",),
+            (b"none.*", b"no.x"),
+        ):
+            expected = [
+                seq
+                for seq in range(start, 501)
+                if seq not in (493, 499) and any(matches(subjects[seq - 1], f) for f in filters)
+            ]
+            assert search.next_match(store, filters, start, STREAM_SUBJECTS) == (expected[0] if expected else 0)
