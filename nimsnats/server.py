@@ -193,7 +193,10 @@ class Server:
         )
         self.log.info("Starting JetStream")
         self.log.info('  Store Directory: "%s"', options.store_dir)
-        self._host = Host(self.storage, runtime, broker.server_name, instance=self.storage.identity.instance)
+        identity = self.storage.identity
+        # the server's name may be drawn anew at each start; what its groups call it had better stay
+        name = broker.server_name if self.clustered else identity.node
+        self._host = Host(self.storage, runtime, name, instance=identity.instance)
         options.accounts = entitled_accounts(self.settings)
         for name in sorted(options.accounts or ()):
             broker.account(name)

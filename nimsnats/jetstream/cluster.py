@@ -60,6 +60,8 @@ class Cluster:
         self._connected: Callable[[], Mapping[str, str]] = dict
         self._replicas: Replicas | None = None
         self._coming: set[str] = set()
+        self._evading: set[str] = set()
+        """Members that hand their streams to others before they leave."""
         self._leaving: set[str] = set()
         self._absent: dict[str, float] = {}
         self._met: set[str] = set()
@@ -78,7 +80,7 @@ class Cluster:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Members that can hold replicas, those about to leave excepted."""
-        return tuple(member for member in self.group.members if member not in self._leaving)
+        return tuple(member for member in self.group.members if member not in self._leaving | self._evading)
 
     @property
     def several(self) -> bool:
@@ -261,6 +263,7 @@ class Cluster:
                 raise errors.CLUSTER_NOT_LEADER() from error
         self._coming.add(member)
         self._leaving.discard(member)
+        self._evading.discard(member)
         self._absent.pop(member, None)
         self._wake.set()
         return True
@@ -285,43 +288,58 @@ class Cluster:
             return
         deadline = engine.runtime.monotonic() + patience
         if len(self.group.members) <= SAFE_SIZE:
-            while engine.runtime.monotonic() < deadline and not self._left():
-                with suppress(Unreachable, ApiError):
-                    if self.group.leading:
-                        await self._on_leave(self.me, self.me)
-                        if self._rebalanced():
-                            with suppress(TransferFailed, NotLeader):
-                                await self.group.transfer()
-                    elif self.group.leader:
-                        await self.mail.ask(self.group.leader, "leave", self.me, 0.5)
-                await engine.runtime.sleep(0.1)
+            for step in (self._streams_left, self._catalogue_left):
+                while engine.runtime.monotonic() < deadline and not await step():
+                    await engine.runtime.sleep(_BUSY / 4)
         await engine.hand_over()
 
-    def _left(self) -> bool:
-        held = [served for account in self.engine.accounts.values() for served in account.streams.values()]
-        shared = [served for served in held if len(served.record.members) > 1 or served.record.members != [self.me]]
-        return self.me not in self.group.members and not any(
-            self.me in served.stream.group.members for served in shared
+    async def _streams_left(self) -> bool:
+        """Have the catalogue's leader give our streams to others; whether their groups have let us go."""
+        with suppress(Unreachable, ApiError):
+            await self._tell_leader("evade")
+        for account in self.engine.accounts.values():
+            for served in account.streams.values():
+                if served.record.members != [self.me] and (
+                    self.engine.holds(served.record) or self.me in await self.engine.leaders.members(served.record)
+                ):
+                    return False
+        return True
+
+    async def _catalogue_left(self) -> bool:
+        """Have the catalogue's leader let us go, too."""
+        if self.group.leading:
+            self._leaving.add(self.me)
+            self._wake.set()
+            return False
+        with suppress(Unreachable, ApiError):
+            return await self._tell_leader("leave")
+        return False
+
+    async def _tell_leader(self, step: str) -> bool:
+        if self.group.leading:
+            return await self._on_leave(self.me, [step, self.me])
+        return (
+            bool(await self.mail.ask(self.group.leader, "leave", [step, self.me], 1.0)) if self.group.leader else False
         )
 
-    def _rebalanced(self) -> bool:
-        records = self.engine.meta.streams.values()
-        return not any(self.me in record.members and len(record.members) > 1 for record in records)
-
-    async def _on_leave(self, sender: str, member: str) -> bool:
+    async def _on_leave(self, sender: str, body: list[str]) -> bool:
+        """A member prepares to leave ("evade"), or leaves. Answers whether it is out."""
+        step, member = body
         if not self.group.leading:
             raise errors.CLUSTER_NOT_LEADER()
-        if member not in self._leaving:
-            self._leaving.add(member)
+        chosen = self._evading if step == "evade" else self._leaving
+        if member in self.group.members and member not in chosen:
+            chosen.add(member)
             self._coming.discard(member)
             await self._rebalance()
         self._wake.set()
-        return True
+        return member not in (*self.group.members, *self.group.learners)
 
     def _notice_gone(self) -> None:
         """Members that registry and routes have lost for long enough leave."""
         now = self.engine.runtime.monotonic()
         self._leaving.intersection_update({*self.group.members, *self.group.learners})
+        self._evading.intersection_update(self.group.members)
         for member in self.group.members:
             if member == self.me or not self.gone(node_of(member)):
                 self._absent.pop(member, None)

@@ -119,6 +119,7 @@ class JetStream:
             if self._entitled(account):
                 self._add(account)
         await self._destroy_removed()
+        await self._rename()
         for record in list(self.meta.streams.values()):
             await self._open_recorded(record)
         if self.meta.group.members == (self.host.member,):
@@ -142,6 +143,17 @@ class JetStream:
 
     def _nodes(self) -> tuple[str, ...]:
         return self.cluster.nodes if self.cluster is not None else (self.host.member,)
+
+    async def _rename(self) -> None:
+        """A node alone may come back under another name; what it holds is still its own."""
+        me = self.host.member
+        if "@" not in me or self.meta.group.members != (me,) or not self.meta.group.leading:
+            return
+        for record in list(self.meta.streams.values()):
+            if record.members and me not in record.members:
+                instances = {member.rpartition("@")[2] for member in record.members}
+                if me.rpartition("@")[2] in instances:
+                    await self.meta.update(record.key, record.config, [me])
 
     # Replicas
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import nats
@@ -76,10 +74,3 @@ class HubNode(Node):
 
 async def _nothing(patience: float) -> None:
     """A killed node leaves nothing in order."""
-
-
-async def until(condition: Callable[[], object], patience: float = 10.0) -> None:
-    """Wait for something that other tasks bring about."""
-    async with asyncio.timeout(patience):
-        while not condition():
-            await asyncio.sleep(0.01)

@@ -13,7 +13,8 @@ from nats.js import JetStreamContext
 from nimsnats.raft.transport import node_of
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
-from tests.jetstream.nodes import HubNode, until
+from tests.broker.peer import until
+from tests.jetstream.nodes import HubNode
 
 
 async def publish(js: JetStreamContext, subject: str, data: bytes) -> int:
