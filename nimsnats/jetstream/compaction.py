@@ -87,6 +87,12 @@ class Compactor:
         if self._jobs:
             self._task = self._runtime.spawn(self._work(self._jobs), "compact blocks")
 
+    def abandon(self) -> None:
+        """The blocks have been replaced by others: what is under way is about nothing."""
+        if self._task is not None:
+            self._task.cancel()
+        self._jobs = []
+
     async def close(self) -> None:
         """Give up what is under way; unfinished work is chosen again some other time."""
         self._closed = True

@@ -386,6 +386,8 @@ class ConsumerSet:
 
     def restore(self, snapshot: Any) -> None:
         """Become what `snapshot` returned."""
+        for known in (self._consumers, self._by_id, self._by_token):
+            known.clear()
         for id, name, config, created, generated, state in snapshot:
             consumer = Consumer(self, id, name, ConsumerConfig.from_json(config), created, generated)
             consumer.state = ConsumerState.restored(state)

@@ -1,0 +1,118 @@
+"""A cluster that grows and shrinks with its nodes, and who joins whom."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from nimsnats.raft.transport import node_of
+from nimsnats.registry.memory import MemoryHub
+from nimsnats.runtime import Runtime
+from tests.broker.peer import until
+from tests.jetstream.nodes import HubNode
+
+
+def members(node: HubNode) -> list[str]:
+    """Names of the nodes that this one takes for its cluster."""
+    return sorted(map(node_of, node.engine.meta.group.members))
+
+
+def replicas(node: HubNode, stream: str) -> list[str]:
+    """Names of the nodes that hold a stream."""
+    served = node.served(stream)
+    return sorted(map(node_of, served.stream.group.members)) if served else []
+
+
+async def test_streams_follow_the_cluster_from_one_node_to_three_and_back(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real())
+    async with HubNode(tmp_path, "n1", hub) as first:
+        client = await first.connect()
+        js = client.jetstream()
+        await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+        sent = 0
+        stopping = asyncio.Event()
+
+        async def load() -> None:
+            nonlocal sent
+            while not stopping.is_set():
+                assert (await js.publish("s", b"%d" % sent)).seq == sent + 1
+                sent += 1
+
+        publishing = asyncio.create_task(load())
+        second = HubNode(tmp_path, "n2", hub)
+        await second.start()
+        await until(lambda: replicas(first, "S") == ["n1", "n2"])
+        third = HubNode(tmp_path, "n3", hub)
+        await third.start()
+        await until(lambda: replicas(first, "S") == ["n1", "n2", "n3"])
+        await until(lambda: (held := third.served("S")) and held.stream.store.messages >= sent > 0)
+        await third.stop()
+        assert members(first) == replicas(first, "S") == ["n1", "n2"]
+        await second.stop()
+        assert members(first) == replicas(first, "S") == ["n1"]
+        stopping.set()
+        await publishing
+        assert (await js.stream_info("S")).state.messages == sent
+        await client.close()
+
+
+async def test_the_leader_of_everything_leaves(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real())
+    async with AsyncExitStack() as stack:
+        first = HubNode(tmp_path, "n1", hub)
+        await first.start()
+        others = [await stack.enter_async_context(HubNode(tmp_path, name, hub)) for name in ("n2", "n3")]
+        client = await others[0].connect()
+        js = client.jetstream()
+        await js.add_stream(name="S", subjects=["s"], num_replicas=2)
+        await js.publish("s", b"x")
+        assert first.leads("S") and first.engine.meta.group.leading
+        await first.stop()
+        await until(lambda: all(members(node) == replicas(node, "S") == ["n2", "n3"] for node in others))
+        assert (await js.publish("s", b"y")).seq == 2
+        await client.close()
+
+
+async def test_nodes_that_start_in_the_same_moment_end_as_one_cluster(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real())
+    nodes = [HubNode(tmp_path, f"n{number}", hub) for number in range(1, 4)]
+    await asyncio.gather(*(node.start() for node in nodes))
+    await until(lambda: all(members(node) == ["n1", "n2", "n3"] for node in nodes))
+    await asyncio.gather(*(node.stop() for node in nodes))
+
+
+async def test_two_clusters_that_hold_data_stay_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("n1", "n2"):
+        async with HubNode(tmp_path, name, MemoryHub(Runtime.real())) as alone:
+            client = await alone.connect()
+            await client.jetstream().add_stream(name="S", subjects=["s"])
+            await client.jetstream().publish("s", name.encode())
+            await client.close()
+    hub = MemoryHub(Runtime.real())
+    async with HubNode(tmp_path, "n1", hub) as first, HubNode(tmp_path, "n2", hub) as second:
+        await until(lambda: "n2" in first.engine.cluster.conflicts and "n1" in second.engine.cluster.conflicts)
+        assert (members(first), members(second)) == (["n1"], ["n2"])
+        for node in (first, second):
+            held = node.served("S")
+            assert held is not None and held.stream.store.messages == 1
+    assert "both hold data" in caplog.text
+
+
+async def test_a_node_with_an_empty_disk_takes_the_place_of_its_former_self(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real())
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(HubNode(tmp_path, f"n{number}", hub)) for number in (1, 2)]
+        lost = HubNode(tmp_path, "n3", hub)
+        await lost.start()
+        client = await nodes[0].connect()
+        js = client.jetstream()
+        await js.add_stream(name="S", subjects=["s"], num_replicas=3)
+        await js.publish("s", b"x")
+        await lost.kill()
+        fresh = await stack.enter_async_context(HubNode(tmp_path / "new", "n3", hub))
+        await until(lambda: (held := fresh.served("S")) and held.stream.store.messages == 1)
+        await until(lambda: members(nodes[0]) == replicas(nodes[0], "S") == ["n1", "n2", "n3"])
+        await client.close()
