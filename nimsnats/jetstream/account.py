@@ -115,7 +115,7 @@ class JetStreamAccount:
             members = self.engine.placement.replace(record, config)
             if config != before or members != record.members:
                 await self.engine.meta.update(record.key, config.to_stored(), members)
-                await self.engine.leaders.ask(record, "settled", [config.to_stored(), members])
+                await self.engine.leaders.ask(record, "settled", config.to_stored())
             self.engine.advise_stream(self.account, "modify", config.name)
             return record
 

@@ -159,14 +159,13 @@ class Leaders:
     def _check(self, served: ServedStream, stored: dict[str, Any]) -> None:
         self._engine.accounts[served.record.account].check_consumers(served.stream, stored)
 
-    async def _settled(self, served: ServedStream, wanted: list[Any]) -> bool:
-        """Wait until the stream has this configuration and these members. A stream that moves away from its leader
-        has them later."""
-        config, members = wanted
+    async def _settled(self, served: ServedStream, config: dict[str, Any]) -> bool:
+        """Wait until the stream has this configuration, and the members that it should have. A stream that moves away
+        from its leader has them later."""
         runtime = self._engine.runtime
         deadline = runtime.monotonic() + _PATIENCE
         while runtime.monotonic() < deadline and served.stream.leading:
-            if served.record.config == config and served.record.members == members:
+            if served.record.config == config:
                 return await served.ready(deadline - runtime.monotonic())
             await runtime.sleep(0.005)
         return False
@@ -183,7 +182,7 @@ class Leaders:
     async def info(self, record: StreamRecord, *, wait: bool = False) -> JsonObject:
         """StreamInfo from the leader; `wait` until all replicas are there. Raises ApiError."""
         if wait and self._engine.clustered:
-            await self.ask(record, "settled", [record.config, record.members])
+            await self.ask(record, "settled", record.config)
         return await self.ask(record, "info", True)
 
     async def infos(self, records: Sequence[StreamRecord]) -> list[JsonObject | None]:

@@ -66,7 +66,7 @@ class DirectApi:
 
     def _stream(self, request: ApiRequest) -> Stream | None:
         served = self._account.streams.get(request.tokens[2])
-        if served is None or not served.stream.config.allow_direct:
+        if served is None or not served.stream.leading or not served.stream.config.allow_direct:
             return None
         return served.stream
 
