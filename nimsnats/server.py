@@ -191,7 +191,7 @@ class Server:
         )
         self.log.info("Starting JetStream")
         self.log.info('  Store Directory: "%s"', options.store_dir)
-        self._host = Host(self.storage, runtime, broker.server_name)
+        self._host = Host(self.storage, runtime, broker.server_name, instance=self.storage.identity.instance)
         options.accounts = entitled_accounts(self.settings)
         for name in sorted(options.accounts or ()):
             broker.account(name)
