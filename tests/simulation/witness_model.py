@@ -18,10 +18,11 @@ How the states are kept few, all of it without hiding a behaviour:
 - `prompt`: acknowledgements arrive at once or never. A later one could only leave a node with fewer rights; the
   extended run has them in flight all the same.
 - The two nodes are interchangeable: of a state and its mirror image only one is visited.
-- Facts that the rule can never accept again are dropped (only where the rule is the product's).
+- Facts that the rule can never accept again are dropped (of a broken variant only what its rule cannot accept
+  either).
 
-`python -m tests.simulation.witness_model` prints the counts, and a counterexample for every broken variant; with `--all`
-it takes minutes.
+`python -m tests.simulation.witness_model` prints the counts, and a counterexample for every broken variant; `--all`
+checks the long settings too, which takes minutes.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class Result:
 
     def __str__(self) -> str:
         verdict = "safe" if self.safe else f"broken in {len(self.trace) - 1} steps"
-        counts = f"{self.states:,} states, {self.steps:,} steps, depth {self.depth}, {self.alone:,} with one alone"
+        counts = f"{self.states:,} states, {self.steps:,} steps, {self.depth} rounds, {self.alone:,} with one alone"
         return "\n".join([f"{self.name}: {verdict} ({counts}, {self.seconds:.1f} s)", *self.trace])
 
 
