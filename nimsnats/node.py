@@ -229,7 +229,11 @@ class Node:
         """How many replicas a stream can have; streams are not replicated between nodes yet."""
         if wanted > MOST_REPLICAS and not self._said_single:
             self._said_single = True
-            self.log.info("Streams keep %d replica: replication between nodes is not available yet", MOST_REPLICAS)
+            self.log.warning(
+                "JetStream is not clustered yet: every node keeps streams of its own, with %d replica; clients and the "
+                "forest see those of the node that they are connected to",
+                MOST_REPLICAS,
+            )
         return min(wanted, MOST_REPLICAS)
 
     async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
