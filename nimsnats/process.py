@@ -135,7 +135,8 @@ class Process:
             return
         for change in changes:
             self._log.info("Reloaded: %s", change)
-        self._log.info("Reloaded server configuration (%s)", settings.config_digest)
+        digest = f" ({settings.config_digest})" if settings.config_digest else ""
+        self._log.info("Reloaded server configuration%s", digest)
 
     def _reopen(self) -> None:
         output = current_output()

@@ -241,6 +241,8 @@ class Server:
 
     async def lame_duck(self) -> None:
         """Send the clients away gently; returns when the last one has gone."""
+        if self._system is not None:
+            self._system.events.lame_duck()
         await self.broker.enter_lame_duck()
 
     def reload(self, settings: Settings) -> list[str]:

@@ -113,6 +113,9 @@ class ClientConnection(Publisher):
         for sub in self.subs.values():  # they stay listed in the closed connection's record
             self.account.remove(sub)
         self.account.clients.pop(self.cid, None)
+        if self._connected:
+            for listener in broker.client_listeners:
+                listener.disconnected(self)
         broker.forget(self)
 
     def fail(self, failure: Failure, detail: str) -> None:
@@ -203,6 +206,8 @@ class ClientConnection(Publisher):
             self._connected = True
             interval = min(_FIRST_PING, self.broker.options.ping_interval)
             self._schedule_ping(interval + self.broker.runtime.random.random() * interval / 5)
+            for listener in self.broker.client_listeners:
+                listener.connected(self)
         if self.verbose:
             self._say(_OK)
 
@@ -221,6 +226,8 @@ class ClientConnection(Publisher):
             f" - User {quoted(options.user)}" if options.user else ' - Token "[REDACTED]"' if options.auth_token else ""
         )
         self.log(logging.ERROR, "authentication error%s", who)
+        for listener in self.broker.client_listeners:
+            listener.refused(self)
         self._error("Authorization Violation", Reason.AUTHENTICATION_FAILURE)
 
     def _relabel(self) -> None:

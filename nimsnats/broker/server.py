@@ -11,7 +11,7 @@ import platform
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nimsnats import identity
 from nimsnats.broker.account import Account
@@ -38,6 +38,22 @@ _READ_SIZE: Final = 256 * 1024
 _BACKLOG: Final = 1024
 _CLOSE_PATIENCE: Final = 1.0
 """Seconds that a stopping broker waits for its last words to reach the clients."""
+
+
+class ClientListener(Protocol):
+    """Whoever wants to know about clients; called at once, must not raise."""
+
+    def connected(self, client: ClientConnection) -> None:
+        """The client's CONNECT was accepted."""
+        ...
+
+    def disconnected(self, client: ClientConnection) -> None:
+        """A client whose CONNECT had been accepted is gone."""
+        ...
+
+    def refused(self, client: ClientConnection) -> None:
+        """The client's credentials were not accepted."""
+        ...
 
 
 class ListenError(OSError):
@@ -69,6 +85,8 @@ class Broker:
         """The connections to other servers, while there is a table of them; it sets and clears this."""
         self.account_listeners: list[Callable[[Account], None]] = []
         """Told about every account that comes into being."""
+        self.client_listeners: list[ClientListener] = []
+        """Told about clients that come, go or are refused."""
         self.accounts: dict[str, Account] = {}
         self.global_account = self.account(GLOBAL_ACCOUNT)
         self.system_account = self.account(options.system_account)

@@ -144,7 +144,7 @@ def listed_since_the_loss(facts: Facts) -> str:
 def listed_alone(facts: Facts) -> str:
     """(b), the contents: this node is listed, the peer is not."""
     if facts.listing is None:
-        return ""
+        return "the registry has listed nothing yet"
     if _own_entry(facts.listing, facts.member) is None:
         return "the registry does not list this node"
     if _lists_peer(facts.listing, facts.peer):

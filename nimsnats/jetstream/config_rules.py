@@ -27,6 +27,11 @@ def invalid(text: str) -> ApiError:
     return errors.STREAM_INVALID_CONFIG(err=text)
 
 
+def name_required() -> ApiError:
+    """A stream without a name, or with one that it cannot have."""
+    return invalid("stream name is required and can not contain '.', '*', '>', '\\', '/'")
+
+
 def valid_name(name: str) -> bool:
     """Whether a stream or consumer may be called so."""
     return bool(name) and not any(char in name for char in _BLANKS + ".*>/\\")
@@ -35,7 +40,7 @@ def valid_name(name: str) -> bool:
 def checked(asked: StreamConfig, *, pedantic: bool, window_limit: int = 0) -> StreamConfig:
     """With defaults filled in. `window_limit` caps `duplicate_window` (0: no cap). Raises ApiError."""
     if not valid_name(asked.name):
-        raise invalid("stream name is required and can not contain '.', '*', '>', '\\', '/'")
+        raise name_required()
     if len(asked.name.encode()) > MAX_NAME:
         raise invalid(f"stream name is too long, maximum allowed is {MAX_NAME}")
     if len(asked.description.encode()) > MAX_DESCRIPTION:

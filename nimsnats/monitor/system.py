@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from nimsnats.broker.account import Account
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
-from nimsnats.identity import nuid
 from nimsnats.jetstream.api.decode import STRING, UINT64, Struct, decode, encode
-from nimsnats.jetstream.clock import format_time
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.monitor.accountz import account_detail, account_traffic, accstatz
+from nimsnats.monitor.accountz import account_detail, accstatz
 from nimsnats.monitor.endpoints import BY_NAME, ENDPOINTS, FILTERS, Endpoint
+from nimsnats.monitor.events import ServerEvents
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.jsz import account_jsz
 from nimsnats.monitor.query import ParameterError
@@ -74,6 +73,7 @@ class SystemServices:
     def __init__(self, view: NodeView) -> None:
         self._view = view
         self._sequence = 0
+        self.events = ServerEvents(view, self._server)
         self._subscriptions: list[tuple[Account, Subscription]] = []
 
     def start(self) -> None:
@@ -88,6 +88,7 @@ class SystemServices:
             if account is not system:
                 self._adopt(account)
         broker.account_listeners.append(self._adopt)
+        self.events.start()
 
     def _adopt(self, account: Account) -> None:
         """Let an ordinary account ask about itself."""
@@ -98,6 +99,7 @@ class SystemServices:
 
     def stop(self) -> None:
         """Unsubscribe. Idempotent."""
+        self.events.stop()
         listeners = self._view.broker.account_listeners
         if self._adopt in listeners:
             listeners.remove(self._adopt)
@@ -206,14 +208,7 @@ class SystemServices:
         if what == "STATZ":
             self._answer(request, {"data": accstatz(self._view, accounts=[account.name])})
             return
-        event = {
-            "type": "io.nats.server.advisory.v1.account_connections",
-            "id": nuid(self._view.broker.runtime.random),
-            "timestamp": format_time(self._view.now_ns()),
-            "server": self._server(),
-            **account_traffic(self._view, account),
-        }
-        self._send(request, event)
+        self._send(request, self.events.connections(account))
 
     def _kick(self, request: _Request) -> JsonObject:
         """Close a connection by its cid."""

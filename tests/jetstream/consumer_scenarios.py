@@ -27,6 +27,8 @@ async def work_queue(talk: Talk) -> None:
         ("a", {"ack_policy": "explicit", "filter_subject": "s.a"}),
         ("b", {"ack_policy": "explicit"}),
         ("b", {"ack_policy": "explicit", "filter_subject": "s.*"}),
+        ("b", {"ack_policy": "explicit", "filter_subject": "s.*", "deliver_policy": "new"}),
+        ("b", {"ack_policy": "explicit", "deliver_policy": "new"}),
         ("b", {"ack_policy": "explicit", "filter_subject": "s.b"}),
         ("b", {"ack_policy": "explicit", "filter_subject": "s.*"}),
     ):
@@ -308,6 +310,9 @@ async def pinned(talk: Talk) -> None:
     await talk.ask(got, "i", {"batch": 1, "group": "g", "id": "wrong"}, 1)
     await talk.ask(got, "i", {"batch": 1, "group": "g", "id": pin}, 1)
     await talk.api("CONSUMER.UNPIN.S.c", {})
+    await talk.api("CONSUMER.UNPIN.NONE.c", {})
+    await talk.api("CONSUMER.UNPIN.NONE.c", {"group": "g"})
+    await talk.api("CONSUMER.UNPIN.S.c", b"")
     await talk.api("CONSUMER.UNPIN.S.c", {"group": "x"})
     await talk.api("CONSUMER.UNPIN.S.c", {"group": "g"})
     await talk.info()

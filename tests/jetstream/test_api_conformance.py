@@ -241,6 +241,8 @@ LIMITS: list[Step] = [
     update("L1", subjects=["l1.*"], max_msgs=1),
     info("L1"),
     update("L5", subjects=["l5.*"], max_msgs_per_subject=1, discard="new", max_msgs=4),
+    ("STREAM.UPDATE.L2", b"{}"),
+    ("STREAM.UPDATE.L2",),
     update("L2", subjects=["l2.*"], max_msgs=1, discard="new"),
     info("L2"),
     pub("l2.z"),

@@ -190,12 +190,14 @@ class ConsumerApi:
 
     def unpin(self, request: ApiRequest) -> JsonObject:
         """`UNPIN.<stream>.<consumer>`: the pinned client of a priority group loses its place."""
-        consumer = self._consumer(request.tokens[2], request.tokens[3])
         group = request.params.get("group", "")
+        if not request.body:
+            raise errors.INVALID_JSON(err="unexpected end of JSON input")
         if not group:
             raise errors.INVALID_JSON(err="consumer group not specified")
         if len(group) > 16:
             raise errors.CONSUMER_INVALID_GROUP_NAME()
+        consumer = self._consumer(request.tokens[2], request.tokens[3])
         if group not in consumer.config.priority_groups:
             raise errors.CONSUMER_INVALID_PRIORITY_GROUP()
         if isinstance(consumer.side, PullSide):

@@ -11,7 +11,7 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import BOOL, INT, STRING, UINT64, JsonObject, Struct
 from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
 from nimsnats.jetstream.config import REQUEST, StreamConfig, asks_for_unsupported
-from nimsnats.jetstream.config_rules import invalid
+from nimsnats.jetstream.config_rules import invalid, name_required
 from nimsnats.jetstream.info import detailed_info
 from nimsnats.jetstream.kinds import STREAM_PURGE
 from nimsnats.jetstream.meta import StreamRecord
@@ -79,6 +79,8 @@ class StreamApi:
 
     async def update(self, request: ApiRequest) -> JsonObject:
         """`STREAM.UPDATE.<stream>`."""
+        if not request.params.get("name"):
+            raise name_required()
         config = self._config(request)
         record = await self._account.update(config, pedantic=request.params.get("pedantic", False))
         return await self._account.engine.leaders.info(record)

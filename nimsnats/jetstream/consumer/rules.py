@@ -341,6 +341,8 @@ def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updati
     if not updating:
         if config.ack_policy != "explicit":
             raise errors.CONSUMER_WQ_REQUIRES_EXPLICIT_ACK()
+        if config.deliver_policy != "all":
+            raise errors.CONSUMER_WQ_CONSUMER_NOT_DELIVER_ALL()
         if others and not config.filters:
             raise errors.CONSUMER_WQ_MULTIPLE_UNFILTERED()
     wanted = config.filters or (b">",)
@@ -348,5 +350,3 @@ def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updati
         taken = other.filters or (b">",)
         if any(collide(a, b) for a in wanted for b in taken):
             raise errors.CONSUMER_WQ_CONSUMER_NOT_UNIQUE()
-    if not updating and config.deliver_policy != "all":
-        raise errors.CONSUMER_WQ_CONSUMER_NOT_DELIVER_ALL()
