@@ -307,10 +307,6 @@ class Cluster:
 
     async def _catalogue_left(self) -> bool:
         """Have the catalogue's leader let us go, too."""
-        if self.group.leading:
-            self._leaving.add(self.me)
-            self._wake.set()
-            return False
         with suppress(Unreachable, ApiError):
             return await self._tell_leader("leave")
         return False
@@ -329,6 +325,8 @@ class Cluster:
             raise errors.CLUSTER_NOT_LEADER()
         chosen = self._evading if step == "evade" else self._leaving
         if member in self.group.members and member not in chosen:
+            # those who are away cannot agree to anything: they leave first, or the rest has no majority
+            chosen.update(other for other in self.group.members if self.engine.host.is_lost(other))
             chosen.add(member)
             self._coming.discard(member)
             await self._rebalance()

@@ -89,7 +89,7 @@ class JetStream:
         self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
-        self.placement = Placement(lambda: self.meta, self._nodes, host.member)
+        self.placement = Placement(lambda: self.meta, self._nodes, host.is_lost, host.member)
         self._transport = RaftMail(broker.system_account, host) if clustered else None
         self._ended: set[Key] = set()
         """Memory streams that were lost with the last process."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 5.0
 """Seconds until a stream without a leader is given up."""
+_SETTLE: Final = 2.0
+"""Seconds that an answer waits for all replicas to be there; clients wait for five."""
 _AGAIN: Final = 0.05
 _MOST_HOPS: Final = 4
 _CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER"})
@@ -163,7 +165,7 @@ class Leaders:
         """Wait until the stream has this configuration, and the members that it should have. A stream that moves away
         from its leader has them later."""
         runtime = self._engine.runtime
-        deadline = runtime.monotonic() + _PATIENCE
+        deadline = runtime.monotonic() + _SETTLE
         while runtime.monotonic() < deadline and served.stream.leading:
             if served.record.config == config:
                 return await served.ready(deadline - runtime.monotonic())

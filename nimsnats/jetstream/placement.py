@@ -14,10 +14,14 @@ from nimsnats.jetstream.meta import Meta, StreamRecord
 
 
 class Placement:
-    """`nodes` are the members that can hold replicas now, `me` the one that chooses."""
+    """`nodes` are the members that can hold replicas, `away` tells whether one is silent, `me` is the one that
+    chooses."""
 
-    def __init__(self, meta: Callable[[], Meta], nodes: Callable[[], Sequence[str]], me: str) -> None:
+    def __init__(
+        self, meta: Callable[[], Meta], nodes: Callable[[], Sequence[str]], away: Callable[[str], bool], me: str
+    ) -> None:
         self._meta = meta
+        self._away = away
         self._nodes = nodes
         self._me = me
 
@@ -35,7 +39,7 @@ class Placement:
         if not kept:
             return list(held)  # whoever has its messages is away: nobody else can begin it again
         count = self._count(config.num_replicas, config.storage, len(nodes))
-        kept.sort(key=lambda member: member != self._me)
+        kept.sort(key=lambda member: (self._away(member), member != self._me))
         chosen = kept[:count] + [node for node in nodes if node not in kept][: max(0, count - len(kept))]
         return held if set(chosen) == set(held) else chosen
 
@@ -44,6 +48,6 @@ class Placement:
         return 1 if storage == "memory" else max(1, min(wished, nodes))
 
     def _by_load(self) -> list[str]:
-        """Nodes, those with the fewest replicas first; this one before others that have as few."""
+        """Nodes, those with the fewest replicas first; this one before others that have as few, silent ones last."""
         load = Counter(member for record in self._meta().streams.values() for member in record.members)
-        return sorted(self._nodes(), key=lambda node: (load[node], node != self._me, node))
+        return sorted(self._nodes(), key=lambda node: (self._away(node), load[node], node != self._me, node))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from nimsnats.raft.machine import NotLeader
+from nimsnats.raft.machine import NotLeader, TransferFailed
 
 if TYPE_CHECKING:
     from nimsnats.raft.machine import Group
@@ -65,7 +65,7 @@ class Replicas:
                 return
             except TimeoutError:
                 continue
-            except ValueError as error:
+            except (ValueError, TransferFailed) as error:
                 self._log.debug("Members of %s stay for now: %s", self._group.name, error)
                 await self._runtime.sleep(_AGAIN)
             else:

@@ -338,7 +338,8 @@ class Replica:
                 await self._next_step_ready(target)
                 continue
             if core.name not in target and core.name not in after.voters:
-                hint = await self.transfer(next(iter(sorted(after.voters))))
+                is_lost = self.group.host.is_lost
+                hint = await self.transfer(min(after.voters, key=lambda name: (is_lost(name), name)))
                 raise NotLeader(hint)
             await self._change(after)
 
@@ -372,7 +373,9 @@ class Replica:
                 return now.with_voter(name)
         if now.learners:
             return None
-        leaving = sorted(now.voters - target, key=lambda name: (name == core.name, name))
+        # those who are away go first: the others may be needed to agree to that
+        is_lost = self.group.host.is_lost
+        leaving = sorted(now.voters - target, key=lambda name: (name == core.name, not is_lost(name), name))
         return now.without(leaving[0]) if leaving else None
 
     def _caught_up(self, name: str) -> bool:
