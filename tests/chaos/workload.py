@@ -53,9 +53,9 @@ async def quiet(_: Exception) -> None:
     """The server dies on purpose: nats-py's connection errors are expected."""
 
 
-async def connect(url: str) -> Client:
+async def connect(*urls: str) -> Client:
     return await nats.connect(
-        url,
+        list(urls),
         error_cb=quiet,
         reconnect_time_wait=0.05,
         max_reconnect_attempts=-1,
@@ -144,8 +144,8 @@ async def publish_charges(js: JetStreamContext, ledger: Ledger, stop: asyncio.Ev
         await asyncio.sleep(0.01)
 
 
-async def make_order_stream(js: JetStreamContext) -> None:
-    await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"]))
+async def make_order_stream(js: JetStreamContext, replicas: int = 1) -> None:
+    await js.add_stream(StreamConfig(name=STREAM, subjects=["orders.>"], num_replicas=replicas))
     await js.add_consumer(STREAM, ConsumerConfig(durable_name=CONSUMER, ack_policy="explicit", ack_wait=2))
 
 
