@@ -98,7 +98,7 @@ class Node:
         assert self.server.view is not None
         self.server.view.registry = lambda: self.registry.status if self.registry else None
         self.server.view.cluster = self._cluster_view
-        self.server.view.cluster_page = partial(cluster_health, self.cluster)
+        self.server.view.cluster_page = self._cluster_page
         self.server.view.registry_page = partial(registry_health, self.registry)
         await self.cluster.start()
         jetstream = self.server.jetstream
@@ -215,6 +215,17 @@ class Node:
                 max_body=settings.webhook_max_size,
                 tolerance=settings.webhook_tolerance,
             )
+
+    def _cluster_page(self) -> dict[str, Any]:
+        """The cluster's health, and with which connected nodes this one cannot be one JetStream."""
+        assert self.cluster is not None
+        page = cluster_health(self.cluster)
+        jetstream = self.server.jetstream
+        conflicts = jetstream.cluster.conflicts if jetstream is not None and jetstream.cluster is not None else {}
+        if conflicts:
+            page["status"] = "degraded"
+            page["cluster"]["conflicts"] = sorted(conflicts)
+        return page
 
     def _clock(self) -> float:
         return self.server.runtime.time_ns() / 1e9

@@ -93,8 +93,12 @@ async def test_two_clusters_that_hold_data_stay_apart(tmp_path: Path, caplog: py
             await client.close()
     hub = MemoryHub(Runtime.real())
     async with HubNode(tmp_path, "n1", hub) as first, HubNode(tmp_path, "n2", hub) as second:
-        await until(lambda: "n2" in first.engine.cluster.conflicts and "n1" in second.engine.cluster.conflicts)
+        one, two = first.engine.cluster, second.engine.cluster
+        assert one is not None and two is not None
+        await until(lambda: "n2" in one.conflicts and "n1" in two.conflicts)
         assert (members(first), members(second)) == (["n1"], ["n2"])
+        assert first.server.view is not None and first.server.view.cluster_page is not None
+        assert first.server.view.cluster_page()["cluster"]["conflicts"] == ["n2"]
         for node in (first, second):
             held = node.served("S")
             assert held is not None and held.stream.store.messages == 1
