@@ -177,6 +177,9 @@ class Cluster:
                     served.announce()
         if self.joining:
             await self._ask_in(list(self._connected()))
+        elif not self.group.leader:
+            # an election; or the others have let us go while we were away, and nobody has told us
+            await self._ask_for_place(list(self._connected()))
         elif self.group.leading:
             self._notice_gone()
             assert self._replicas is not None
@@ -235,11 +238,15 @@ class Cluster:
         await self._ask_in([node_of(theirs["member"])])
 
     async def _ask_in(self, names: list[str]) -> None:
-        """Ask the cluster's leader, through anyone who may know it, for a place."""
+        """Ask for a place until we have it."""
         if self.me in self.group.members:
             self.joining = False
             self.engine.log.info("Joined the cluster: %s", ", ".join(map(node_of, self.group.members)))
             return
+        await self._ask_for_place(names)
+
+    async def _ask_for_place(self, names: list[str]) -> None:
+        """Ask the cluster's leader, through anyone who may know it. Who has a place keeps it."""
         leader = self.group.leader
         for name in [leader, *names] if leader else names:
             try:

@@ -120,3 +120,26 @@ async def test_a_node_with_an_empty_disk_takes_the_place_of_its_former_self(tmp_
         await until(lambda: (held := fresh.served("S")) and held.stream.store.messages == 1)
         await until(lambda: members(nodes[0]) == replicas(nodes[0], "S") == ["n1", "n2", "n3"])
         await client.close()
+
+
+async def test_a_node_that_has_left_finds_its_place_again(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real())
+    names = ["n1", "n2", "n3"]
+    async with AsyncExitStack() as stack:
+        nodes = {name: HubNode(tmp_path, name, hub) for name in names}
+        for node in nodes.values():
+            await node.start()
+        client = await nodes["n3"].connect()
+        await client.jetstream().add_stream(name="S", subjects=["s"], num_replicas=3)
+        await client.jetstream().publish("s", b"x")
+        await client.close()
+        for name in names:  # a rolling restart
+            await nodes[name].stop()
+            nodes[name] = HubNode(tmp_path, name, hub)
+            await nodes[name].start()
+            await until(lambda: all(members(node) == replicas(node, "S") == names for node in nodes.values()))
+        for node in nodes.values():
+            stack.push_async_callback(node.stop)
+            held = node.served("S")
+            assert held is not None
+            await until(lambda held=held: held.stream.store.messages == 1)
