@@ -20,7 +20,7 @@ from nimsnats.jetstream.kinds import STREAM_CONFIG
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
-from nimsnats.protocol.subject import collide
+from nimsnats.protocol.overlap import Overlap
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -107,12 +107,12 @@ class JetStreamAccount:
     def _check_against_others(self, config: StreamConfig) -> None:
         if config.num_replicas > 1:
             raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
+        mine = Overlap(config.subject_bytes)
         for other in self:
             if other.name == config.name:
                 continue
-            for mine in config.subject_bytes:
-                if any(collide(mine, theirs) for theirs in other.config.subject_bytes):
-                    raise errors.STREAM_SUBJECT_OVERLAP()
+            if any(map(mine.collides, other.config.subject_bytes)):
+                raise errors.STREAM_SUBJECT_OVERLAP()
         self.engine.check_reservation(config)
 
     @staticmethod
