@@ -61,3 +61,16 @@ async def test_thousands_of_subjects_do_not_stop_the_server(tmp_path: Path) -> N
             assert len((await ask(stand, f"$JS.API.STREAM.CREATE.{name}", body))["config"]["subjects"]) == 5000
         body = json.dumps({"name": "C", "subjects": ["B.*"]}).encode()
         assert (await ask(stand, "$JS.API.STREAM.CREATE.C", body))["error"]["err_code"] == 10065
+
+
+async def test_thousands_of_filters_do_not_stop_the_server(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        await ask(stand, "$JS.API.STREAM.CREATE.S", b'{"name":"S","subjects":["s.>"],"retention":"workqueue"}')
+        for name in ("A", "B"):
+            filters = [f"s.{name}.{n}" for n in range(5000)]
+            config = {"durable_name": name, "ack_policy": "explicit", "filter_subjects": filters}
+            body = json.dumps({"stream_name": "S", "config": config}).encode()
+            assert "error" not in await ask(stand, f"$JS.API.CONSUMER.CREATE.S.{name}", body)
+        config["filter_subjects"] = [*filters, "s.B.*"]
+        body = json.dumps({"stream_name": "S", "config": config}).encode()
+        assert (await ask(stand, "$JS.API.CONSUMER.CREATE.S.B", body))["error"]["err_code"] == 10138
