@@ -40,7 +40,7 @@ class LogSettings:
     debug: bool = False
     trace: bool = False
     trace_verbose: bool = False
-    """Trace the system account, too."""
+    """Implies `trace`. nats-server traces its internal system client besides; there is none here."""
     format: Literal["text", "json"] = "text"
     file: str = ""
     logtime: bool = True

@@ -20,7 +20,7 @@ from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
-from nimsnats.protocol.subject import collide
+from nimsnats.protocol.overlap import Overlap
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -130,13 +130,12 @@ class JetStreamAccount:
     def _check_against_others(self, config: StreamConfig) -> None:
         if config.num_replicas > 1 and not self.engine.clustered:
             raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
+        mine = Overlap(config.subject_bytes)
         for record in self.records():
             if record.name == config.name:
                 continue
-            theirs = [subject.encode() for subject in record.config.get("subjects") or ()]
-            for mine in config.subject_bytes:
-                if any(collide(mine, subject) for subject in theirs):
-                    raise errors.STREAM_SUBJECT_OVERLAP()
+            if any(mine.collides(subject.encode()) for subject in record.config.get("subjects") or ()):
+                raise errors.STREAM_SUBJECT_OVERLAP()
         self.engine.check_reservation(config)
 
     def check_consumers(self, stream: Stream, stored: dict[str, Any]) -> None:

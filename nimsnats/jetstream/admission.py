@@ -16,6 +16,8 @@ from nimsnats.jetstream.search import describe
 from nimsnats.jetstream.store import MessageStore
 
 MAX_HEADERS: Final = 65535
+LAST_SEQUENCE: Final = 2**64 - 2
+"""Nothing is stored above: the next sequence must still fit into 64 bits. A purge or `first_seq` can get there."""
 NatsHeaders = dict[bytes, bytes]
 
 MSG_ID: Final = b"Nats-Msg-Id"
@@ -69,6 +71,8 @@ class Admission:
         """None when the message may be stored. `named` are its `Nats-*` headers, `payload` its length in bytes."""
         if config.sealed:
             return errors.STREAM_SEALED()
+        if store.last_seq >= LAST_SEQUENCE:
+            return errors.STREAM_STORE_FAILED(err="the stream has used up its sequences")
         if 0 <= config.max_msg_size < len(headers) + payload:
             return errors.STREAM_MESSAGE_EXCEEDS_MAXIMUM()
         if len(headers) > MAX_HEADERS:

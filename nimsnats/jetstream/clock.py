@@ -17,6 +17,7 @@ MILLISECOND: Final = 1_000_000
 ZERO_TIME: Final = "0001-01-01T00:00:00Z"
 """How Go writes "no time"."""
 
+_FARTHEST: Final = 2**63 - 1
 _TIME: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,](\d+))?(?:Z|([+-])(\d\d):(\d\d))")
 _UNITS: Final = {
     "ns": 1,
@@ -41,7 +42,10 @@ def format_time(time_ns: int) -> str:
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since the epoch of an RFC 3339 time; Go's zero time is 0. Raises ValueError."""
+    """Nanoseconds since the epoch of an RFC 3339 time; Go's zero time is 0. Raises ValueError.
+
+    What 64 bits cannot hold (before 1677, after 2262) becomes the farthest time that they can.
+    """
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"not an RFC 3339 time: {text!r}")
@@ -54,7 +58,7 @@ def parse_time(text: str) -> int:
         away = int(match[9]) * 3600 + int(match[10]) * 60
         seconds += away if match[8] == "-" else -away
     fraction = int((match[7] or "0")[:9].ljust(9, "0"))
-    return 0 if text == ZERO_TIME else seconds * SECOND + fraction
+    return 0 if text == ZERO_TIME else max(-_FARTHEST, min(seconds * SECOND + fraction, _FARTHEST))
 
 
 def parse_duration(text: str) -> int:

@@ -13,6 +13,7 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.clock import MILLISECOND, SECOND, format_duration
 from nimsnats.jetstream.config import DEFAULT_DUPLICATE_WINDOW, StreamConfig, placement_of
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.protocol.overlap import first_overlap
 from nimsnats.protocol.subject import collide, is_configurable, is_subset
 
 MAX_NAME: Final = 255
@@ -130,18 +131,20 @@ def _check_subjects(config: StreamConfig) -> None:
     if not config.subjects:
         config.subjects = [config.name]
     subjects = config.subject_bytes
+    overlap = first_overlap(subjects)
+    seen: set[bytes] = set()
     for at, subject in enumerate(subjects):
         if not is_configurable(subject):
             raise invalid("invalid subject")
-        if subject in subjects[:at]:
+        if subject in seen:
             raise invalid("duplicate subjects detected")
+        seen.add(subject)
         if not config.no_ack:
             _check_reserved(subject)
         elif subject == b">" and config.num_replicas > 1:
             raise invalid("capturing all subjects requires replicas of 1")
-        for other in subjects[at + 1 :]:
-            if collide(subject, other):
-                raise invalid(f'subject "{subject.decode()}" overlaps with "{other.decode()}"')
+        if overlap is not None and at == overlap[0]:
+            raise invalid(f'subject "{subject.decode()}" overlaps with "{subjects[overlap[1]].decode()}"')
 
 
 def _check_reserved(subject: bytes) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from nimsnats.jetstream import errors, search
-from nimsnats.jetstream.admission import ROLLUP, TTL, Admission, Duplicate, nats_headers
+from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Admission, Duplicate, nats_headers
 from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache, Note
 from nimsnats.jetstream.compaction import Compactor
@@ -249,6 +249,8 @@ class Stream(StreamView):
         """Whether every message of the batch can only be accepted, so that the batch is stored as a whole."""
         config, headers = self.config, batch.headers
         if batch.expire or config.sealed or config.max_msgs_per_subject > 0:
+            return False
+        if self.store.last_seq + len(batch) > LAST_SEQUENCE:
             return False
         if headers is not None:
             if any(b"\r\nNats-" in block for block in headers) or max(map(len, headers)) > 65535:

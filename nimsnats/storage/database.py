@@ -30,6 +30,7 @@ from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup
 from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
 from nimsnats.storage.opening import Connections, Contents
 from nimsnats.storage.reaper import Reaper
+from nimsnats.storage.runway import Runway
 from nimsnats.storage.scrub import RATE, REST, Scrub
 from nimsnats.storage.witness import Witness, entry_item, name_items, removed_item, term_item, truncate_item
 
@@ -142,6 +143,8 @@ class Database:
             if not row[2]:
                 self._reaper.add_group(row[0])
         self._checkpointer = Checkpointer(connections.checkpointing, connections.writing, wal_bytes)
+        wal = directory.database.with_name(directory.database.name + "-wal")
+        self._runway = Runway(wal, wal_bytes)
         self._checkpoint: asyncio.Task[None] | None = None
         self._finish_checkpoint = False
         self._syncing: asyncio.Task[None] | None = None
@@ -294,6 +297,8 @@ class Database:
                 self._committing = False
             elif self._reaper and not self._reaping_rests and self.failure is None and not self._closing:
                 self._reaper.bite(self._gathering, self._newest_group)
+            elif self._runway.short(self._checkpointer.written) and self.failure is None and not self._closing:
+                await asyncio.to_thread(self._runway.extend)
             else:
                 self._wake.clear()
                 await self._wake.wait()

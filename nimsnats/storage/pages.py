@@ -50,6 +50,8 @@ class Wal:
         if not headers:
             return
         salts = self._salts(headers)
+        if salts == (0, 0):  # zeros that nothing was written over (`runway.py`)
+            return
         for number, (page, size, salt1, salt2) in enumerate(headers):
             if (salt1, salt2) == salts:
                 self.frames.append((number, page, size))

@@ -185,6 +185,7 @@ def _constant(name: str) -> Any:
 
 
 _decoder: Final = json.JSONDecoder(parse_float=_Float, parse_constant=_constant)
+_half: Final = re.compile("[\ud800-\udfff]")
 _space: Final = re.compile(r"[ \t\r\n]*")
 
 
@@ -207,6 +208,8 @@ def _decode(body: bytes, struct: Struct) -> JsonObject:
             raise DecodeError("exceeded max depth") from None
         except ValueError:
             raise DecodeError(syntax_error(body)) from None
+        if "\\u" in text:
+            value = _mended(value)
         at = _end_of_space(text, at)
         if value is None:
             continue
@@ -216,6 +219,17 @@ def _decode(body: bytes, struct: Struct) -> JsonObject:
             raise _mismatch(value, "", "Go value", f"server.{struct.name}")
         result.update(cast("JsonObject", struct.read(value, struct.name, "Go struct field ")))
     return result
+
+
+def _mended(value: Any) -> Any:
+    """Halves of characters (`\\ud800`) replaced as Go does: they are no text, and cannot be written anywhere."""
+    if isinstance(value, str) and not isinstance(value, _Float):
+        return _half.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_mended(key): _mended(item) for key, item in cast("JsonObject", value).items()}
+    if isinstance(value, list):
+        return [_mended(item) for item in cast("list[Any]", value)]
+    return value
 
 
 def _end_of_space(text: str, at: int) -> int:

@@ -15,6 +15,7 @@ from nimsnats.jetstream.clock import format_duration, format_time
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.protocol.overlap import Overlap, first_overlap
 from nimsnats.protocol.subject import collide, has_wildcard, is_configurable
 
 MILLISECOND: Final = 1_000_000
@@ -246,12 +247,13 @@ def _check_filters(config: ConsumerConfig) -> None:
         raise errors.CONSUMER_DUPLICATE_FILTER_SUBJECTS()
     if config.filter_subject and not is_configurable(config.filter_subject.encode()):
         raise errors.STREAM_INVALID_CONFIG(err="invalid subject")
+    overlap = first_overlap([subject.encode() for subject in config.filter_subjects])
     for index, subject in enumerate(config.filter_subjects):
         if not subject:
             raise errors.CONSUMER_EMPTY_FILTER()
         if not is_configurable(subject.encode()):
             raise errors.STREAM_INVALID_CONFIG(err="invalid subject")
-        if any(collide(subject.encode(), other.encode()) for other in config.filter_subjects[index + 1 :]):
+        if overlap is not None and index == overlap[0]:
             raise errors.CONSUMER_OVERLAPPING_SUBJECT_FILTERS()
 
 
@@ -346,7 +348,7 @@ def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updati
         if others and not config.filters:
             raise errors.CONSUMER_WQ_MULTIPLE_UNFILTERED()
     wanted = config.filters or (b">",)
+    mine = Overlap(wanted)
     for other in others:
-        taken = other.filters or (b">",)
-        if any(collide(a, b) for a in wanted for b in taken):
+        if any(map(mine.collides, other.filters or (b">",))):
             raise errors.CONSUMER_WQ_CONSUMER_NOT_UNIQUE()
