@@ -290,7 +290,10 @@ class Node:
             self._client = None
         jetstream = self.server.jetstream
         if jetstream is not None and jetstream.cluster is not None:
-            await jetstream.cluster.leave(_LEAVE_PATIENCE)
+            try:
+                await jetstream.cluster.leave(_LEAVE_PATIENCE)
+            except Exception:  # whatever it is, the rest of the stop is due: the others see a node that crashed
+                self.log.exception("The cluster could not be left in order")
         if self.cluster is not None:
             await self.cluster.stop()
             self.cluster = None

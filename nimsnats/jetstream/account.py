@@ -234,7 +234,7 @@ class JetStreamAccount:
 
     async def close(self) -> None:
         """Stop to serve every stream."""
-        for served in self.streams.values():
+        for served in list(self.streams.values()):
             await served.close()
 
     def usage(self) -> tuple[int, int]:

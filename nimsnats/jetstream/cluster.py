@@ -304,8 +304,8 @@ class Cluster:
         """Have the catalogue's leader give our streams to others; whether their groups have let us go."""
         with suppress(Unreachable, ApiError):
             await self._tell_leader("evade")
-        for account in self.engine.accounts.values():
-            for served in account.streams.values():
+        for account in list(self.engine.accounts.values()):
+            for served in list(account.streams.values()):
                 if served.record.members != [self.me] and (
                     self.engine.holds(served.record) or self.me in await self.engine.leaders.members(served.record)
                 ):
