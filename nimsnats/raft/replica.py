@@ -338,7 +338,10 @@ class Replica:
                 await self._next_step_ready(target)
                 continue
             if core.name not in target and core.name not in after.voters:
-                hint = await self.transfer(next(iter(sorted(after.voters))))
+                try:
+                    hint = await self.transfer()
+                except TransferFailed:
+                    continue  # nobody else is well enough to lead; it has waited, and asks again
                 raise NotLeader(hint)
             await self._change(after)
 
