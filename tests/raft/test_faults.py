@@ -1,4 +1,4 @@
-"""Whole hosts under faults, by seed: cuts, loss, crashes that lose what was not synced, damage, full disks.
+"""Whole hosts under faults, by seed: cuts, loss, crashes that lose what was not synced, changes of members.
 
 What was acknowledged is on every member at the end, once and in order.
 """
