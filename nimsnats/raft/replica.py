@@ -338,8 +338,10 @@ class Replica:
                 await self._next_step_ready(target)
                 continue
             if core.name not in target and core.name not in after.voters:
-                is_lost = self.group.host.is_lost
-                hint = await self.transfer(min(after.voters, key=lambda name: (is_lost(name), name)))
+                try:
+                    hint = await self.transfer()
+                except TransferFailed:
+                    continue  # nobody else is well enough to lead; it has waited, and asks again
                 raise NotLeader(hint)
             await self._change(after)
 

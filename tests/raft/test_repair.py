@@ -1,0 +1,43 @@
+"""A member of several whose disk is damaged: the others make good what it lost, and until then it has no vote."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.raft.cluster import Cluster, run
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["log", "block"])
+def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 9)
+        await cluster.start()
+        for name in "abc":
+            await cluster.nodes[name].open("S", cluster.members("abc"))
+        for number in range(20):
+            await cluster.write(b"%d" % number)
+        held = await cluster.agreed("abc")
+        leader = await cluster.elected()
+        if compacted:
+            for name in "abc":
+                cluster.group(name).compact()
+        await cluster.runtime.sleep(1)
+        node = next(node for node in cluster.nodes.values() if node is not leader)
+        node.crash()
+        for kept in node.disk.durable.values():
+            kept.rows[list(held)[5]].data = None
+        node.disk.crash()
+        await node.start()
+        group = await node.open("S", cluster.members("abc"))
+        assert group.impaired
+        await cluster.until(lambda: not group.impaired)
+        await cluster.write(b"after")
+        assert list((await cluster.agreed("abc")).values()) == [*(b"%d" % number for number in range(20)), b"after"]
+        assert await group.read_block(list(held)[5]) == b"5"
+        node.crash()
+        await node.start()
+        assert not (await node.open("S", cluster.members("abc"))).impaired
+        await cluster.agreed("abc")
+        await cluster.stop()
+
+    run(test)
