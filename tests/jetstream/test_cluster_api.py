@@ -21,6 +21,7 @@ from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
 from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
+from tests.jetstream.test_cluster import publish
 
 
 @dataclass
@@ -115,7 +116,6 @@ async def test_leaders_step_down_when_asked(trio: Trio) -> None:
     before = trio.leader("S")
     assert (await trio.ask(1, "$JS.API.STREAM.LEADER.STEPDOWN.S"))["success"]
     await until(lambda: any(node.leads("S") and node is not before for node in trio.nodes))
-    info = await trio.contexts[2].stream_info("S")
-    assert info.cluster is not None and info.cluster.leader != before.settings.node_name
-    assert info.state.messages == 1
-    assert (await trio.contexts[0].publish("s", b"y")).seq == 2
+    assert (await publish(trio.contexts[0], "s", b"y")) == 2
+    info = await trio.leader("S").engine.leaders.info(trio.leader("S").engine.meta.streams["$G", "S"])
+    assert info["state"]["messages"] == 2 and info["cluster"]["leader"] != before.settings.node_name
