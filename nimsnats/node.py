@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _JOIN_PATIENCE: Final = 10.0
 """Seconds that a starting node waits to become a member of its peers' JetStream."""
-_LEAVE_PATIENCE: Final = 6.0
+_LEAVE_PATIENCE: Final = 2.5
 """Seconds that a stopping node spends on leaving its groups in order."""
 _FOREST_PATIENCE: Final = 2.0
 """Seconds that the forest gets at the stop to finish what is under way; what it cannot finish is redelivered."""

@@ -24,7 +24,6 @@ from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
-    from nimsnats.jetstream.meta import StreamRecord
     from nimsnats.raft.machine import Group
 
 _BUSY: Final = 0.1
@@ -378,10 +377,6 @@ class Cluster:
             raise errors.CLUSTER_SERVER_NOT_MEMBER()
         self._leaving.update(found)
         self._wake.set()
-
-    def stream_members(self, record: StreamRecord) -> list[str]:
-        """Names of the nodes that hold a stream."""
-        return [node_of(member) for member in record.members]
 
 
 def cluster_id(instance: str, now_ns: int) -> str:

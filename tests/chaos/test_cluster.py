@@ -23,6 +23,8 @@ from tests.chaos.workload import (
     settle_orders,
 )
 
+pytestmark = pytest.mark.extended
+
 
 @pytest_asyncio.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[list[NodeProcess]]:

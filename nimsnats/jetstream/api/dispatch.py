@@ -233,12 +233,6 @@ class ApiDispatcher:
             return False
         return self._call_raw(endpoint, ApiRequest(self.account, tokens, subject, reply, headers, payload))
 
-    def answer_for(self, pattern: str, request: ApiRequest, body: JsonObject) -> None:
-        """Answer a request to an endpoint that another node has handled up to here."""
-        endpoint = self._find(pattern.split("."))
-        assert endpoint is not None
-        self.answer(endpoint, request, body)
-
     def _fail(self, endpoint: Endpoint, request: ApiRequest, error: ApiError) -> None:
         self.failed += 1
         self.answer(endpoint, request, {"error": error.body(), **endpoint.zero})
