@@ -431,6 +431,13 @@ class Stream(StreamView):
                 "Stream %s: entry %d is damaged (%s): %d messages lost, sequences %d to %d",
                 *(self.config.name, index, damage.reason, messages, first, self.store.last_seq),
             )
+        if any(damage.entries.values()):
+            # How many of the lost messages had been refused (duplicates, failed expectations) went with them.
+            self.log.warning(
+                "Stream %s: sequences stored after the lost ones are higher than those acknowledged, by as many as "
+                "the damaged entries held messages that were refused",
+                self.config.name,
+            )
 
     def _give_up(self, seqs: list[int]) -> None:
         """A block cannot be read any more. In a group of one nobody else has it, and the state says so from now on."""
