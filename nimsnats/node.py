@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,8 +23,9 @@ from nimsnats.config import Settings, for_node, split_address
 from nimsnats.monitor.view import Application, ClusterView
 from nimsnats.process import Process
 from nimsnats.registry import NodeInfo, Registry, RegistryConfigError, RegistryStoreError
-from nimsnats.runtime import StartError
-from nimsnats.server import Server
+from nimsnats.runtime import Runtime, StartError
+from nimsnats.server import Server, StorageOpener
+from nimsnats.storage import open_database
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -42,17 +43,30 @@ _FOREST_PATIENCE: Final = 2.0
 
 
 class Node:
-    """One node. `settings` default to those of `python -m nimsnats` without any flag."""
+    """One node. `settings` default to those of `python -m nimsnats` without any flag.
 
-    def __init__(self, settings: Settings | None = None, *, log: logging.Logger | None = None) -> None:
+    `runtime` and `open_storage` are the server's; `find_registry` takes the place of the registry that the settings
+    name, for programs that bring their own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        log: logging.Logger | None = None,
+        runtime: Runtime | None = None,
+        open_storage: StorageOpener = open_database,
+        find_registry: Callable[[Runtime], Registry] | None = None,
+    ) -> None:
         self.settings = settings or for_node()
         self.log = log or logging.getLogger("nimsnats")
-        self.server = Server(self.settings, log=self.log)
+        self.server = Server(self.settings, log=self.log, runtime=runtime, open_storage=open_storage)
         self.server.clustered = True
         self.server.on_http.append(self._add_webhooks)
         self.cluster: ClusterManager | None = None
         self.registry: Registry | None = None
         self.forest: Forest | None = None
+        self._find_registry = find_registry
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
         self._client: Client | None = None
@@ -131,6 +145,8 @@ class Node:
 
     async def _open_registry(self, info: NodeInfo) -> Registry:
         settings = self.settings.registry
+        if self._find_registry is not None:
+            return self._find_registry(self.server.runtime)
         if settings.url:
             from nimsnats.registry.morpheus import MorpheusRegistry, RegistryTls
 

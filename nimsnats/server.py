@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nimsnats.broker.route_options import RouteOptions
 from nimsnats.broker.route_table import RouteTable
@@ -56,11 +56,20 @@ def entitled_accounts(settings: Settings) -> frozenset[str] | None:
     return frozenset(account.name for account in others if account.jetstream) if others else None
 
 
+class StorageOpener(Protocol):
+    """Opens what a node stores its groups in; `open_database` is the one of production."""
+
+    async def __call__(
+        self, path: Path, runtime: Runtime, node_name: str = "", *, sync_always: bool = True
+    ) -> Database: ...
+
+
 class Server:
     """One server. Either from complete `settings`, or from the few arguments that embedding needs.
 
     `port` and `monitor_port`: -1 is any free port; a `monitor_port` of 0 means no HTTP. Without a `store_dir` streams
-    live in a temporary folder that is removed at the end.
+    live in a temporary folder that is removed at the end. `runtime` and `open_storage` are the ways to time, chance,
+    network and disk; a simulator hands in others than those of production.
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class Server:
         monitor_port: int = 0,
         name: str = "",
         log: logging.Logger | None = None,
+        runtime: Runtime | None = None,
+        open_storage: StorageOpener = open_database,
     ) -> None:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if settings is None and jetstream and store_dir is None:
@@ -87,6 +98,8 @@ class Server:
         """Called with the HTTP server before it listens, so that others add their routes."""
         self.clustered = False
         """Whether peers are told that this server takes part in the cluster: not only as a core server."""
+        self._given_runtime = runtime
+        self._open_storage = open_storage
         self._runtime: Runtime | None = None
         self._broker: Broker | None = None
         self._host: Host | None = None
@@ -130,7 +143,7 @@ class Server:
 
     async def _start(self) -> None:
         settings = self.settings
-        self._runtime = runtime = Runtime.real()
+        self._runtime = runtime = self._given_runtime or Runtime.real()
         self._broker = broker = Broker(settings.broker, runtime)
         self._introduce(broker)
         if settings.broker.jetstream:
@@ -188,7 +201,7 @@ class Server:
 
     async def _start_jetstream(self, broker: Broker, runtime: Runtime) -> None:
         options = self.settings.jetstream
-        self.storage = await open_database(
+        self.storage = await self._open_storage(
             options.store_dir, runtime, broker.server_name, sync_always=options.sync_always
         )
         self.log.info("Starting JetStream")
