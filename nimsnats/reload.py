@@ -38,12 +38,15 @@ def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
     """Apply what differs; one line for each change. Raises StartError, and changes nothing, for what cannot change."""
     old, new = broker.options, wanted.broker
     changed = [field.name for field in fields(old) if getattr(old, field.name) != getattr(new, field.name)]
+    if "tls" in changed and old.tls is not None and new.tls is not None:
+        changed.remove("tls")  # the files, and what is in them, may change; whether there is TLS may not
     for name in changed:
         if name not in _CHANGEABLE | _IDENTITY:
             title = name.title().replace("_", "")
             raise StartError(
                 f"config reload not supported for {title}: old={getattr(old, name)}, new={getattr(new, name)}"
             )
+    _renew_certificates(broker, wanted)
     for name in changed:
         setattr(old, name, getattr(new, name))
     lines = [f"{name} = {getattr(new, name)}" for name in changed if name not in _SECRET]
@@ -56,3 +59,11 @@ def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
     running.log = wanted.log
     running.config_digest = wanted.config_digest
     return lines
+
+
+def _renew_certificates(broker: Broker, wanted: Settings) -> None:
+    """Read the certificates again: they are what changes most, and under the same names. Raises StartError."""
+    if wanted.broker.tls is not None:
+        broker.renew_tls(wanted.broker.tls)
+    if broker.routes is not None and broker.routes.tls is not None and wanted.cluster.tls is not None:
+        broker.routes.renew_tls(wanted.cluster.tls)

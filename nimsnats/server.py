@@ -184,6 +184,7 @@ class Server:
             user=cluster.user,
             password=cluster.password,
             auth_timeout=cluster.auth_timeout,
+            tls=cluster.tls,
             node={"instance": instance} if self.clustered else {},
         )
 

@@ -193,8 +193,14 @@ Cluster Options:
         --connect_retries <number>   For implicit routes, number of connect retries
         --cluster_listen <url>       Cluster url from which members can solicit routes
 
-Not supported yet, and refused: --tls, --tlscert, --tlskey, --tlsverify, --tlscacert, --https_port, --syslog,
---remote_syslog, --max_traced_msg_len, --profile
+TLS Options:
+        --tls                        Enable TLS, do not verify clients (default: false)
+        --tlscert <file>             Server certificate file
+        --tlskey <file>              Private key for server certificate
+        --tlsverify                  Enable TLS, verify client certificates
+        --tlscacert <file>           Client certificate CA for verification
+
+Not supported yet, and refused: --https_port, --syslog, --remote_syslog, --max_traced_msg_len, --profile
 
 Common Options:
     -h, --help                       Show this message
@@ -202,6 +208,9 @@ Common Options:
         --help_tls                   TLS help
 """
 
-HELP_TLS: Final = f"""
-TLS is not supported by nimsnats {__version__} yet. Put a TLS proxy in front of the server where you need it.
+HELP_TLS: Final = """
+TLS for clients: --tlscert and --tlskey name PEM files; --tlsverify asks clients for certificates that --tlscacert (or
+else the system) vouches for. In a configuration file: tls { cert_file, key_file, ca_file, verify, timeout,
+handshake_first, min_version }.
+Between servers: the same block inside cluster { }; there both sides always show a certificate.
 """

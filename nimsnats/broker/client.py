@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker import trace
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.auth import Identity
     from nimsnats.broker.connection import Connection
     from nimsnats.broker.server import Broker
+    from nimsnats.broker.tls import TlsOptions
 
 _OK: Final = b"+OK\r\n"
 _PONG: Final = b"PONG\r\n"
@@ -85,15 +86,43 @@ class ClientConnection(Publisher):
     # -- life ---------------------------------------------------------------------------------------------------
 
     def opened(self) -> None:
-        """Greet the client with INFO and wait for its first words."""
+        """Greet the client with INFO, before or after it has changed to TLS, and wait for its first words."""
         broker = self.broker
         self.log(logging.DEBUG, "Client connection created")
-        auth = broker.authenticator
+        tls = broker.options.tls
+        if tls is not None and tls.handshake_first and not self.local:
+            broker.clients[self.cid] = self
+            self._secure(tls, self._greet)
+        else:
+            self._greet()
+
+    def _greet(self) -> None:
+        broker = self.broker
+        tls = broker.options.tls
         self._say(broker.info_line(self))
-        if 0 <= broker.options.max_connections <= len(broker.clients) and not self.local:
+        others = len(broker.clients) - (self.cid in broker.clients)
+        if 0 <= broker.options.max_connections <= others and not self.local:
             self._error("maximum connections exceeded", Reason.MAX_CONNECTIONS)
             return
         broker.clients[self.cid] = self
+        if tls is None or tls.handshake_first or self.local:
+            self._await_connect()
+        else:
+            self._secure(tls, self._await_connect)
+
+    def _secure(self, tls: TlsOptions, ready: Callable[[], None]) -> None:
+        assert self.broker.tls is not None
+        self.upgrade(self.broker.tls, tls.timeout, ready)
+
+    def handshake_failed(self, why: str) -> None:
+        """See `Connection.handshake_failed`."""
+        self.log(logging.ERROR, "TLS handshake error: %s", why)
+
+    def _await_connect(self) -> None:
+        broker = self.broker
+        if self.closed:
+            return
+        auth = broker.authenticator
         if auth.required:
             self.parser.awaiting_connect = True
             broker.keepalive.set(self, broker.options.auth_timeout)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
+from nimsnats.broker.tls import reason as tls_reason
 
 if TYPE_CHECKING:
     from nimsnats.broker.server import Broker
@@ -34,6 +37,7 @@ class Connection(asyncio.BufferedProtocol):
         "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid", "closed",
         "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser", "paused",
         "port", "queued", "reason", "room", "stalled", "stalls", "start_ns", "stop_ns", "transport",
+        "upgrading",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -75,6 +79,8 @@ class Connection(asyncio.BufferedProtocol):
         self.start_ns = self.last_ns = broker.runtime.time_ns()
         self.stop_ns = 0
         self.last_in = broker.runtime.monotonic()
+        self.upgrading: asyncio.Task[None] | None = None
+        """A TLS handshake; ends with the connection."""
 
     @property
     def most(self) -> int:
@@ -97,6 +103,59 @@ class Connection(asyncio.BufferedProtocol):
             self.port = port if isinstance(port, int) else 0
         self.label = f"{self.ip}:{self.port} - {self.ID}:{self.cid}"
         self.opened()
+
+    def upgrade(
+        self, context: ssl.SSLContext, timeout: float, ready: Callable[[], None], server_hostname: str | None = None
+    ) -> None:
+        """Change to TLS, after what is queued; `ready` is called when that has worked, else the connection ends.
+
+        `server_hostname` is whom we have dialled; None where we are the server.
+        """
+        self.flush()
+        transport = self.transport
+        if transport is None or self.closed:
+            return
+        self.parser.paused = True
+        transport.pause_reading()
+        shaking = self._shake_hands(transport, context, timeout, ready, server_hostname)
+        self.upgrading = self.broker.runtime.spawn(shaking, f"TLS handshake {self.ID}:{self.cid}")
+
+    async def _shake_hands(
+        self,
+        transport: asyncio.Transport,
+        context: ssl.SSLContext,
+        timeout: float,
+        ready: Callable[[], None],
+        server_hostname: str | None,
+    ) -> None:
+        try:
+            secured = await self.broker.runtime.loop.start_tls(
+                transport,
+                self,
+                context,
+                server_side=server_hostname is None,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=timeout,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            self.upgrading = None
+            if not self.closed:
+                self.handshake_failed(tls_reason(error))
+                self.close(Reason.TLS_HANDSHAKE)
+            self.transport = None
+            return
+        self.upgrading = None
+        if secured is None or self.closed:
+            transport.abort()
+            return
+        self.transport = secured
+        ready()
+        self.parser.resume()
+        self._received()
+
+    def handshake_failed(self, why: str) -> None:
+        """A TLS handshake has failed: say so in the log."""
+        raise NotImplementedError
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The read buffer that all connections of the loop share: its content is consumed before the next read."""
@@ -148,6 +207,12 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError) and not self.closed:
+            # with TLS 1.3 the one that dialled hears only after its handshake that its certificate was refused
+            self.handshake_failed(tls_reason(exc))
+            self.close(Reason.TLS_HANDSHAKE)
+        if self.upgrading is not None and not self.closed:
+            return  # its task hears of that, too, and knows why
         self.close(Reason.CLIENT_CLOSED if exc is None else Reason.READ_ERROR)
         self.transport = None
 
@@ -260,6 +325,8 @@ class Connection(asyncio.BufferedProtocol):
         self.parser.tail = b""
         self.out = []
         self.queued = 0
+        if self.upgrading is not None:
+            self.upgrading.cancel()
         self.ended()
         self.log(logging.DEBUG, "%s connection closed: %s", self.KIND, reason.value)
         if self.transport is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nimsnats.broker.tls import TlsOptions
+
 
 @dataclass(slots=True, frozen=True)
 class User:
@@ -30,6 +32,7 @@ class BrokerOptions:
     no_auth_user: str = ""
     auth_timeout: float = 2.0
     system_account: str = "$SYS"
+    tls: TlsOptions | None = None
 
     max_connections: int = 65536
     max_subscriptions: int = 0

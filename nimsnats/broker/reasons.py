@@ -31,9 +31,10 @@ class Reason(Enum):
     WRONG_PORT = "Incorrect Port"
     ROUTE_REMOVED = "Route Removed"
     SELF_ROUTE = "Self Route"
+    TLS_HANDSHAKE = "TLS Handshake Failure"
 
 
 UNFLUSHED = frozenset(
-    {Reason.SLOW_PENDING, Reason.SLOW_DEADLINE, Reason.WRITE_ERROR, Reason.READ_ERROR},
+    {Reason.SLOW_PENDING, Reason.SLOW_DEADLINE, Reason.WRITE_ERROR, Reason.READ_ERROR, Reason.TLS_HANDSHAKE},
 )
 """Reasons after which nothing more is written: the connection is cut, not closed."""

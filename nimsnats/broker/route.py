@@ -112,10 +112,26 @@ class RouteConnection(Publisher):
         """Who was dialled introduces itself first."""
         self.table.opened(self)
         self.log(logging.DEBUG, "Route connection created")
-        if self.closed or self.dial is not None:
+        tls = self.table.tls
+        if tls is None:
+            self._greet()
+        elif self.dial is None:
+            self.upgrade(tls.listening, tls.timeout, self._greet)
+        else:
+            self.upgrade(tls.dialling, tls.timeout, self._greet, self.dial.tls_name)
+
+    def _greet(self) -> None:
+        """There is a limited time for introductions from now on."""
+        if self.closed:
             return
-        self.parser.awaiting_connect = True
-        self.send(self.table.info_line(self))
+        self.table.timers.set(self, self.table.options.auth_timeout)
+        if self.dial is None:
+            self.parser.awaiting_connect = True
+            self.send(self.table.info_line(self))
+
+    def handshake_failed(self, why: str) -> None:
+        """See `Connection.handshake_failed`."""
+        self.table.complain(self, f"TLS route handshake error: {why}")
 
     def ended(self) -> None:
         """Give back the peer's interest and the place in the table."""
@@ -190,7 +206,8 @@ class RouteConnection(Publisher):
         else:
             self.stage = Stage.OFFERED
             name, user, password = self.table.options.name, self.dial.user, self.dial.password
-            self.send(encode_connect(self.broker.server_id, name, user, password))
+            tls = self.table.tls is not None
+            self.send(encode_connect(self.broker.server_id, name, user, password, tls_required=tls))
             self.send(self.table.info_line(self, gossip_mode=self.dial.gossip_mode))
             self._send_ping()
 

@@ -7,6 +7,7 @@ those that another peer told us of (`explicit` is False) a few times. What is sa
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -44,6 +45,17 @@ class Solicitation:
     def address(self) -> str:
         """`host:port`, IPv6 in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def tls_name(self) -> str:
+        """Whom the peer's certificate must name: the host, or for a bare address the name that was configured.
+
+        Peers that are told of by others come as addresses, and certificates mostly hold names; nats-server does alike.
+        """
+        if not _is_address(self.host):
+            return self.host
+        hosts = (parse_route(url)[0] for url in self._table.options.routes)
+        return next((host for host in hosts if not _is_address(host)), self.host)
 
     def start(self) -> None:
         """Dial until `stop` or `withdraw`."""
@@ -113,6 +125,14 @@ class Solicitation:
         if connection is None:
             return options.redial
         return min(options.redial * 2 ** min(self._failures - 1, 8), options.redial_refused)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_route(url: str) -> tuple[str, int, str, str]:

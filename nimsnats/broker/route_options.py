@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nimsnats.broker.tls import TlsOptions
+
 
 @dataclass(slots=True)
 class RouteOptions:
@@ -24,6 +26,7 @@ class RouteOptions:
     user: str = ""
     password: str = field(default="", repr=False)
     auth_timeout: float = 2.0
+    tls: TlsOptions | None = None
     node: dict[str, str] = field(default_factory=dict[str, str])
 
     dial_timeout: float = 1.0

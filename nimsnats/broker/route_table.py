@@ -22,6 +22,7 @@ from nimsnats.broker.route_dial import Solicitation, parse_route
 from nimsnats.broker.route_gossip import address_of, follow, forward
 from nimsnats.broker.server import Broker, ListenError
 from nimsnats.broker.stats import BrokerStats
+from nimsnats.broker.tls import TlsContexts, TlsOptions
 from nimsnats.broker.trace import quoted
 from nimsnats.broker.wheel import Wheel
 from nimsnats.protocol.route_info import PROTOCOL, RouteInfo, encode_info
@@ -58,6 +59,8 @@ class RouteTable:
         self.routings: dict[bytes, AccountRouting] = {}
         self.lines: dict[bytes, Line[Lane]] = {}
         """Known control lines of all routes; see `protocol.parser.Commands.lines`."""
+        self.tls = None if options.tls is None else TlsContexts.between_servers(options.tls)
+        """What every connection begins with; StartError of the constructor says what is wrong with the files."""
         self.timers: Wheel[RouteConnection] = Wheel(broker.runtime, RouteConnection.timer)
         self._past = BrokerStats()
         self._dials: dict[str, Solicitation] = {}
@@ -134,6 +137,11 @@ class RouteTable:
             user, password = self.options.user, self.options.password
         self._dial(Solicitation(self, host, port, user=user, password=password, explicit=True))
 
+    def renew_tls(self, options: TlsOptions) -> None:
+        """Use these files from the next handshake on. Raises StartError, and changes nothing, when they are no use."""
+        self.tls = TlsContexts.between_servers(options)
+        self.options.tls = options
+
     def remove_route(self, address: str) -> None:
         """Stop trying; a connection that is up stays until it ends. Harmless for an unknown address."""
         host, port, _, _ = parse_route(address)
@@ -162,12 +170,11 @@ class RouteTable:
     # -- what connections ask for -------------------------------------------------------------------------------
 
     def opened(self, route: RouteConnection) -> None:
-        """A connection exists: it has a limited time to introduce itself."""
+        """A connection exists."""
         if self._stopping:
             route.close(Reason.SERVER_SHUTDOWN)
             return
         self.open.add(route)
-        self.timers.set(route, self.options.auth_timeout)
 
     def admits(self, user: str, password: str) -> bool:
         """Whether these credentials open the cluster port."""
@@ -331,6 +338,8 @@ class RouteTable:
                 "port": self.port,
                 "auth_required": options.auth_required,
                 "headers": broker.options.headers,
+                "tls_required": self.tls is not None,
+                "tls_verify": self.tls is not None,
                 "max_payload": broker.options.max_payload,
                 "ip": f"nats-route://{self.advertised}/" if options.advertise else "",
                 "cluster": options.name,

@@ -30,6 +30,7 @@ from nimsnats.version import API_LEVEL, NATS_VERSION
 
 if TYPE_CHECKING:
     from nimsnats.broker.route_table import RouteTable
+    from nimsnats.broker.tls import TlsOptions
 
 GLOBAL_ACCOUNT: Final = "$G"
 SYSTEM_ACCOUNT: Final = "$SYS"
@@ -95,6 +96,8 @@ class Broker:
         self.clients: dict[int, ClientConnection] = {}
         self.closed: deque[ClientConnection] = deque(maxlen=options.max_closed_clients)
         self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
+        self.tls = None if options.tls is None else options.tls.listening(verify=options.tls.verify)
+        """What clients' connections change to; StartError of the constructor says what is wrong with the files."""
         self.outbox = Outbox(runtime)
         self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
         self.deadlines: Wheel[Connection] = Wheel(runtime, lambda connection: connection.write_deadline_passed())
@@ -121,6 +124,8 @@ class Broker:
         self.port = self._server.sockets[0].getsockname()[1]
         self.info = self._server_info()
         self.log.info("Listening for client connections on %s:%d", options.host, self.port)
+        if options.tls is not None:
+            self.log.info("TLS required for client connections")
 
     async def stop(self) -> None:
         """Close the listener and every connection; returns when the clients have been told or after a second."""
@@ -189,7 +194,7 @@ class Broker:
         auth = self.authenticator
         if not connected:
             shown = auth.required and auth.default is None
-            return self.info.encode(client.cid, client.ip, auth_required=shown)
+            return self.info.encode(client.cid, client.ip, auth_required=shown, tls=not client.local)
         account = client.account
         return self.info.encode(
             client.cid,
@@ -197,7 +202,13 @@ class Broker:
             auth_required=auth.required,
             account=account.name,
             system=account is self.system_account,
+            tls=not client.local,
         )
+
+    def renew_tls(self, options: TlsOptions) -> None:
+        """Use these files from the next handshake on. Raises StartError, and changes nothing, when they are no use."""
+        self.tls = options.listening(verify=options.verify)
+        self.options.tls = options
 
     def next_id(self) -> int:
         """A number for a new connection, of whatever kind."""
@@ -264,4 +275,6 @@ class Broker:
             auth_required=self.authenticator.required,
             jetstream=options.jetstream,
             cluster=options.cluster_name,
+            tls_required=options.tls is not None,
+            tls_verify=options.tls is not None and options.tls.verify,
         )

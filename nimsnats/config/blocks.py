@@ -34,6 +34,7 @@ from nimsnats.config.fields import (
     type_name,
 )
 from nimsnats.config.settings import Settings, WebhookSettings
+from nimsnats.config.tls import tls_block
 from nimsnats.protocol.conf import Item
 
 
@@ -88,7 +89,8 @@ def cluster(settings: Settings) -> Reader:
             **known("connect_retries", integer(into(options, "connect_retries"))),
             **known("authorization", auth),
             **known("routes", routes),
-            **not_supported("tls permissions accounts ping_interval ping_max write_deadline"),
+            **known("tls", tls_block(into(options, "tls"), between_servers=True)),
+            **not_supported("permissions accounts ping_interval ping_max write_deadline"),
             **not_supported("pool_size", -1),
             **not_supported("compression", "off", "disabled", "accept", False),
             **not_supported("write_timeout", "default"),
@@ -109,8 +111,6 @@ def check_route(url: str) -> str:
         valid = False
     if not valid:
         raise FieldError(f'error parsing route url ["{url}"]')
-    if urlsplit(full).scheme == "tls":
-        raise FieldError(f'route url "{url}": TLS between servers is not supported yet')
     return full
 
 

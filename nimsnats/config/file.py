@@ -35,6 +35,7 @@ from nimsnats.config.fields import (
     switched_off,
 )
 from nimsnats.config.settings import Settings
+from nimsnats.config.tls import tls_block
 from nimsnats.protocol import conf
 
 _INT32_MAX: Final = 2**31 - 1
@@ -77,6 +78,7 @@ def _top_level(settings: Settings) -> Block:
         **known("ports_file_dir", string(into(settings, "ports_file_dir"))),
         **known("authorization", authorization(settings)),
         **known("accounts", accounts(settings)),
+        **known("tls", tls_block(into(settings.broker, "tls"))),
         **known("no_auth_user", string(into(settings.broker, "no_auth_user"))),
         **known("system_account system", string(into(settings.broker, "system_account"))),
         **known("cluster", cluster(settings)),
@@ -92,7 +94,7 @@ def _top_level(settings: Settings) -> Block:
 def _unsupported() -> Block:
     """What nats-server 2.15 can and we cannot yet."""
     return {
-        **not_supported("tls ocsp ocsp_cache gateway leafnodes leaf websocket ws mqtt proxies"),
+        **not_supported("ocsp ocsp_cache gateway leafnodes leaf websocket ws mqtt proxies"),
         **not_supported("operator operators root_operator root_operators root roots trusted trusted_keys"),
         **not_supported("resolver account_resolver accounts_resolver resolver_tls resolver_preload"),
         **not_supported("resolver_pinned_accounts default_sentinel default_js_domain"),

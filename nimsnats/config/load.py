@@ -30,6 +30,7 @@ from nimsnats.config.settings import (
     for_node,
     for_server,
 )
+from nimsnats.config.tls import clients_tls, routes_tls
 from nimsnats.version import __version__
 
 _Setting = TypeVar("_Setting")
@@ -129,6 +130,10 @@ def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> None:
     if environ.get("NATS_CLUSTER_SECRET"):
         settings.cluster.password = environ["NATS_CLUSTER_SECRET"]
         settings.cluster.user = settings.cluster.user or CLUSTER_USER
+    try:
+        settings.cluster.tls = routes_tls(settings.cluster.tls, environ)
+    except FieldError as error:
+        errors.append(str(error))
     if environ.get("NATS_DATA_DIR"):
         settings.data_dir = Path(environ["NATS_DATA_DIR"])
     try:
@@ -201,6 +206,10 @@ def _apply_server_flags(settings: Settings, flags: ServerFlags) -> None:
     log.utc = _given(flags.logtime_utc, log.utc)
     log.size_limit = _given(flags.log_size_limit, log.size_limit)
 
+    try:
+        broker.tls = clients_tls(broker.tls, flags)
+    except FieldError as error:
+        raise ConfigError(str(error)) from None
     cluster.name = _given(flags.cluster_name, cluster.name)
     cluster.advertise = _given(flags.cluster_advertise, cluster.advertise)
     cluster.no_advertise = _given(flags.no_advertise, cluster.no_advertise)
@@ -233,11 +242,6 @@ def _apply_cluster_url(settings: Settings, url: str) -> None:
 def _refuse_unsupported(flags: ServerFlags) -> None:
     """What nats-server can and we cannot yet is an error, not a silent skip."""
     wanted = {
-        "--tls": flags.tls,
-        "--tlsverify": flags.tls_verify,
-        "--tlscert": flags.tls_cert,
-        "--tlskey": flags.tls_key,
-        "--tlscacert": flags.tls_ca,
         "--https_port": flags.https_port,
         "--syslog": flags.syslog,
         "--remote_syslog": flags.remote_syslog,
@@ -302,6 +306,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if broker.system_account not in ("$SYS", *(account.name for account in settings.accounts)):
         reasons.append("error resolving system account: account missing")
+    if cluster.tls is None and any(url.startswith("tls://") for url in cluster.routes):
+        reasons.append("a route's URL asks for TLS, but the cluster block has no tls")
     if cluster.routes and not cluster.enabled:
         reasons.append("solicited routes require cluster capabilities, e.g. --cluster")
     return reasons

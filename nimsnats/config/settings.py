@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nimsnats.broker.options import BrokerOptions
+from nimsnats.broker.tls import TlsOptions
 from nimsnats.jetstream.options import JetStreamOptions
 from nimsnats.log import LogSettings
 
@@ -51,6 +52,7 @@ class ClusterSettings:
     user: str = ""
     password: str = field(default="", repr=False)
     auth_timeout: float = 2.0
+    tls: TlsOptions | None = None
 
 
 @dataclass(slots=True)

@@ -28,6 +28,8 @@ class ServerInfo:
     domain: str = ""
     connect_urls: list[str] = field(default_factory=list[str])
     lame_duck: bool = False
+    tls_required: bool = False
+    tls_verify: bool = False
 
     def encode(
         self,
@@ -37,8 +39,12 @@ class ServerInfo:
         auth_required: bool | None = None,
         account: str = "",
         system: bool = False,
+        tls: bool = True,
     ) -> bytes:
-        """The INFO line for one client. `account` is given in the INFO that answers the first PING after CONNECT."""
+        """The INFO line for one client. `account` is given in the INFO that answers the first PING after CONNECT.
+
+        `tls` is False for connections that never use it, whatever the listener asks for.
+        """
         auth_required = self.auth_required if auth_required is None else auth_required
         fields: dict[str, object] = {
             "server_id": self.server_id,
@@ -52,6 +58,10 @@ class ServerInfo:
         }
         if auth_required:
             fields["auth_required"] = True
+        if tls and self.tls_required:
+            fields["tls_required"] = True
+        if tls and self.tls_verify:
+            fields["tls_verify"] = True
         fields["max_payload"] = self.max_payload
         if self.jetstream:
             fields["jetstream"] = True

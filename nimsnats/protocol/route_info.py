@@ -95,12 +95,12 @@ def encode_info(fields: Mapping[str, object]) -> bytes:
     return b"INFO " + _json({key: value for key, value in fields.items() if value not in ("", None, False, [], 0)})
 
 
-def encode_connect(server_id: str, cluster: str, user: str, password: str) -> bytes:
+def encode_connect(server_id: str, cluster: str, user: str, password: str, *, tls_required: bool = False) -> bytes:
     """The CONNECT line of a server that dials a peer."""
     fields: dict[str, object] = {"echo": True, "verbose": False, "pedantic": False}
     if user or password:
         fields.update({"user": user, "pass": password})
-    fields.update({"tls_required": False, "headers": True, "name": server_id, "cluster": cluster})
+    fields.update({"tls_required": tls_required, "headers": True, "name": server_id, "cluster": cluster})
     return b"CONNECT " + _json(fields)
 
 

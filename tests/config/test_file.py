@@ -151,6 +151,7 @@ accounts: [A, A]|cluster { listen: "x" }|cluster { port: x }|cluster { authoriza
 cluster { authorization { users: [] } }|cluster { foo: 1, bar: 2 }, baz: 3|lame_duck_grace_period: "-1s"
 max_payload: 104857600|no_auth_user: x|system_account: x|lame_duck_duration: 30s, lame_duck_grace_period: 30s
 authorization { users: [{user: a, pass: b}] }, no_auth_user: x|authorization { foo: 1 }
+tls { cert_file: a.pem }|tls { cert_file: 5 }|tls: true|cluster { port: -1, tls { verify: maybe } }
 """
 
 
@@ -175,7 +176,7 @@ class TestErrors:
             't.conf:1:0: unknown field "prot" (did you mean "port"?)',
             't.conf:2:11: unknown field "nmae" (did you mean "name"?)',
             "t.conf:3:1: interface conversion: interface {} is int64, not bool (true or false is expected)",
-            't.conf:5:1: field "tls" is not supported by nimsnats 0.1.0 yet',
+            "t.conf:5:1: missing 'key_file' in TLS configuration",
             't.conf:6:1: unknown field "zzzz"',
         ]
 
@@ -187,11 +188,11 @@ class TestErrors:
         assert load("mine: 5000\nport: $mine").broker.port == 5000
         assert errors("other: 1\nmine: 5000\nport: $mine") == ['t.conf:1:0: unknown field "other"']
 
-    @pytest.mark.parametrize("text", ["tls {}", "leafnodes { port: 1 }", "gateway { name: a }", "mqtt { port: 1 }",
-        "websocket { port: 1 }", "operator: x", "resolver: MEMORY", "mappings { a: b }", "https_port: 1",
+    @pytest.mark.parametrize("text", ["tls { verify_and_map: true }", "leafnodes { port: 1 }", "gateway { name: a }",
+        "mqtt { port: 1 }", "websocket { port: 1 }", "operator: x", "resolver: MEMORY", "mappings { a: b }", "https_port: 1",
         "accounts { A { exports: [] } }", "authorization { users: [{user: a, pass: b, permissions: {}}] }",
-        "cluster { tls {} }", "jetstream { cipher: aes }", "proxy_protocol: true", "cluster { compression: s2_fast }",
-        "authorization { users: [{nkey: UABC}] }", "max_sub_tokens: 3", "server_tags: [a]"])  # fmt: skip
+        "cluster { tls { pinned_certs: [] } }", "jetstream { cipher: aes }", "proxy_protocol: true",
+        "cluster { compression: s2_fast }", "authorization { users: [{nkey: UABC}] }", "max_sub_tokens: 3", "server_tags: [a]"])  # fmt: skip
     def test_what_we_cannot_yet_is_refused(self, text: str) -> None:
         (error,) = errors(text)
         assert error.startswith("t.conf:1:")
@@ -212,7 +213,8 @@ class TestErrors:
         ("store_dir: a\njetstream { store_dir: b }", "Duplicate 'store_dir' configuration"),
         ("authorization: 5", "interface conversion: interface {} is int64, not map[string]interface {} "
          "(a block in braces is expected)"),
-        ("cluster { routes: [ 'tls://a:1' ] }", 'route url "tls://a:1": TLS between servers is not supported yet'),
+        ("tls { cert_file: none.pem, key_file: none.key }", "error parsing X509 certificate/key pair: "
+         "none.pem and none.key: No such file or directory"),
     ])  # fmt: skip
     def test_reason(self, text: str, reason: str) -> None:
         (error,) = errors(text)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from nimsnats.broker.options import User
+from nimsnats.broker.tls import TlsOptions
 from nimsnats.config import ConfigError, NodeFlags, ServerFlags, Settings, load_node, load_server
 from nimsnats.runtime import StartError
+from tests.certificates import Authority, block, needs_openssl
 
 Read = Callable[[Settings], object]
 
@@ -182,7 +184,11 @@ class TestServer:
         ({"routes": "nats://h:1"}, "solicited routes require cluster capabilities, e.g. --cluster"),
         ({"cluster": "nats://127.0.0.1"}, "address 127.0.0.1: missing port in address"),
         ({"cluster": "nats://u@127.0.0.1:1"}, "expected cluster password to be set"),
-        ({"tls": True}, "flag --tls is not supported by nimsnats 0.1.0 yet"),
+        ({"tls": True}, "TLS Server certificate must be present and valid"),
+        ({"tls_cert": "c", "tls": True}, "TLS Server private key must be present and valid"),
+        ({"syslog": True}, "flag --syslog is not supported by nimsnats 0.1.0 yet"),
+        ({"cluster": "nats://127.0.0.1:1", "routes": "tls://h:1"}, "a route's URL asks for TLS, but the cluster block "
+         "has no tls"),
     ])  # fmt: skip
     def test_errors(self, flags: dict[str, object], reason: str) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -209,3 +215,18 @@ def test_a_cluster_secret_is_the_password_of_a_fixed_user_unless_the_file_names_
     file.write_text("cluster { authorization { user: u, password: p } }")
     cluster = load_node(NodeFlags(data_dir=str(tmp_path), config=str(file)), environment).cluster
     assert (cluster.user, cluster.password) == ("u", "s3cret")
+
+
+@needs_openssl
+def test_the_files_of_the_cluster_port_by_environment_and_those_of_the_client_port_by_flags(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "ca")
+    cert, key = authority.issue("one")
+    file = tmp_path / "nats.conf"
+    file.write_text(f"cluster {{ {block(authority.options('two', timeout=5.0))} }}")
+    environment = {"HOME": str(tmp_path), "NATS_CLUSTER_TLS_CERT": cert, "NATS_CLUSTER_TLS_KEY": key}
+    tls = load_node(NodeFlags(data_dir=str(tmp_path), config=str(file)), environment).cluster.tls
+    assert tls == TlsOptions(cert, key, authority.ca)
+    with pytest.raises(ConfigError, match=r"NATS_CLUSTER_TLS_CERT.*missing 'key_file'"):
+        load_node(NodeFlags(data_dir=str(tmp_path)), {"HOME": str(tmp_path), "NATS_CLUSTER_TLS_CERT": cert})
+    flags = ServerFlags(tls_cert=cert, tls_key=key, tls_ca=authority.ca, tls_verify=True)
+    assert load_server(flags, {}).broker.tls == TlsOptions(cert, key, authority.ca, verify=True)

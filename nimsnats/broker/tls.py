@@ -1,0 +1,94 @@
+"""TLS of a listener and of what is dialled from beside it: the settings, and the contexts that they make.
+
+Owns the files and what they are good for. The handshake itself is `connection.upgrade`. Servers shake hands before the
+first word (as on nats-server's cluster port), clients after INFO unless `handshake_first` is set.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+from nimsnats.runtime import StartError
+
+TIMEOUT: Final = 2.0
+"""Seconds that a handshake may take, nats-server's default."""
+
+
+@dataclass(slots=True)
+class TlsOptions:
+    """The `tls` block of a listener.
+
+    `ca_file` says whom we trust (empty: the system's authorities). `verify` asks clients for a certificate; between
+    servers both sides always need one. `insecure` trusts whoever answers when we dial. `timeout` in seconds.
+    """
+
+    cert_file: str = ""
+    key_file: str = ""
+    ca_file: str = ""
+    verify: bool = False
+    insecure: bool = False
+    timeout: float = TIMEOUT
+    min_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    handshake_first: bool = False
+
+    def listening(self, *, verify: bool) -> ssl.SSLContext:
+        """The context of accepted connections. Raises StartError naming the file at fault."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        if verify:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def dialling(self) -> ssl.SSLContext:
+        """The context of connections that we dial; the peer's certificate must name the host that was dialled.
+
+        Raises StartError naming the file at fault.
+        """
+        context = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def _context(self, protocol: int) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = self.min_version
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        except (OSError, ssl.SSLError) as error:
+            text = f"error parsing X509 certificate/key pair: {self.cert_file} and {self.key_file}: {reason(error)}"
+            raise StartError(text) from error
+        try:
+            if self.ca_file:
+                context.load_verify_locations(self.ca_file)
+            else:
+                context.load_default_certs()
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"failed to parse root ca certificate: {self.ca_file}: {reason(error)}") from error
+        return context
+
+
+@dataclass(slots=True, frozen=True)
+class TlsContexts:
+    """What connections between servers need: both ends of a handshake, and how long it may take."""
+
+    listening: ssl.SSLContext
+    dialling: ssl.SSLContext
+    timeout: float
+
+    @classmethod
+    def between_servers(cls, options: TlsOptions) -> TlsContexts:
+        """Both sides show a certificate, whatever `verify` says, as in nats-server. Raises StartError."""
+        return cls(options.listening(verify=True), options.dialling(), options.timeout)
+
+
+def reason(error: OSError | ssl.SSLError) -> str:
+    """Why a handshake failed or a file is no use, in a few plain words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    if isinstance(error, ConnectionAbortedError):  # what the loop calls a handshake that takes too long
+        return "TLS handshake timeout"
+    return error.strerror or str(error) or "the connection was closed"
