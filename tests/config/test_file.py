@@ -189,10 +189,12 @@ class TestErrors:
         assert errors("other: 1\nmine: 5000\nport: $mine") == ['t.conf:1:0: unknown field "other"']
 
     @pytest.mark.parametrize("text", ["tls { verify_and_map: true }", "leafnodes { port: 1 }", "gateway { name: a }",
-        "mqtt { port: 1 }", "websocket { port: 1 }", "operator: x", "resolver: MEMORY", "mappings { a: b }", "https_port: 1",
+        "mqtt { port: 1 }", "websocket { port: 1 }", "operator: x", "resolver: MEMORY", "mappings { a: b }",
+        "https_port: 1",
         "accounts { A { exports: [] } }", "authorization { users: [{user: a, pass: b, permissions: {}}] }",
         "cluster { tls { pinned_certs: [] } }", "jetstream { cipher: aes }", "proxy_protocol: true",
-        "cluster { compression: s2_fast }", "authorization { users: [{nkey: UABC}] }", "max_sub_tokens: 3", "server_tags: [a]"])  # fmt: skip
+        "cluster { compression: s2_fast }", "authorization { users: [{nkey: UABC}] }", "max_sub_tokens: 3",
+        "server_tags: [a]"])  # fmt: skip
     def test_what_we_cannot_yet_is_refused(self, text: str) -> None:
         (error,) = errors(text)
         assert error.startswith("t.conf:1:")
