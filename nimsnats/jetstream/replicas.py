@@ -44,7 +44,7 @@ class Replicas:
         if not self._group.leading or not wanted:
             self._drop()
             return
-        if self._group.members == wanted and not self._group.learners:
+        if self._group.members == wanted and not self._group.learners and not self._group.leaving:
             self._drop()
             self.complete.set()
             return

@@ -417,17 +417,28 @@ class Core:
         if self.leading is None:
             self._elapsed = max(self._elapsed, self.settings.election_ticks)
 
-    def seize(self) -> None:
-        """Make this member the only one, without asking the others.
+    def partner(self) -> str:
+        """The other voter, as long as this member has all that was ever committed and nothing more can be without
+        it: a group of two that both know for one, and no change under way that could leave this one behind (see
+        `membership.py`). Empty otherwise."""
+        now = self.membership
+        if len(now.voters) != 2 or now.learners or self.name not in now.voters - now.leaving:
+            return ""
+        if self.impaired or self.install or self.membership_at(self.log.committed).number != now.number:
+            return ""
+        return next(iter(now.voters - {self.name}))
 
-        Only for a group of two, and only by who holds the right to (DESIGN 4.11): every committed entry is on
-        both, so none is lost; that the other does not do the same is the caller's to know.
+    def seize(self) -> None:
+        """Make this member the only one, without asking the other.
+
+        Only for who has a `partner` and holds the right to (DESIGN 4.11): every committed entry is on both, so
+        none is lost; that the other does not do the same is the caller's to know.
         """
-        assert self.name in self.membership.voters and len(self.membership.voters) == 2 and not self.impaired
+        assert self.partner()
         self.become_follower(self.term + 1, "")
         self.vote, self.role, self.leader = self.name, Role.LEADER, self.name
         self.leading = Leadership(self)
-        after = Membership(frozenset({self.name}))
+        after = Membership(frozenset({self.name})).after(self.membership)
         entry = self.propose(MEMBERSHIP, after.encode())
         self._memberships.append((entry.index, after))
         self.leading.members_changed()
@@ -458,15 +469,16 @@ class Core:
     # Membership (4) -------------------------------------------------------------------------------
 
     def change_membership(self, after: Membership, context: object | None = None) -> None:
-        """Propose the next membership. One voter at a time, one change at a time, and only once this leader
-        has committed an entry of its own term (4.1, and the correction of 2015). Raises NotLeader,
-        ValueError."""
+        """Propose the next membership, whose number is counted here. One voter at a time, one change at a time, and
+        only once this leader has committed an entry of its own term (4.1, and the correction of 2015). Raises
+        NotLeader, ValueError."""
         if self.leading is None:
             raise NotLeader(self.leader)
         if not self.membership.is_step_to(after):
-            raise ValueError("a membership changes by one voter at a time, and keeps at least one")
+            raise ValueError("a membership changes by one voter at a time, keeps one, and tells both of two first")
         if self._memberships[-1][0] > self.log.committed or not self.leading.settled():
             raise ValueError("a membership change is under way")
+        after = after.after(self.membership)
         entry = self.propose(MEMBERSHIP, after.encode(), context)
         self._memberships.append((entry.index, after))
         self.leading.members_changed()

@@ -105,6 +105,11 @@ class HostedGroup:
         return tuple(sorted(self.core.membership.learners))
 
     @property
+    def leaving(self) -> tuple[str, ...]:
+        """Voters that are about to be removed, sorted."""
+        return tuple(sorted(self.core.membership.leaving))
+
+    @property
     def impaired(self) -> bool:
         """Whether this member has lost entries and is being repaired by the others; what its machine shows is
         old."""
@@ -172,8 +177,12 @@ class HostedGroup:
         """Hand leadership to a voter; returns the new leader's node. Raises NotLeader, TransferFailed."""
         return await self.replica.transfer(to)
 
+    def partner(self) -> str:
+        """The other voter of a group of two which this member could go on without; see `Core.partner`."""
+        return "" if self.alone or self.stopped or self.replica.frozen else self.core.partner()
+
     def seize(self) -> None:
-        """Make this member of two the only one. See `Core.seize` for who may."""
+        """Make this member of two the only one; it needs a `partner`. See `Core.seize` for who may."""
         self.replica.seize()
 
     # Recovery -------------------------------------------------------------------------------------

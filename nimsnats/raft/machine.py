@@ -193,6 +193,11 @@ class Group(Protocol):
         """Members that receive everything and do not count yet; sorted."""
         ...
 
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """Voters that know that they are about to be removed; sorted."""
+        ...
+
     def progress(self) -> list[MemberProgress]:
         """Every other member, sorted by name; empty unless this one leads."""
         ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -28,7 +29,7 @@ async def bring_back(group: HostedGroup, stored: StoredGroup) -> None:
     membership = Membership.decode(stored.members)
     loss = marked_loss(stored.vote)
     if loss is None and _only(membership, host.member):
-        group.membership = Membership(frozenset({host.member}))
+        group.membership = replace(membership, voters=frozenset({host.member}), leaving=frozenset())
         replay = await recover(group, stored, host.storage, host.log)
         if replay.stopped_at is None:
             group.lead()

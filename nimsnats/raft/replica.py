@@ -378,7 +378,11 @@ class Replica:
         # those who are away go first: the others may be needed to agree to that
         is_lost = self.group.host.is_lost
         leaving = sorted(now.voters - target, key=lambda name: (name == core.name, not is_lost(name), name))
-        return now.without(leaving[0]) if leaving else None
+        if not leaving:
+            return now.with_leaving(frozenset()) if now.leaving else None
+        if len(now.voters) == 2 and leaving[0] not in now.leaving:
+            return now.with_leaving(frozenset(leaving[:1]))
+        return now.without(leaving[0])
 
     def _caught_up(self, name: str) -> bool:
         core = self.core
@@ -415,8 +419,7 @@ class Replica:
 
     def seize(self) -> None:
         """Become the only member of a group of two. See `Core.seize`."""
-        if self.group.alone:
-            return
+        assert not self.frozen and not self.group.stopped
         self.wake()
         self.core.seize()
         self.after()

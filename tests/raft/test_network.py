@@ -156,7 +156,7 @@ def test_membership_counts_from_the_moment_it_is_appended() -> None:
     network.stabilize()
     assert leader.log.committed == committed, "a majority of two is two"
     with pytest.raises(ValueError, match="under way"):
-        leader.change_membership(Membership(frozenset("a")))
+        leader.change_membership(Membership(frozenset("ab"), frozenset("c")))
     network.cut = set()
     for _ in range(6):
         leader.tick()
