@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from benchmarks import core, footprint, jetstream, latency
+from benchmarks import cluster, core, footprint, jetstream, latency, scale
 from benchmarks.scenario import Metric, Scenario, Settings
 from benchmarks.servers import KINDS, Server
 
@@ -24,6 +25,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     *latency.SCENARIOS,
     *jetstream.SCENARIOS,
     *footprint.SCENARIOS,
+    *cluster.SCENARIOS,
+    *scale.SCENARIOS,
 )
 
 OURS: tuple[str, ...] = ("nims", "base", "go-again")
@@ -70,34 +73,56 @@ def run(
     """Measure every scenario on those of `kinds` that it is meant for; stores live below `base`."""
     footprint.raise_descriptor_limit()
     outcomes: list[Outcome] = []
-    for scenario in scenarios:
-        chosen = [kind for kind in kinds if kind in scenario.servers or kind in ("go-again", "base")]
-        began = time.perf_counter()
-        outcome = _run_one(scenario, chosen, settings, base)
-        outcomes.append(outcome)
-        progress(f"{scenario.name:28} {_summary(outcome, chosen)}  ({time.perf_counter() - began:.0f} s)")
+    with _Standing(base) as standing:
+        for scenario in scenarios:
+            chosen = [kind for kind in kinds if kind in scenario.servers or kind in ("go-again", "base")]
+            began = time.perf_counter()
+            outcome = _run_one(scenario, chosen, settings, standing)
+            outcomes.append(outcome)
+            progress(f"{scenario.name:28} {_summary(outcome, chosen)}  ({time.perf_counter() - began:.0f} s)")
     return outcomes
 
 
-def _run_one(scenario: Scenario, kinds: Sequence[str], settings: Settings, base: Path | None) -> Outcome:
+class _Standing(ExitStack):
+    """Servers that live from measurement to measurement; single ones for one scenario, clusters for all that follow."""
+
+    def __init__(self, base: Path | None) -> None:
+        super().__init__()
+        self.base = base
+        self._start: Callable[..., Any] = Server
+        self._servers: dict[str, Any] = {}
+
+    def begin(self, scenario: Scenario) -> None:
+        """End those that the scenario has no use for."""
+        if scenario.fresh or scenario.start is Server or scenario.start is not self._start:
+            self.close()
+            self._servers.clear()
+        self._start = scenario.start
+
+    def get(self, kind: str) -> Any:
+        """The server of a kind, started when it is first wanted."""
+        if kind not in self._servers:
+            self._servers[kind] = self.enter_context(self._start(KINDS[kind], self.base))
+        return self._servers[kind]
+
+
+def _run_one(scenario: Scenario, kinds: Sequence[str], settings: Settings, standing: _Standing) -> Outcome:
     outcome = Outcome(scenario, {kind: [] for kind in kinds})
-    with ExitStack() as stack:
-        standing: dict[str, Server] = {}
-        for _ in range(settings.rounds):
-            for kind in kinds:
-                if kind in outcome.failures:
+    standing.begin(scenario)
+    for _ in range(min(settings.rounds, scenario.rounds)):
+        for kind in kinds:
+            if kind in outcome.failures:
+                continue
+            try:
+                if scenario.fresh:
+                    with scenario.start(KINDS[kind], standing.base) as server:
+                        outcome.rounds[kind].append(scenario.measure(server, settings))
                     continue
-                try:
-                    if scenario.fresh:
-                        with Server(KINDS[kind], base) as server:
-                            outcome.rounds[kind].append(scenario.measure(server, settings))
-                        continue
-                    if kind not in standing:
-                        standing[kind] = stack.enter_context(Server(KINDS[kind], base))
-                    os.sync()
-                    outcome.rounds[kind].append(scenario.measure(standing[kind], settings))
-                except Exception as error:  # one scenario that fails on one server must not cost the whole run
-                    outcome.failures[kind] = f"{type(error).__name__}: {error}"
+                server = standing.get(kind)
+                os.sync()
+                outcome.rounds[kind].append(scenario.measure(server, settings))
+            except Exception as error:  # one scenario that fails on one server must not cost the whole run
+                outcome.failures[kind] = f"{type(error).__name__}: {error}"
     return outcome
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
-from benchmarks.servers import Server
+from benchmarks.servers import Kind, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,19 @@ class Scenario:
     """A measurement that any server can be put through.
 
     `measure` gets a running server, or, with `fresh`, starts nothing but a kind's own servers: then it is called with a
-    new server each round. `servers` are the kinds it is worth running on.
+    new server each round. `servers` are the kinds it is worth running on. `start` starts one, or a cluster of them that
+    counts as one and stands until a scenario starts something else. `rounds` bounds the number of measurements where
+    one takes long.
     """
 
     name: str
     title: str
     metrics: tuple[Metric, ...]
-    measure: Callable[[Server, Settings], dict[str, float]]
+    measure: Callable[[Any, Settings], dict[str, float]]
     servers: tuple[str, ...] = ("go", "nims")
     fresh: bool = False
+    start: Callable[[Kind, Path | None], Any] = Server
+    rounds: int = 99
 
     @property
     def group(self) -> str:

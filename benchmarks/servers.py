@@ -30,6 +30,21 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A server's part in a cluster: its name, its ports for the others, and where they are.
+
+    `routes` are the other servers' cluster ports (for nats-server), `registry` is the HTTP port of the node that keeps
+    the registry (for nimsnats).
+    """
+
+    name: str
+    cluster_port: int
+    http_port: int
+    routes: tuple[int, ...]
+    registry: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """A server under test. `title` is what reports call it; `source` is where a nimsnats is imported from."""
 
@@ -37,8 +52,10 @@ class Kind:
     title: str
     source: Path | None = None
 
-    def command(self, port: int, directory: Path) -> list[str]:
-        """The command line that serves `port` with JetStream in `directory`."""
+    def command(self, port: int, directory: Path, member: Member | None = None) -> list[str]:
+        """The command line that serves `port` with JetStream in `directory`, alone or as `member` of a cluster."""
+        if member is not None:
+            return self._clustered(port, directory, member)
         options = ["-a", HOST, "-p", str(port), "-js", "-sd", str(directory)]
         if self.source is not None:
             return [sys.executable, "-m", "nimsnats", "server", *options]
@@ -49,6 +66,33 @@ class Kind:
             )
             options = ["-c", str(file)]
         return [str(go_binary()), *options]
+
+    def _clustered(self, port: int, directory: Path, member: Member) -> list[str]:
+        if self.source is not None:
+            file = directory / "node.conf"
+            file.write_text(f'listen: "{HOST}:{port}"\nforest {{ enabled: false }}\n')
+            options = [
+                "-c",
+                str(file),
+                "--node-name",
+                member.name,
+                "--data-dir",
+                str(directory / "store"),
+                "--advertise",
+                HOST,
+            ]
+            options += ["--cluster-port", str(member.cluster_port), "--monitor-port", str(member.http_port)]
+            if member.http_port != member.registry:
+                options += ["--registry-url", f"http://{HOST}:{member.registry}"]
+            return [sys.executable, "-m", "nimsnats", *options]
+        file = directory / "member.conf"
+        sync = ", sync_interval: always" if self.name == "go-sync" else ""
+        routes = ", ".join(f'"nats://{HOST}:{other}"' for other in member.routes)
+        file.write_text(
+            f'listen: "{HOST}:{port}"\nserver_name: {member.name}\njetstream {{ store_dir: "{directory}"{sync} }}\n'
+            f'cluster {{ name: bench, listen: "{HOST}:{member.cluster_port}", routes: [{routes}] }}\n'
+        )
+        return [str(go_binary()), "-c", str(file)]
 
     def version(self) -> str:
         """What the program answers to `-v`; raises ServerError when it cannot be run."""
@@ -103,14 +147,20 @@ def free_port() -> int:
 class Server:
     """A running server under test, started by the constructor with an empty store below `base`."""
 
-    def __init__(self, kind: Kind, base: Path | None = None) -> None:
+    def __init__(self, kind: Kind, base: Path | None = None, member: Member | None = None) -> None:
         self.kind = kind
+        self.member = member
         self.directory = Path(tempfile.mkdtemp(prefix=f"bench-{kind.name}-", dir=base))
         self.address: Address = (HOST, free_port())
         self._log = self.directory / "server.log"
-        command = kind.command(self.address[1], self.directory)
+        self.start()
+
+    def start(self) -> None:
+        """Start the program and wait until it is ready; again after `kill`, with the store that it left."""
+        kind = self.kind
+        command = kind.command(self.address[1], self.directory, self.member)
         began = time.perf_counter()
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=kind.source,
@@ -149,6 +199,11 @@ class Server:
         """Processor time the process has used so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def kill(self) -> None:
+        """End the program as a crash does; the store stays."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """Stop the server and remove its store."""

@@ -39,6 +39,21 @@ def test_a_run_prints_ratios_and_keeps_absolute_figures_in_the_file(
     assert "+0 %" in report.compare(run, run)
 
 
+@needs_oracle
+@pytest.mark.extended
+@pytest.mark.timeout(240)
+def test_clusters_are_put_through_their_scenarios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--servers", "go,nims", "--rounds", "1", "--duration", "0.2", "--scale", "0.002", "--quick"]
+    arguments += ["--only", "cluster/", "--out", str(tmp_path), "--store", str(tmp_path)]
+    assert main(arguments) == 0
+    (file,) = tmp_path.glob("*.json")
+    scenarios = json.loads(file.read_text())["scenarios"]
+    assert len(scenarios) == 9
+    assert all(scenario["rounds"]["nims"] and not scenario["failures"] for scenario in scenarios.values())
+    assert "| R3 replica back after" in capsys.readouterr().out
+    assert not list(tmp_path.glob("bench-*")), "a store was left behind"
+
+
 def test_a_ratio_reads_times_as_good_whichever_way_is_better() -> None:
     assert Metric("rate", "msg/s").ratio(200, 100) == 2
     assert Metric("p50", "s", "lower").ratio(0.5, 1) == 2
