@@ -168,6 +168,7 @@ class Server:
             self.routes = RouteTable(broker, self._route_options())
             await self.routes.start()
             if self.jetstream is not None and self.jetstream.cluster is not None:
+                self.jetstream.tags.others = self.routes.tags
                 self.jetstream.cluster.start(self.routes.connected)
 
     def _route_options(self) -> RouteOptions:
@@ -185,7 +186,7 @@ class Server:
             password=cluster.password,
             auth_timeout=cluster.auth_timeout,
             tls=cluster.tls,
-            node={"instance": instance} if self.clustered else {},
+            node={"instance": instance, "tags": ",".join(self.settings.broker.tags)} if self.clustered else {},
         )
 
     def _introduce(self, broker: Broker) -> None:

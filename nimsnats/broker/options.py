@@ -23,6 +23,8 @@ class BrokerOptions:
     host: str = "0.0.0.0"
     port: int = 4222
     server_name: str = ""
+    tags: list[str] = field(default_factory=list[str])
+    """What operators say about this server, for placement; lower case."""
     client_advertise: str = ""
     cluster_name: str = ""
     jetstream: bool = False

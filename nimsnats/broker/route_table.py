@@ -157,6 +157,13 @@ class RouteTable:
             if route.peer is not None and route.peer.node is not None
         }
 
+    def tags(self, name: str) -> list[str] | None:
+        """The tags of a connected peer of our kind; None when there is none of this name."""
+        for route in self.routes.values():
+            if route.peer is not None and route.peer.node is not None and route.peer.server_name == name:
+                return [tag for tag in route.peer.node.get("tags", "").split(",") if tag]
+        return None
+
     def watch(self, listener: Watcher) -> Callable[[], None]:
         """Call `listener(name, address, up)` for peers of our kind that come and go; returns what ends that."""
         self._watchers.append(listener)

@@ -173,10 +173,12 @@ def jetstream(settings: Settings, store: Reader) -> Reader:
         **known("strict", switch(into(options, "strict"))),
         **known("cache_size", size("cache_bytes", "cache_size")),
         **known("limits", limits),
-        **not_supported("encryption_key key ek prev_encryption_key cipher tpm extension_hint unique_tag"),
+        **not_supported("encryption_key key ek prev_encryption_key cipher tpm extension_hint"),
         **not_supported("max_outstanding_catchup max_buffered_size max_buffered_msgs request_queue_limit"),
         **not_supported("info_queue_limit meta_compact meta_compact_size max_concurrent_io"),
-        **switched_off("meta_compact_sync strict_replicas"),
+        **known("unique_tag", lambda item, _key, _report: into(options, "unique_tag")(as_string(item).strip().lower())),
+        **known("strict_replicas", switch(into(options, "strict_replicas"))),
+        **switched_off("meta_compact_sync"),
     }
     return read
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from nimsnats.broker.options import BrokerOptions
 from nimsnats.config.auth import accounts, authorization
 from nimsnats.config.blocks import cluster, forest, jetstream, no_spaces, registry, store_dir
 from nimsnats.config.durations import format_duration
@@ -22,6 +23,7 @@ from nimsnats.config.fields import (
     as_listen,
     as_seconds,
     as_string,
+    as_strings,
     duration,
     integer,
     into,
@@ -37,6 +39,7 @@ from nimsnats.config.fields import (
 from nimsnats.config.settings import Settings
 from nimsnats.config.tls import tls_block
 from nimsnats.protocol import conf
+from nimsnats.protocol.conf import Item
 
 _INT32_MAX: Final = 2**31 - 1
 _MIN_LAME_DUCK: Final = 30.0
@@ -98,11 +101,19 @@ def _unsupported() -> Block:
         **not_supported("operator operators root_operator root_operators root roots trusted trusted_keys"),
         **not_supported("resolver account_resolver accounts_resolver resolver_tls resolver_preload"),
         **not_supported("resolver_pinned_accounts default_sentinel default_js_domain"),
-        **not_supported("mappings maps server_tags server_metadata feature_flags"),
+        **not_supported("mappings maps server_metadata feature_flags"),
         **not_supported("connect_error_reports reconnect_error_reports"),
         **switched_off("no_system_account no_system no_sys_acc allow_non_tls proxy_protocol"),
         **switched_off("no_fast_producer_stall"),
     }
+
+
+def _tags(options: BrokerOptions) -> Reader:
+    def read(item: Item, key: str, _report: Report) -> None:
+        words = (tag.strip().lower() for tag in as_strings(item, key))
+        options.tags = [tag for tag in dict.fromkeys(words) if tag]
+
+    return read
 
 
 def _network(settings: Settings) -> Block:
@@ -113,6 +124,7 @@ def _network(settings: Settings) -> Block:
         **known("port", port(into(options, "port"))),
         **known("client_advertise", string(into(options, "client_advertise"))),
         **known("server_name", no_spaces("server", string(into(settings, "node_name")))),
+        **known("server_tags", _tags(options)),
         **known("no_header_support", switch(lambda off: into(options, "headers")(not off))),
     }
 

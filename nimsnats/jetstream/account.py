@@ -18,6 +18,7 @@ from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.meta import StreamRecord
+from nimsnats.jetstream.peers import named
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
 from nimsnats.protocol.overlap import Overlap
@@ -110,14 +111,36 @@ class JetStreamAccount:
             if config.num_replicas > 1 and not self.engine.clustered:
                 raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
             config = check_update(before, config)
+            moves = bool(config.placement) and config.placement != before.placement
+            if moves and config.num_replicas != before.num_replicas:
+                raise errors.STREAM_MOVE_AND_SCALE()
             self._check_against_others(config)
             await self.engine.leaders.ask(record, "check", config.to_stored())
-            members = self.engine.placement.replace(record, config)
+            members = self.engine.placement.replace(
+                record,
+                config,
+                asked=config.placement != before.placement or config.num_replicas != before.num_replicas,
+                keep=self.engine.leaders.leader(record),
+            )
             if config != before or members != record.members:
                 await self.engine.meta.update(record.key, config.to_stored(), members)
                 await self.engine.leaders.ask(record, "settled", config.to_stored())
             self.engine.advise_stream(self.account, "modify", config.name)
             return record
+
+    async def evict(self, name: str, peer: str) -> None:
+        """Have another node take over the replica on `peer` (a server's name or peer id). Raises ApiError 10040,
+        10075."""
+        async with self._changing:
+            record = self.record(name)
+            member = next((member for member in record.members if named(member, peer)), None)
+            if member is None:
+                raise errors.CLUSTER_PEER_NOT_MEMBER()
+            config = StreamConfig.from_stored(record.config)
+            members = self.engine.placement.replace(record, config, without=member)
+            if self.engine.leaders.offline(record) or member in members or len(members) < len(record.members):
+                raise errors.PEER_REMAP()
+            await self.engine.meta.update(record.key, record.config, members)
 
     async def delete(self, name: str) -> None:
         """Remove a stream and everything in it. Raises ApiError 10059."""
@@ -219,7 +242,7 @@ class JetStreamAccount:
         )
 
         def consumers(stream: Stream) -> ConsumerSet:
-            return ConsumerSet(
+            found = ConsumerSet(
                 stream,
                 self.account,
                 engine.runtime,
@@ -229,6 +252,11 @@ class JetStreamAccount:
                 engine.options.domain,
                 self._listening,
             )
+            if engine.clustered:
+                found.cluster = lambda: (
+                    engine.peers.cluster(stream.group, stream.led_since) if engine.peers.several else None
+                )
+            return found
 
         return Environment(engine.runtime, engine.cache, engine.log, consumers)
 

@@ -18,8 +18,9 @@ from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.mail import Mail, Unreachable
 from nimsnats.jetstream.meta import META_PREFIX
+from nimsnats.jetstream.peers import named
 from nimsnats.jetstream.replicas import Replicas
-from nimsnats.raft.machine import NotLeader, TransferFailed
+from nimsnats.raft.machine import NotLeader
 from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:
@@ -362,17 +363,9 @@ class Cluster:
             if members != record.members and engine.meta.streams.get(record.key) is record:
                 await engine.meta.update(record.key, record.config, members)
 
-    async def step_down(self) -> bool:
-        """Give up the lead of the catalogue. Raises ApiError."""
-        try:
-            await self.group.transfer()
-        except (NotLeader, TransferFailed) as error:
-            raise errors.CLUSTER_NOT_LEADER() from error
-        return True
-
     async def remove(self, name: str) -> None:
-        """Remove a node by name (an operator's wish). Raises ApiError 10044."""
-        found = [member for member in self.group.members if node_of(member) == name and member != self.me]
+        """Remove a node by its name or peer id (an operator's wish). Raises ApiError 10044."""
+        found = [member for member in self.group.members if named(member, name) and member != self.me]
         if not found:
             raise errors.CLUSTER_SERVER_NOT_MEMBER()
         self._leaving.update(found)

@@ -33,7 +33,8 @@ from nimsnats.jetstream.leaders import Leaders
 from nimsnats.jetstream.mail import Mail, RaftMail
 from nimsnats.jetstream.meta import META_PREFIX, Key, Meta, StreamRecord
 from nimsnats.jetstream.options import JetStreamOptions
-from nimsnats.jetstream.placement import Placement
+from nimsnats.jetstream.peers import PeerView
+from nimsnats.jetstream.placement import NodeTags, Placement
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Stream
 from nimsnats.runtime import Runtime
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.broker.server import Broker
     from nimsnats.raft.host import Host
+    from nimsnats.raft.machine import Group
 
 _GROUP_PREFIX: Final = "S-"
 
@@ -89,7 +91,18 @@ class JetStream:
         self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
-        self.placement = Placement(lambda: self.meta, self._nodes, host.is_lost, host.member)
+        self.tags = NodeTags(host.member, broker.options.tags)
+        self.placement = Placement(
+            lambda: self.meta,
+            self._nodes,
+            host.is_lost,
+            host.member,
+            self.tags,
+            cluster=broker.options.cluster_name,
+            unique_tag=options.unique_tag,
+            strict=options.strict_replicas,
+        )
+        self.peers = PeerView(broker, host, self.tags, self._several)
         self._transport = RaftMail(broker.system_account, host) if clustered else None
         self._ended: set[Key] = set()
         """Memory streams that were lost with the last process."""
@@ -140,6 +153,9 @@ class JetStream:
             self.cluster.opened()
         for key in list(meta.streams) if self.accounts else ():
             self._changed(key)
+
+    def _several(self) -> bool:
+        return self.cluster is not None and self.cluster.several
 
     def _nodes(self) -> tuple[str, ...]:
         return self.cluster.nodes if self.cluster is not None else (self.host.member,)
@@ -304,6 +320,11 @@ class JetStream:
             served = account.streams.get(name)
             return served.stream.consumers if served is not None else None
 
+        def group(name: str) -> Group:
+            if not self.peers.several:
+                raise errors.CLUSTER_REQUIRED()
+            return account.stream(name).group
+
         limits = ServerLimits(self.options.max_ack_pending, self.options.max_request_batch, clustered=self.clustered)
         direct = DirectApi(account)
         self._directs.append(direct)
@@ -311,7 +332,7 @@ class JetStream:
         dispatcher.register(StreamApi(account).endpoints())
         dispatcher.register(MessageApi(account).endpoints())
         dispatcher.register(direct.endpoints())
-        dispatcher.register(ConsumerApi(find, limits, self.runtime).endpoints())
+        dispatcher.register(ConsumerApi(find, limits, self.runtime, group, self.leaders.step_down).endpoints())
         return account
 
     def _start(self, dispatcher: ApiDispatcher) -> None:

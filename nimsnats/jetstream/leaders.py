@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from nimsnats.identity import node_hash
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.info import stream_info
 from nimsnats.jetstream.mail import Mail, Unreachable
-from nimsnats.raft.machine import NotLeader, TransferFailed
+from nimsnats.raft.machine import Group, NotLeader, TransferFailed
 from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:
@@ -82,10 +81,22 @@ class Leaders:
         served = self._engine.served(record)
         if served is not None and served.stream.leading:
             return False
+        if self.offline(record):
+            raise errors.CONSUMER_OFFLINE() if _about_consumer(request.tokens) else errors.STREAM_OFFLINE()
         for node in self._candidates(record, served):
             if self._send(node, request):
                 return True
         raise errors.CLUSTER_NOT_AVAIL()
+
+    def leader(self, record: StreamRecord) -> str:
+        """The node that leads a stream, as far as this node knows without asking; empty when it does not."""
+        served = self._engine.served(record)
+        return served.stream.group.leader if served is not None else ""
+
+    def offline(self, record: StreamRecord) -> bool:
+        """Whether every node that holds a stream is lost: nobody can answer for it, and it is begun nowhere else."""
+        host = self._engine.host
+        return bool(record.members) and all(host.is_lost(member) for member in record.members)
 
     def _to_catalogue(self, request: ApiRequest) -> bool:
         group = self._engine.meta.group
@@ -133,6 +144,8 @@ class Leaders:
                 return await answer if asyncio.iscoroutine(answer) else answer
             if self._mail is None:
                 raise errors.CLUSTER_NOT_AVAIL()
+            if self.offline(record):
+                raise errors.STREAM_OFFLINE()
             leader = served.stream.group.leader if served is not None else ""
             for node in dict.fromkeys([leader, *map(node_of, record.members)]):
                 if node in ("", node_of(self._engine.host.member)):
@@ -162,13 +175,12 @@ class Leaders:
         self._engine.accounts[served.record.account].check_consumers(served.stream, stored)
 
     async def _settled(self, served: ServedStream, config: dict[str, Any]) -> bool:
-        """Wait until the stream has this configuration, and the members that it should have. A stream that moves away
-        from its leader has them later."""
+        """Wait until the stream has this configuration, and the members that it should have, or leaves this node."""
         runtime = self._engine.runtime
         deadline = runtime.monotonic() + _SETTLE
         while runtime.monotonic() < deadline and served.stream.leading:
-            if served.record.config == config:
-                return await served.ready(deadline - runtime.monotonic())
+            if served.record.config == config and served.ready:
+                return True
             await runtime.sleep(0.005)
         return False
 
@@ -203,36 +215,26 @@ class Leaders:
 
     def _info(self, served: ServedStream, dynamic: bool) -> JsonObject:
         body = stream_info(served.stream, dynamic=dynamic)
-        if self._engine.cluster is not None and self._engine.cluster.several:
-            body["cluster"] = self.cluster_info(served)
+        if self._engine.peers.several:
+            moment = body.pop("ts")
+            body |= {"cluster": self.cluster_info(served), "ts": moment}
         return body
 
     def cluster_info(self, served: ServedStream) -> JsonObject:
         """Leader and replicas of a stream."""
-        engine, group = self._engine, served.stream.group
-        if engine.cluster is None or not engine.cluster.several:
-            return {"leader": engine.server_name}
-        body: JsonObject = {"name": engine.broker.options.cluster_name, "raft_group": group.name}
-        body["leader"] = group.leader
-        replicas: list[JsonObject] = []
-        for other in group.progress():
-            active = 0 if other.active == float("inf") else int(other.active * 1e9)
-            name = node_of(other.member)
-            replica: JsonObject = {"name": name, "current": other.current, "active": active}
-            if other.active == float("inf"):
-                replica["offline"] = True
-            if other.lag:
-                replica["lag"] = other.lag
-            replica["peer"] = node_hash(name)
-            replicas.append(replica)
-        if replicas:
-            body["replicas"] = replicas
-        return body
+        return self._engine.peers.cluster(served.stream.group, served.stream.led_since)
 
-    async def step_down(self, served: ServedStream, to: str = "") -> JsonObject:
-        """Let another replica lead a stream. Raises ApiError."""
-        try:
-            await served.stream.group.transfer(to)
-        except (NotLeader, TransferFailed) as error:
-            raise errors.CLUSTER_NO_PEERS(err=str(error)) from error
+    async def step_down(self, group: Group, placement: JsonObject | None) -> JsonObject:
+        """Let another member lead a group, the one that `placement` asks for. Raises ApiError."""
+        if len(group.members) > 1:
+            to = self._engine.peers.successor(group, placement)
+            try:
+                await group.transfer(to)
+            except (NotLeader, TransferFailed) as error:
+                raise errors.CLUSTER_NO_PEERS(err=str(error)) from error
         return {"success": True}
+
+
+def _about_consumer(tokens: Sequence[str]) -> bool:
+    """Whether a request names a consumer."""
+    return tokens[0] == "CONSUMER" and tokens[1] not in ("CREATE", "NAMES", "LIST", "DURABLE")

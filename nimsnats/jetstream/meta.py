@@ -62,6 +62,8 @@ class Meta:
         self.on_change: Callable[[Key], None] | None = None
         """Called when a stream was added, changed or removed."""
         self.on_leadership: Callable[[bool], None] | None = None
+        self.led_since = 0
+        """When this node began to lead, nanoseconds; 0 while it does not."""
         self._loop = loop
         self._log = log
         self._group: Group | None = None

@@ -17,6 +17,10 @@ class JetStreamOptions:
     max_file: int = -1
     strict: bool = True
     domain: str = ""
+    unique_tag: str = ""
+    """Prefix of server tags: no two replicas of a stream on servers with the same such tag."""
+    strict_replicas: bool = False
+    """Refuse more replicas than there are nodes, instead of taking them for a wish."""
     max_ack_pending: int = -1
     max_request_batch: int = -1
     duplicate_window: float = 0.0

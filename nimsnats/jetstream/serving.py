@@ -118,16 +118,10 @@ class ServedStream:
             self._proposed = None
             self.settled.set()
 
-    async def ready(self, patience: float) -> bool:
-        """Wait until this node leads the stream as the catalogue has it, with all its members."""
-        try:
-            async with asyncio.timeout(patience):
-                await self.settled.wait()
-                if self.replicas is not None:
-                    await self.replicas.complete.wait()
-        except TimeoutError:
-            return False
-        return True
+    @property
+    def ready(self) -> bool:
+        """Whether this node leads the stream as the catalogue has it, with all its members."""
+        return self.settled.is_set() and self.replicas is not None and self.replicas.complete.is_set()
 
     def announce(self) -> None:
         """Tell the other nodes, if there are any, which subjects only the leader answers. For acknowledgements the

@@ -94,6 +94,8 @@ class Stream(StreamView):
         self.log = environment.log
         self.expiry = Expiry()
         self.leading = False
+        self.led_since = 0
+        """When this node began to lead, nanoseconds; 0 while it does not."""
         self.configured = False
         """Whether the group itself holds the configuration (it also stands in the meta group)."""
         self.on_leadership: Callable[[bool], None] | None = None
@@ -204,6 +206,7 @@ class Stream(StreamView):
         """This member starts or stops to serve the stream."""
         del term
         self.leading = leading
+        self.led_since = self.runtime.time_ns() if leading else 0
         if self._group is not None:
             self._serve(leading)
 

@@ -6,7 +6,7 @@ given, checks configurations with `consumer.rules`, and changes state only throu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from nimsnats.identity import node_hash, nuid
@@ -22,7 +22,9 @@ from nimsnats.jetstream.consumer.request import API_LEVEL as LEVEL_STATUS
 from nimsnats.jetstream.consumer.request import PUSH_BASED
 from nimsnats.jetstream.consumer.rules import ServerLimits, check, check_update, with_defaults
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.peers import STEP_DOWN, named
 from nimsnats.protocol.headers import header_value
+from nimsnats.raft.machine import Group
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL
 
@@ -31,17 +33,31 @@ LIST_LIMIT: Final = 256
 
 _PAGE: Final = Struct("JSApiConsumersRequest", {"offset": INT})
 _PAUSE: Final = Struct("JSApiConsumerPauseRequest", {"pause_until": TIME})
+_PEER: Final = Struct("JSApiConsumerRemovePeerRequest", {"peer": STRING})
 _RESET: Final = Struct("JSApiConsumerResetRequest", {"seq": UINT64}, strict=False)
 _UNPIN: Final = Struct("JSApiConsumerUnpinRequest", {"group": STRING}, strict=False)
 
 
 class ConsumerApi:
-    """The consumer endpoints of one account. `find` gives the consumers of a stream by its name."""
+    """The consumer endpoints of one account.
 
-    def __init__(self, find: Callable[[str], ConsumerSet | None], limits: ServerLimits, runtime: Runtime) -> None:
+    `find` gives the consumers of a stream by its name, `group` its group (ApiError 10010 where there is but one node),
+    `step_down` lets another member lead a group.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], ConsumerSet | None],
+        limits: ServerLimits,
+        runtime: Runtime,
+        group: Callable[[str], Group],
+        step_down: Callable[[Group, JsonObject | None], Awaitable[JsonObject]],
+    ) -> None:
         self._find = find
         self._limits = limits
         self._runtime = runtime
+        self._group = group
+        self._step_down = step_down
 
     def endpoints(self) -> list[Endpoint]:
         """What to register with the dispatcher."""
@@ -63,9 +79,18 @@ class ConsumerApi:
             ),
             Endpoint("CONSUMER.UNPIN.*.*", "consumer_unpin_response", self.unpin, Body.PARSED, _UNPIN),
             Endpoint("CONSUMER.MSG.NEXT.*.*", "", self.next_message, Body.RAW),
-            *(
-                Endpoint(f"CONSUMER.{verb}.*.*", f"consumer_{suffix}_response", self.clustered, Body.OPTIONAL)
-                for verb, suffix in _CLUSTERED
+            Endpoint(
+                "CONSUMER.LEADER.STEPDOWN.*.*",
+                "consumer_leader_stepdown_response",
+                self.step_down,
+                Body.OPTIONAL,
+                STEP_DOWN,
+            ),
+            Endpoint(
+                "CONSUMER.PEER.REMOVE.*.*", "consumer_remove_peer_response", self.remove_peer, Body.REQUIRED, _PEER
+            ),
+            Endpoint(
+                "CONSUMER.PEER.EVACUATE.*.*", "consumer_evacuate_peer_response", self.remove_peer, Body.REQUIRED, _PEER
             ),
         ]
 
@@ -204,9 +229,26 @@ class ConsumerApi:
             consumer.side.groups.unpin("admin")
         return {}
 
-    def clustered(self, request: ApiRequest) -> JsonObject:
-        """What only makes sense in a cluster."""
-        raise errors.CLUSTER_REQUIRED()
+    # --- replicas
+
+    async def step_down(self, request: ApiRequest) -> JsonObject:
+        """`LEADER.STEPDOWN.<stream>.<consumer>`: a consumer is led with its stream, so the stream gets a new leader."""
+        stream, name = request.tokens[3:]
+        group = self._group(stream)
+        self._consumer(stream, name)
+        return await self._step_down(group, request.params.get("placement"))
+
+    def remove_peer(self, request: ApiRequest) -> JsonObject:
+        """`PEER.REMOVE.<stream>.<consumer>` and `PEER.EVACUATE`: refused, as a consumer is where its stream is."""
+        stream, name = request.tokens[3:]
+        group = self._group(stream)
+        self._consumer(stream, name)
+        peer = request.params.get("peer", "")
+        if not peer:
+            raise errors.BAD_REQUEST()
+        if not any(named(member, peer) for member in group.members):
+            raise errors.CLUSTER_PEER_NOT_MEMBER()
+        raise errors.PEER_REMAP()
 
     # --- messages
 
@@ -242,11 +284,6 @@ class ConsumerApi:
 
 
 _NOT_PAUSED: Final[JsonObject] = {"paused": False, "pause_until": ZERO_TIME}
-_CLUSTERED: Final = (
-    ("LEADER.STEPDOWN", "leader_stepdown"),
-    ("PEER.REMOVE", "remove_peer"),
-    ("PEER.EVACUATE", "evacuate_peer"),
-)
 
 
 def _check_path(name: str) -> None:

@@ -15,10 +15,12 @@ from nimsnats.jetstream.config_rules import invalid, name_required
 from nimsnats.jetstream.info import detailed_info
 from nimsnats.jetstream.kinds import STREAM_PURGE
 from nimsnats.jetstream.meta import StreamRecord
+from nimsnats.jetstream.peers import STEP_DOWN
 from nimsnats.protocol.subject import collide
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
+    from nimsnats.jetstream.leaders import Leaders
 
 NAMES_LIMIT: Final = 1024
 LIST_LIMIT: Final = 256
@@ -27,6 +29,7 @@ _NAMES: Final = Struct("JSApiStreamNamesRequest", {"offset": INT, "subject": STR
 _LIST: Final = Struct("JSApiStreamListRequest", {"offset": INT, "subject": STRING})
 _INFO: Final = Struct("JSApiStreamInfoRequest", {"offset": INT, "deleted_details": BOOL, "subjects_filter": STRING})
 _PURGE: Final = Struct("JSApiStreamPurgeRequest", {"seq": UINT64, "filter": STRING, "keep": UINT64})
+_PEER: Final = Struct("JSApiStreamRemovePeerRequest", {"peer": STRING})
 _PAGE: Final[JsonObject] = {"total": 0, "offset": 0, "limit": 0}
 
 
@@ -52,11 +55,12 @@ class StreamApi:
             Endpoint(
                 "STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED, zero={"deliver_subject": ""}
             ),
-            Endpoint("STREAM.LEADER.STEPDOWN.*", "stream_leader_stepdown_response", self.step_down, Body.OPTIONAL),
-            *(
-                Endpoint(f"STREAM.{verb}.*", f"stream_{suffix}_response", self.clustered, Body.OPTIONAL)
-                for verb, suffix in _CLUSTERED
+            Endpoint(
+                "STREAM.LEADER.STEPDOWN.*", "stream_leader_stepdown_response", self.step_down, Body.OPTIONAL, STEP_DOWN
             ),
+            Endpoint("STREAM.PEER.REMOVE.*", "stream_remove_peer_response", self.remove_peer, Body.REQUIRED, _PEER),
+            Endpoint("STREAM.PEER.EVACUATE.*", "stream_evacuate_peer_response", self.remove_peer, Body.REQUIRED, _PEER),
+            Endpoint("STREAM.CANCEL_MOVE.*", "stream_cancel_move_response", self.cancel_move, Body.OPTIONAL),
         ]
 
     def _config(self, request: ApiRequest) -> StreamConfig:
@@ -115,9 +119,8 @@ class StreamApi:
         """`STREAM.INFO.<stream>`."""
         served = self._account.served(request.tokens[2])
         body = detailed_info(served.stream, request.params)
-        body["cluster"] = self._account.engine.leaders.cluster_info(served)
-        body["ts"] = body.pop("ts")
-        return body
+        moment = body.pop("ts")
+        return {**body, "cluster": self._account.engine.leaders.cluster_info(served), "ts": moment}
 
     async def delete(self, request: ApiRequest) -> JsonObject:
         """`STREAM.DELETE.<stream>`."""
@@ -152,21 +155,30 @@ class StreamApi:
 
     async def step_down(self, request: ApiRequest) -> JsonObject:
         """`STREAM.LEADER.STEPDOWN.<stream>`."""
-        engine = self._account.engine
-        if engine.cluster is None or not engine.cluster.several:
+        leaders = self._clustered()
+        return await leaders.step_down(self._account.stream(request.tokens[3]).group, request.params.get("placement"))
+
+    async def remove_peer(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.PEER.REMOVE.<stream>` and `PEER.EVACUATE`: another node takes a replica over."""
+        self._clustered()
+        peer = request.params.get("peer", "")
+        record = self._account.record(request.tokens[3])
+        if not peer:
+            raise errors.BAD_REQUEST()
+        await self._account.evict(record.name, peer)
+        return {"success": True}
+
+    def cancel_move(self, request: ApiRequest) -> JsonObject:
+        """`STREAM.CANCEL_MOVE.<stream>`: a stream that moves is soon there, and moves back when it is told to."""
+        self._clustered()
+        self._account.record(request.tokens[2])
+        raise errors.STREAM_RECONFIGURE_NOT_IN_PROGRESS()
+
+    def _clustered(self) -> Leaders:
+        """Refuse operations on replicas where there is one node. Raises ApiError 10010."""
+        if not self._account.engine.peers.several:
             raise errors.CLUSTER_REQUIRED()
-        return await engine.leaders.step_down(self._account.served(request.tokens[3]))
-
-    def clustered(self, request: ApiRequest) -> JsonObject:
-        """Operations on replicas, which a single server does not have."""
-        raise errors.CLUSTER_REQUIRED()
-
-
-_CLUSTERED: Final = (
-    ("PEER.REMOVE", "remove_peer"),
-    ("PEER.EVACUATE", "evacuate_peer"),
-    ("CANCEL_MOVE", "cancel_move"),
-)
+        return self._account.engine.leaders
 
 
 def _offset(request: ApiRequest, total: int) -> int:

@@ -29,6 +29,8 @@ def consumer_info(consumer: Consumer, *, listed: bool = False) -> dict[str, Any]
         "num_waiting": side.count() if isinstance(side, PullSide) else 0,
         "num_pending": delivery.remaining() if delivery is not None else 0,
     }
+    if (cluster := consumer.owner.cluster()) is not None:
+        body["cluster"] = cluster
     if isinstance(side, PushSide) and side.bound:
         body["push_bound"] = True
     if consumer.paused:

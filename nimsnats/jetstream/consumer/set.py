@@ -79,6 +79,8 @@ class ConsumerSet:
         self.log = log
         self.domain = domain
         self.leading = False
+        self.cluster: Callable[[], JsonObject | None] = lambda: None
+        """What infos say about leader and replicas; None where there is but one node."""
         self._consumers: dict[str, Consumer] = {}
         self._by_id: dict[int, Consumer] = {}
         self._retention = Retention(source, self._consumers)
