@@ -193,7 +193,8 @@ class TestErrors:
         "https_port: 1",
         "accounts { A { exports: [] } }", "authorization { users: [{user: a, pass: b, permissions: {}}] }",
         "cluster { tls { pinned_certs: [] } }", "jetstream { cipher: aes }", "proxy_protocol: true",
-        "cluster { compression: s2_fast }", "authorization { users: [{nkey: UABC}] }", "max_sub_tokens: 3"])  # fmt: skip
+        "cluster { compression: s2_fast }", "authorization { users: [{nkey: UABC}] }",
+        "max_sub_tokens: 3"])  # fmt: skip
     def test_what_we_cannot_yet_is_refused(self, text: str) -> None:
         (error,) = errors(text)
         assert error.startswith("t.conf:1:")
