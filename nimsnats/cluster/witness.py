@@ -36,8 +36,14 @@ And a listing that shows both, before the sync, makes sure that both look at the
 What it relies on: the registry answers listings from one up-to-date state; it stamps a registration anew unless it held
 that entry all along or takes back its whole database; its clock runs at the speed of CLOCK_BOOTTIME; the caller
 decides and appends the new membership in one step of the event loop, with a `now_ns` read in that step; from that
-append on it answers no question of the other with "in sync"; one that answers "in sync" has the same membership and
-holds everything committed.
+append on it answers no question of the other with "in sync"; one that answers "in sync" has a route to the other, the
+same membership, and holds everything committed; and neither commits anything that the other does not hold, unless by
+this rule. That is more than Raft promises: its leader could remove the other, or take in a third and go on with that
+one, while the other is out of reach. `nimsnats.raft.membership` has the steps by which the other knows first.
+
+A registry that one of the two embeds is a witness for the loss of the other one only: what takes its host away takes
+the witness away, too, and the other waits. Nothing else is special about it. That it never loses what its own host
+sends, and restarts with it, are orders of events among those that the model allows any registry.
 """
 
 from __future__ import annotations
@@ -56,7 +62,7 @@ _UNSTAMPED: Final = datetime.fromtimestamp(0, UTC)
 class Standing:
     """What a member can show for itself when it asks the other whether they are in sync.
 
-    `lapses` is the count of its lease, `registered_at` the registry's stamp on its entry, `membership` the log index of
+    `lapses` is the count of its lease, `registered_at` the registry's stamp on its entry, `membership` the number of
     the membership in force. Whatever changes one of them makes a sync void.
     """
 
@@ -106,6 +112,16 @@ def standing(
     return Standing(lease.lapses, own.registered_at, membership)
 
 
+def shortcoming(member: NodeInfo, lease: Lease, listing: Listing | None) -> str:
+    """Why a registry that answers can be no witness whatever it says; "" if it can, or has not told yet."""
+    if lease.since_ns and not lease.ttl_ns:
+        return "it does not tell for how long it keeps a node (X-Registry-TTL)"
+    own = _own_entry(listing, member) if listing is not None else None
+    if own is not None and own.registered_at == _UNSTAMPED:
+        return "it does not stamp its entries (registered_at)"
+    return ""
+
+
 def in_sync(facts: Facts) -> str:
     """(a), first half: in sync under this membership since the process started."""
     if facts.sync is None:
@@ -135,7 +151,7 @@ def same_registration(facts: Facts) -> str:
 def listed_since_the_loss(facts: Facts) -> str:
     """(b), the time: the loss was noticed before the listing was requested."""
     if facts.lost_ns is None:
-        return f"{facts.peer.name} was never lost"
+        return f"no route to {facts.peer.name} was lost since this process started"
     if facts.listing is None or facts.listing.requested_ns <= facts.lost_ns:
         return f"no listing of the registry since {facts.peer.name} was lost"
     return ""
@@ -149,6 +165,8 @@ def listed_alone(facts: Facts) -> str:
         return "the registry does not list this node"
     if _lists_peer(facts.listing, facts.peer):
         return f"the registry still lists {facts.peer.name}"
+    if facts.listing.may_hide(facts.peer.name):
+        return f"the registry lists something that cannot be read and may be {facts.peer.name}"
     return ""
 
 
@@ -181,6 +199,6 @@ def _own_entry(listing: Listing, member: NodeInfo) -> NodeInfo | None:
 
 
 def _lists_peer(listing: Listing, peer: NodeInfo) -> bool:
-    """Whether the peer may be in it. A node with its name on an empty disk is another one: it holds none of its log."""
+    """Whether the peer is in it. A node with its name on an empty disk is another one: it holds none of its log."""
     entry = listing.find(peer.name)
     return entry is not None and (not entry.instance or not peer.instance or entry.instance == peer.instance)

@@ -8,7 +8,7 @@ Every answer is JSON (or an event stream), every refusal `{"error": "..."}` with
     GET    …/nodes?watch=true  Accept: text/event-stream   events     nodes, added, removed; Last-Event-ID resumes
     GET    …/nodes?watch=true&index=N&wait=30s             long poll  200 [nodes] once the index is another
     PUT    /v1/services/{service}/nodes/{node}/heartbeat   heartbeat  200, 404 unknown, 409 another instance
-    DELETE /v1/services/{service}/nodes/{node}             deregister 200, 404 unknown
+    DELETE /v1/services/{service}/nodes/{node}?instance=I  deregister 200, 404 unknown, 409 another instance
     GET    /v1/services                                    services   200 {name: {"nodes": n}}
 
 `X-Registry-TTL` carries the TTL in seconds.
@@ -136,14 +136,15 @@ class RegistryApi:
 
     async def _deregister(self, request: web.Request) -> web.StreamResponse:
         service, node = _names(request)
-        if not await self._directory.deregister(service, node):
+        instance = request.query.get("instance", "")
+        if not await self._directory.deregister(service, node, instance):
             raise _Refusal(404, f"node {node!r} is not registered in service {service!r}")
         return answer({"name": node})
 
     async def _nodes(self, request: web.Request) -> web.StreamResponse:
         service = check_name(request.match_info["service"], "service")
         if not _flag(request, "watch"):
-            return self._listing(service)
+            return await self._listing(service)
         if self._watchers >= self._max_watchers:
             raise _Refusal(503, f"{self._max_watchers} watchers are connected, the most this registry serves")
         self._watchers += 1
@@ -154,8 +155,8 @@ class RegistryApi:
         finally:
             self._watchers -= 1
 
-    def _listing(self, service: str) -> web.Response:
-        nodes, index = self._directory.nodes(service)
+    async def _listing(self, service: str) -> web.Response:
+        nodes, index = await self._directory.listing(service)
         headers = {"X-Registry-Index": str(index), **self._ttl()}
         return answer([info.to_json() for info in nodes], headers=headers)
 
@@ -174,7 +175,7 @@ class RegistryApi:
                 raise _Refusal(400, f"'index' must be a number, got {text[:32]!r}")
             since = index
         await self._directory.changed(service, since, wait)
-        return self._listing(service)
+        return await self._listing(service)
 
     async def _stream(self, request: web.Request, service: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})

@@ -100,13 +100,17 @@ class Catalog:
         entry.deadline = now + self.ttl
         return entry.info
 
-    def remove(self, service: str, name: str, now: float) -> bool:
-        """Take a node away; False if it was not there."""
+    def remove(self, service: str, name: str, now: float, instance: str = "") -> bool:
+        """Take a node away; False if it was not there. Raises `NameTakenError` if `instance` is not the registered one:
+        what a node's former self asks for, late, does not concern the one that has its name now."""
         self.expire(service, now)
         held = self._services.get(service)
-        entry = held.nodes.pop(name, None) if held else None
+        entry = held.nodes.get(name) if held else None
         if held is None or entry is None:
             return False
+        if instance and entry.info.instance and instance != entry.info.instance:
+            raise NameTakenError(f"node {name!r} is registered by another instance, at {entry.info.cluster_addr}")
+        del held.nodes[name]
         self._record(held, PeerEvent("removed", entry.info))
         return True
 

@@ -87,15 +87,26 @@ class Directory:
         self._sweep(service)
         return self._catalog.heartbeat(service, name, instance, self.runtime.monotonic())
 
-    async def deregister(self, service: str, name: str) -> bool:
-        """Take a node away; False if it was not there."""
+    async def deregister(self, service: str, name: str, instance: str = "") -> bool:
+        """Take a node away; False if it was not there. Raises `NameTakenError` if it is there as another `instance`."""
         self._sweep(service)
-        if not self._catalog.remove(service, name, self.runtime.monotonic()):
+        if not self._catalog.remove(service, name, self.runtime.monotonic(), instance):
             return False
         self._wake(service)
         if self._store is not None:
             await asyncio.shield(self._store.delete(service, name))
         return True
+
+    async def listing(self, service: str) -> tuple[list[NodeInfo], int]:
+        """The living nodes and the revision, once all of it is on disk: whom this answer omits, no restart brings back.
+
+        A node whose entry was taken away while it lives may not know that yet. Another goes on without it because of
+        this answer; should a restart undo the removal, nothing would tell the first.
+        """
+        found = self.nodes(service)
+        if self._store is not None:
+            await self._store.written()
+        return found
 
     def nodes(self, service: str) -> tuple[list[NodeInfo], int]:
         """The living nodes of a service, the longest registered first, and the revision of this answer."""

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterable
 from nimsnats.registry.backoff import Backoff
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryError
-from nimsnats.registry.member import FIRST_RETRY, Grant, RegistryMember
+from nimsnats.registry.member import FIRST_RETRY, Grant, Listed, RegistryMember
 from nimsnats.registry.node import NodeInfo
 from nimsnats.registry.peers import PeerSet
 from nimsnats.registry.registry import PeerEvent
@@ -42,10 +42,10 @@ class LocalRegistry(RegistryMember):
         return Grant(self._directory.ttl)
 
     async def _send_deregister(self, info: NodeInfo) -> None:
-        await self._directory.deregister(self.service, info.name)
+        await self._directory.deregister(self.service, info.name, info.instance)
 
-    async def _send_list(self) -> tuple[list[NodeInfo], int | None]:
-        return self._directory.nodes(self.service)
+    async def _send_list(self) -> Listed:
+        return Listed(*await self._directory.listing(self.service))
 
     async def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
         peers = PeerSet(known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -31,6 +31,15 @@ _T = TypeVar("_T")
 
 FIRST_RETRY: Final = 0.5
 """Seconds until the first repeated attempt; doubled up to the heartbeat interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A listing as it arrived; the fields as in `Listing`."""
+
+    nodes: Sequence[NodeInfo]
+    index: int | None
+    skipped: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ class RegistryMember(Registry):
     async def _send_deregister(self, info: NodeInfo) -> None: ...
 
     @abstractmethod
-    async def _send_list(self) -> tuple[list[NodeInfo], int | None]: ...
+    async def _send_list(self) -> Listed: ...
 
     # -- Registry -----------------------------------------------------------------------------------------------------
 
@@ -117,15 +126,15 @@ class RegistryMember(Registry):
         self.lease.lapse()
         try:
             await self._ask(self._send_deregister(info))
-        except UnknownNodeError:
-            pass  # it is gone, which is what we want
+        except (UnknownNodeError, NameTakenError):
+            pass  # it is gone, or another instance's, which is what we want
         finally:
             self._info = None
 
     async def list_nodes(self) -> Listing:
         requested = self.runtime.boot_time_ns()
-        nodes, index = await self._ask(self._send_list())
-        return Listing(requested, tuple(nodes), index)
+        listed = await self._ask(self._send_list())
+        return Listing(requested, tuple(listed.nodes), listed.index, listed.skipped)
 
     async def close(self) -> None:
         await self._stop_beating()

@@ -12,7 +12,7 @@ import math
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryUnavailableError
 from nimsnats.registry.local import LocalRegistry
-from nimsnats.registry.member import Grant
+from nimsnats.registry.member import Grant, Listed
 from nimsnats.registry.node import NodeInfo
 from nimsnats.runtime import Runtime
 
@@ -80,7 +80,7 @@ class MemoryRegistry(LocalRegistry):
         self._reach()
         await super()._send_deregister(info)
 
-    async def _send_list(self) -> tuple[list[NodeInfo], int | None]:
+    async def _send_list(self) -> Listed:
         self._reach()
         return await super()._send_list()
 

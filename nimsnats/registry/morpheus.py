@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, Literal, cast
 
@@ -25,7 +25,7 @@ from nimsnats.registry.errors import (
     UnknownNodeError,
     WatchUnsupportedError,
 )
-from nimsnats.registry.member import Grant, RegistryMember
+from nimsnats.registry.member import Grant, Listed, RegistryMember
 from nimsnats.registry.node import NodeInfo, check_name
 from nimsnats.registry.peers import PeerSet
 from nimsnats.registry.registry import PeerEvent
@@ -102,14 +102,17 @@ class MorpheusRegistry(RegistryMember):
         return _grant(await self._transport.request("PUT", f"{self._node(info)}/heartbeat", body=body))
 
     async def _send_deregister(self, info: NodeInfo) -> None:
-        await self._transport.request("DELETE", self._node(info), timeout=min(self._timeout, _FAREWELL))
+        # whose entry it is: that of another instance which has come since, under this name, is to stay
+        params = {"instance": info.instance} if info.instance else None
+        await self._transport.request("DELETE", self._node(info), params=params, timeout=min(self._timeout, _FAREWELL))
 
-    async def _send_list(self) -> tuple[list[NodeInfo], int | None]:
+    async def _send_list(self) -> Listed:
         try:
             answer = await self._transport.request("GET", self._path)
         except UnknownNodeError as error:
             raise RegistryAnswerError(f"{error}: is this a registry's URL?") from error
-        return self.entries(answer.json()), index_of(answer)
+        nodes, skipped = self._read(answer.json())
+        return Listed(nodes, index_of(answer), skipped)
 
     def _node(self, info: NodeInfo) -> str:
         return f"{self._path}/{segment(info.name)}"
@@ -119,7 +122,8 @@ class MorpheusRegistry(RegistryMember):
     async def fetch(self, index: int | None, wait: float | None) -> tuple[list[NodeInfo], int | None]:
         """A listing, held back by the registry for up to `wait` seconds while its revision is `index`."""
         if wait is None:
-            return await self._ask(self._send_list())
+            listed = await self._ask(self._send_list())
+            return list(listed.nodes), listed.index
         params = {"watch": "true", "wait": f"{wait:g}s"}
         if index is not None:
             params["index"] = str(index)
@@ -156,20 +160,28 @@ class MorpheusRegistry(RegistryMember):
 
     def entries(self, value: object) -> list[NodeInfo]:
         """The valid entries of a listing. Skips and reports bad ones; raises `RegistryAnswerError` for a bad whole."""
+        return self._read(value)[0]
+
+    def _read(self, value: object) -> tuple[list[NodeInfo], frozenset[str]]:
+        """The valid entries, and the names of the others."""
         if not isinstance(value, list):
             raise RegistryAnswerError("answered with JSON that is not a list of nodes")
         items = cast("list[object]", value)
         if len(items) > MAX_NODES:
             raise RegistryAnswerError(f"listed {len(items)} nodes, more than {MAX_NODES}")
         nodes: dict[str, NodeInfo] = {}
+        skipped: set[str] = set()
         for item in items:
             try:
                 node = NodeInfo.from_json(item)
             except InvalidNodeError as error:
                 self._once(logging.WARNING, f"Registry at {self.status.url} lists a node that is skipped: {error}")
+                skipped.add(_name_of(item))
                 continue
+            if node.name in nodes:
+                skipped.add(node.name)
             self._accept(nodes, node)
-        return list(nodes.values())
+        return list(nodes.values()), frozenset(skipped)
 
     def _accept(self, nodes: dict[str, NodeInfo], node: NodeInfo) -> None:
         """Take one entry in; of a name listed twice the first one counts, and of our own name the one that is us."""
@@ -187,6 +199,12 @@ class MorpheusRegistry(RegistryMember):
                 logging.WARNING,
                 f"Registry lists {node.name} twice: using {nodes[node.name].cluster_addr}, not {node.cluster_addr}",
             )
+
+
+def _name_of(item: object) -> str:
+    """The name in an entry that is not valid, "" if it has none."""
+    name = cast("Mapping[object, object]", item).get("name") if isinstance(item, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def _unsupported(error: RegistryRefusedError) -> RegistryError:

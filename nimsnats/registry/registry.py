@@ -39,16 +39,22 @@ class Listing:
     """One complete answer of the registry, this node's own entry included.
 
     `requested_ns` is boot time (`Runtime.boot_time_ns`) just before the request was sent: what the listing shows was
-    true at some moment after it. `index` is the registry's revision, where it has one.
+    true at some moment after it. `index` is the registry's revision, where it has one. `skipped` are the names of
+    entries that are left out of `nodes`: not valid, or second ones of a name; "" stands for one whose name is unknown.
     """
 
     requested_ns: int
     nodes: tuple[NodeInfo, ...]
     index: int | None = None
+    skipped: frozenset[str] = frozenset()
 
     def find(self, name: str) -> NodeInfo | None:
         """The entry of that name, if it is listed."""
         return next((node for node in self.nodes if node.name == name), None)
+
+    def may_hide(self, name: str) -> bool:
+        """Whether an entry of that name may be among those that were skipped."""
+        return not self.skipped.isdisjoint(("", name))
 
 
 @dataclass(slots=True)

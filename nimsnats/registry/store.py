@@ -43,6 +43,9 @@ class RegistryStore:
         self._database: aiosqlite.Connection | None = None
         self._pending: list[tuple[str, str, NodeInfo | None]] = []
         self._flushed: asyncio.Future[None] | None = None
+        """Of what is pending."""
+        self._writing: asyncio.Future[None] | None = None
+        """Of what is being written."""
         self._writer: asyncio.Task[None] | None = None
         self.error = ""
         """Why the latest write failed, "" while everything is on disk."""
@@ -108,6 +111,13 @@ class RegistryStore:
         """Queue the removal of a node; the future as for `put`."""
         return self._enqueue(service, name, None)
 
+    async def written(self) -> None:
+        """Wait until everything queued so far is on disk, or in `error`."""
+        if self._flushed is not None:
+            await asyncio.shield(self._flushed)
+        elif self._writing is not None:
+            await asyncio.shield(self._writing)
+
     async def close(self) -> None:
         """Write what is pending and close the file. Idempotent."""
         if self._writer is not None:
@@ -128,7 +138,8 @@ class RegistryStore:
         """Write batches until nothing is pending: all that waits is one transaction, one fsync."""
         while self._pending:
             batch, self._pending = self._pending, []
-            done, self._flushed = self._flushed, None
+            self._writing = done = self._flushed
+            self._flushed = None
             try:
                 await self._commit(batch)
             except sqlite3.Error as error:
@@ -139,7 +150,7 @@ class RegistryStore:
                 self.error = ""
             if done is not None and not done.done():
                 done.set_result(None)
-        self._writer = None
+        self._writer = self._writing = None
 
     async def _commit(self, batch: list[tuple[str, str, NodeInfo | None]]) -> None:
         database = self._database

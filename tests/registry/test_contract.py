@@ -281,6 +281,17 @@ async def test_a_second_instance_takes_the_name_and_the_first_says_so(
         assert first.status.registered
 
 
+async def test_a_late_farewell_does_not_take_the_next_one_of_that_name_away(world: MemoryWorld | HttpWorld) -> None:
+    async with world.client() as former, world.client() as latter, world.client() as observer:
+        await former.register(node("one", instance="i1"))
+        await latter.register(node("one", 6223, instance="i2"))
+        await former.deregister()
+        await observer.register(node("two"))
+        assert [(peer.name, peer.instance) for peer in await observer.get_peers()] == [("one", "i2")]
+        await latter.deregister()
+        assert await observer.get_peers() == []
+
+
 async def test_deregistering_twice_or_never_is_harmless(world: MemoryWorld | HttpWorld) -> None:
     async with world.client() as one:
         await one.deregister()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -49,6 +50,27 @@ async def test_a_restart_forgets_nobody_and_grants_a_full_ttl(tmp_path: Path) ->
 
     directory = await opened(tmp_path / "registry.db", runtime)
     assert directory.services() == {"forest": 1}, "what has expired does not come back"
+    await directory.close()
+
+
+async def test_whom_a_listing_omits_no_restart_brings_back(tmp_path: Path) -> None:
+    def stored() -> list[tuple[str]]:
+        path = f"file:{tmp_path / 'registry.db'}?immutable=1"
+        return sqlite3.connect(path, uri=True).execute("SELECT name FROM nodes ORDER BY name").fetchall()
+
+    runtime = ManualRuntime()
+    directory = await opened(tmp_path / "registry.db", runtime)
+    await directory.register("forest", ONE)
+    await directory.register("forest", TWO)
+    runtime.now += 20
+    directory.heartbeat("forest", "one", "i1")
+    runtime.now += 20
+    nodes, _ = await directory.listing("forest")
+    assert [node.name for node in nodes] == ["one"] and stored() == [("one",)]
+    removing = asyncio.ensure_future(directory.deregister("forest", "one"))
+    await asyncio.sleep(0)
+    assert await directory.listing("forest") == ([], directory.index("forest")) and stored() == []
+    assert await removing
     await directory.close()
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from nimsnats.cluster.witness import RULE, Facts, Standing, obstacles, standing
+from nimsnats.cluster.witness import RULE, Facts, Standing, obstacles, shortcoming, standing
 from nimsnats.registry import Lease, Listing, NodeInfo
 from tests.simulation.witness_model import BROKEN, LONG, SETTINGS, Case, Model, Setting, check
 from tests.simulation.witness_node import ALONE, BOTH, Node, Variant, without_route
@@ -123,10 +123,14 @@ def test_each_obstacle_is_named() -> None:
         (replace(good, membership=8), "not in sync with node-2 since the membership changed"),
         (replace(good, lease=lapsed), "not in sync with node-2 since the latest registry lapse"),
         (replace(good, now_ns=158 * SECOND), "the registry may have let this node expire"),
-        (replace(good, lost_ns=None), "node-2 was never lost"),
+        (replace(good, lost_ns=None), "no route to node-2 was lost since this process started"),
         (replace(good, lost_ns=140 * SECOND), "no listing of the registry since node-2 was lost"),
         (replace(good, listing=Listing(140 * SECOND, (LISTED, PEER))), "the registry still lists node-2"),
         (replace(good, listing=nameless), "the registry still lists node-2"),
+        (
+            replace(good, listing=Listing(140 * SECOND, (LISTED,), skipped=frozenset({"node-2"}))),
+            "the registry lists something that cannot be read and may be node-2",
+        ),
         (replace(good, listing=Listing(140 * SECOND, ())), "the registry does not list this node"),
         (replace(good, listing=elsewhere), "the registry does not list this node"),
         (replace(good, listing=other_disk), "the registry does not list this node"),
@@ -141,6 +145,15 @@ def test_each_obstacle_is_named() -> None:
 def test_a_peer_on_an_empty_disk_is_not_the_peer() -> None:
     wiped = Listing(140 * SECOND, (LISTED, replace(PEER, instance="disk3")))
     assert obstacles(replace(facts(), listing=wiped)) == ()
+
+
+def test_what_a_registry_must_do_to_be_a_witness() -> None:
+    lease, listing = facts().lease, Listing(0, (LISTED, PEER))
+    assert shortcoming(ME, lease, listing) == shortcoming(ME, Lease(), None) == ""
+    endless = Lease()
+    endless.renew(1, 0, 1)
+    assert "for how long" in shortcoming(ME, endless, listing)
+    assert "does not stamp" in shortcoming(ME, lease, Listing(0, (ME, PEER)))
 
 
 def test_nothing_is_asked_that_could_not_prove_anything() -> None:
