@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from nimsnats.cluster import ClusterManager, ClusterState, cluster_health, registry_health
+from nimsnats.cluster import ClusterManager, ClusterState, Pairs, cluster_health, registry_health
 from nimsnats.config import Settings, for_node, split_address
 from nimsnats.monitor.view import Application, ClusterView
 from nimsnats.process import Process
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from forest.app import Forest
+    from nimsnats.jetstream.engine import JetStream
     from nimsnats.monitor.server import MonitorServer, Slot
     from nimsnats.registry.server import RegistryServer
 
@@ -65,6 +66,7 @@ class Node:
         self.server.on_http.append(self._add_webhooks)
         self.cluster: ClusterManager | None = None
         self.registry: Registry | None = None
+        self.pairs: Pairs | None = None
         self.forest: Forest | None = None
         self._find_registry = find_registry
         self._own_registry: RegistryServer | None = None
@@ -118,9 +120,24 @@ class Node:
         jetstream = self.server.jetstream
         if jetstream is not None and jetstream.cluster is not None:
             jetstream.cluster.gone = self._is_gone
+            self._watch_pairs(self.cluster, jetstream)
             if not await jetstream.cluster.settle(_JOIN_PATIENCE):
                 self.log.warning("JetStream is not yet one with all connected nodes: going on with what there is")
         self.cluster.jetstream_initialized()
+
+    def _watch_pairs(self, cluster: ClusterManager, jetstream: JetStream) -> None:
+        """Let this node go on alone where the registry is witness that the other of two has gone."""
+        assert jetstream.mail is not None and self.server.routes is not None
+        self.pairs = Pairs(
+            lambda: cluster.info,
+            cluster.registry,
+            self.server.routes,
+            jetstream.host,
+            jetstream.mail,
+            self.server.runtime,
+            self.log,
+        )
+        self.pairs.start()
 
     async def _describe(self) -> NodeInfo:
         """What peers are told of this node."""
@@ -235,7 +252,7 @@ class Node:
     def _cluster_page(self) -> dict[str, Any]:
         """The cluster's health, and with which connected nodes this one cannot be one JetStream."""
         assert self.cluster is not None
-        page = cluster_health(self.cluster)
+        page = cluster_health(self.cluster, self.pairs.waiting if self.pairs is not None else None)
         jetstream = self.server.jetstream
         conflicts = jetstream.cluster.conflicts if jetstream is not None and jetstream.cluster is not None else {}
         if conflicts:
@@ -304,6 +321,9 @@ class Node:
         if self._client is not None:
             await self._client.close()
             self._client = None
+        if self.pairs is not None:
+            await self.pairs.stop()
+            self.pairs = None
         jetstream = self.server.jetstream
         if jetstream is not None and jetstream.cluster is not None:
             try:

@@ -159,9 +159,17 @@ class RouteTable:
 
     def tags(self, name: str) -> list[str] | None:
         """The tags of a connected peer of our kind; None when there is none of this name."""
+        told = self._told_by(name)
+        return None if told is None else [tag for tag in told.get("tags", "").split(",") if tag]
+
+    def instance(self, name: str) -> str:
+        """The data directory behind a connected peer of our kind, "" where it is not known."""
+        return (self._told_by(name) or {}).get("instance", "")
+
+    def _told_by(self, name: str) -> dict[str, str] | None:
         for route in self.routes.values():
             if route.peer is not None and route.peer.node is not None and route.peer.server_name == name:
-                return [tag for tag in route.peer.node.get("tags", "").split(",") if tag]
+                return route.peer.node
         return None
 
     def watch(self, listener: Watcher) -> Callable[[], None]:

@@ -6,6 +6,7 @@ look) or "unhealthy" (the page answers 503). A registry that is away makes its o
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,17 +27,23 @@ def registry_section(registry: Registry) -> Section:
     return {"connected": registry.status.connected, "url": registry.status.url}
 
 
-def cluster_health(manager: ClusterManager) -> Section:
-    """`GET /health/cluster`: the cluster with every peer that is a member or that the registry lists."""
+def cluster_health(manager: ClusterManager, waiting: Mapping[str, Sequence[str]] | None = None) -> Section:
+    """`GET /health/cluster`: the cluster with every peer that is a member or that the registry lists.
+
+    `waiting`: why groups of two wait for their other member, by its name.
+    """
     known = {peer.name: peer for peer in manager.known_peers}
     members = manager.members
     names = sorted(known.keys() | members.keys())
     nodes = [_peer(manager, name, known.get(name), members.get(name)) for name in names]
     strained = any(not node["connected"] for node in nodes)
+    cluster: Section = {**cluster_section(manager), "address": manager.info.cluster_addr, "nodes": nodes}
+    if waiting:
+        cluster["waiting"] = {name: list(reasons) for name, reasons in waiting.items()}
     return {
-        "status": "degraded" if strained else "healthy",
+        "status": "degraded" if strained or waiting else "healthy",
         "node": manager.info.name,
-        "cluster": {**cluster_section(manager), "address": manager.info.cluster_addr, "nodes": nodes},
+        "cluster": cluster,
     }
 
 

@@ -28,6 +28,10 @@ class Routes(Protocol):
         """Peers whose route is up: name -> address. Inbound and gossiped routes count, whoever dialled."""
         ...
 
+    def instance(self, name: str) -> str:
+        """The data directory behind a connected peer, "" where it is not known."""
+        ...
+
     def watch(self, listener: RouteListener) -> Callable[[], None]:
         """Call `listener` on every change, from the event loop; returns what ends that."""
         ...

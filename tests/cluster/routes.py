@@ -16,6 +16,7 @@ class FakeRoutes:
         self._eager = dict(eager or {})
         self._connected: dict[str, str] = {}
         self._listeners: list[RouteListener] = []
+        self.instances: dict[str, str] = {}
 
     def add_route(self, address: str) -> None:
         if address not in self.wanted:
@@ -30,6 +31,9 @@ class FakeRoutes:
 
     def connected(self) -> Mapping[str, str]:
         return self._connected
+
+    def instance(self, name: str) -> str:
+        return self.instances.get(name, "")
 
     def watch(self, listener: RouteListener) -> Callable[[], None]:
         self._listeners.append(listener)

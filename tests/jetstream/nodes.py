@@ -58,6 +58,9 @@ class HubNode(Node):
         server = self.server
         assert server.routes is not None and server._host is not None
         server._host.abandon()
+        if self.pairs is not None:
+            await self.pairs.stop()
+            self.pairs = None
         if self.cluster is not None:
             await self.cluster._discovery.stop()
             if self.cluster._unwatch is not None:
