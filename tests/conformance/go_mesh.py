@@ -10,11 +10,11 @@ from tests.broker.route_stand import CLUSTER
 from tests.conformance.oracle import Oracle
 
 
-def joined(directory: Path, *tables: RouteTable, login: str = "", config: str = "") -> Oracle:
+def joined(directory: Path, *tables: RouteTable, login: str = "", config: str = "", cluster: str = CLUSTER) -> Oracle:
     """A Go server that dials `tables`; `login` (`user:password@`) is what it asks for and what it dials with."""
     directory.mkdir(exist_ok=True)
     routes = ",".join(f"nats://{login}127.0.0.1:{table.port}" for table in tables)
-    args = ["--cluster_name", CLUSTER, "--cluster", f"nats://{login}127.0.0.1:-1"]
+    args = ["--cluster_name", cluster, "--cluster", f"nats://{login}127.0.0.1:-1"]
     if routes:
         args += ["--routes", routes]
     return Oracle(directory).start(config, *args)
