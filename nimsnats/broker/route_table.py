@@ -65,6 +65,8 @@ class RouteTable:
         self._past = BrokerStats()
         self._dials: dict[str, Solicitation] = {}
         self._watchers: list[Watcher] = []
+        self.refused = 0
+        """What peers said or were that was not accepted."""
         self._told: set[tuple[str, str]] = set()
         self._server: asyncio.Server | None = None
         self._stopping = False
@@ -297,7 +299,8 @@ class RouteTable:
             self._tell_urls()
 
     def complain(self, route: RouteConnection, text: str) -> None:
-        """Log what a peer did wrong; once each, because it will try again."""
+        """Count and log what a peer did wrong; the log hears of it once, because it will try again."""
+        self.refused += 1
         key = (route.name if route.peer is not None else route.ip, text)
         known = key in self._told or len(self._told) >= _COMPLAINTS_KEPT
         if not known:

@@ -256,8 +256,10 @@ class Cluster:
             if answer:
                 return
 
-    async def _on_join(self, sender: str, body: list[str]) -> bool:
+    async def _on_join(self, sender: str, body: list[Any]) -> bool:
         cluster, member = body
+        if not isinstance(member, str):
+            raise TypeError("a member's name is no text")
         if cluster != self.group.name or self.joining:
             raise errors.CLUSTER_NOT_LEADER()
         if not self.group.leading:

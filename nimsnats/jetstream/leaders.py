@@ -120,6 +120,8 @@ class Leaders:
 
     def _on_api(self, sender: str, body: list[Any]) -> None:
         account, subject, reply, headers, payload, hops = body
+        if [type(part) for part in body] != [str, bytes, bytes, bytes, bytes, int]:
+            raise TypeError("a forwarded request has other fields")
         dispatcher = self._engine.dispatcher(account)
         if dispatcher is not None:
             dispatcher.take(subject, reply, headers, payload, None, hops)

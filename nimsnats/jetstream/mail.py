@@ -2,7 +2,7 @@
 
 Owns the subjects (`$NIMS.RAFT.<hash>`, `$NIMS.API.<hash>`), questions with their answers, and the way of Raft's frames.
 What a question means is the business of whoever registers for it. Clients outside the system account cannot publish
-here; what cannot be read is counted and otherwise ignored.
+here; what cannot be read is counted, logged once a sender, and otherwise ignored.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from msgpack import UnpackException
 
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.errors import ApiError
@@ -29,6 +33,10 @@ _TELL: Final = 0
 _ASK: Final = 1
 _ANSWER: Final = 2
 _REFUSAL: Final = 3
+_FORMS: Final = (_TELL, _ASK, _ANSWER, _REFUSAL)
+_NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What listeners raise when a body is not what they expect."""
+_TOLD_KEPT: Final = 1024
 PATIENCE: Final = 2.0
 """Seconds to wait for an answer unless told otherwise."""
 
@@ -87,7 +95,8 @@ class Mail:
     def __init__(self, system: Account, member: str, runtime: Runtime, log: logging.Logger) -> None:
         self.member = member
         self.refused = 0
-        """Messages that could not be read."""
+        """Messages that could not be read, or whose body was not what their kind has."""
+        self._told: set[str] = set()
         self._system = system
         self._runtime = runtime
         self._log = log
@@ -133,27 +142,41 @@ class Mail:
         del subject, reply, headers, origin
         try:
             form, number, sender, to, what, body = unpack(payload)
-        except (ValueError, TypeError):
-            self.refused += 1
+        except (ValueError, TypeError, RecursionError, UnpackException) as error:
+            self._refuse("", f"no message of ours ({type(error).__name__})")
             return None
-        if to not in (self.member, node_of(self.member)):
+        if form not in _FORMS or [type(part) for part in (form, number, sender, to, what)] != [int, int, str, str, str]:
+            self._refuse("", "a field of the wrong type")
+        elif to not in (self.member, node_of(self.member)):
             return None
-        if form in (_ANSWER, _REFUSAL):
-            self._answered(form, number, body)
+        elif form in (_ANSWER, _REFUSAL):
+            self._answered(form, number, sender, body)
         elif what in self._listeners:
             self._handle(form, number, sender, what, body)
         else:
-            self.refused += 1
+            self._refuse(sender, "a question of an unknown kind")
         return None
 
-    def _answered(self, form: int, number: int, body: Any) -> None:
+    def _refuse(self, sender: str, why: str) -> None:
+        """Count a message that was not accepted; the log hears of it once a sender and reason."""
+        self.refused += 1
+        key = f"{sender[:64]} {why}"
+        if key not in self._told and len(self._told) < _TOLD_KEPT:
+            self._told.add(key)
+            self._log.warning("Refused from %s: %s", ascii(sender[:64]) if sender else "an unknown peer", why)
+
+    def _answered(self, form: int, number: int, sender: str, body: Any) -> None:
         waiting = self._waiting.get(number)
         if waiting is None or waiting.done():
             return
         if form == _ANSWER:
             waiting.set_result(body)
-        else:
-            waiting.set_exception(ApiError(*body))
+            return
+        try:
+            code, err_code, description = body
+            waiting.set_exception(ApiError(int(code), int(err_code), str(description)))
+        except (ValueError, TypeError):
+            self._refuse(sender, "a refusal that says nothing")
 
     def _handle(self, form: int, number: int, sender: str, what: str, body: Any) -> None:
         task = self._runtime.spawn(self._answer(form, number, sender, what, body), f"mail {what}")
@@ -168,6 +191,10 @@ class Mail:
         except ApiError as error:
             if form == _ASK:
                 self._send(sender, _REFUSAL, number, what, [error.code, error.err_code, error.description])
+        except _NONSENSE as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"cannot answer {what}: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+            self._refuse(sender, text)
         except Exception:
             self._log.exception("Question %s of %s cannot be answered", what, sender)
         else:

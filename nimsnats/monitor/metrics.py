@@ -103,10 +103,26 @@ def _server(view: NodeView) -> Iterator[Metric]:
     yield counter(
         "stale_connections_total", "Clients closed because they did not answer pings.", stats.stale_connections
     )
+    refused = CounterMetricFamily(
+        _PREFIX + "peer_refused_total", "What other servers sent that was not accepted.", labels=["kind"]
+    )
+    for kind, count in _refused(view).items():
+        refused.add_metric([kind], count)
+    yield refused
     requests = CounterMetricFamily(_PREFIX + "http_requests_total", "Requests to the HTTP port.", labels=["path"])
     for path, count in sorted(view.http_requests.items()):
         requests.add_metric([path], count)
     yield requests
+
+
+def _refused(view: NodeView) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    if view.broker.routes is not None:
+        counts["route"] = view.broker.routes.refused
+    if view.jetstream is not None and view.jetstream.mail is not None:
+        counts["raft"] = sum(view.jetstream.host.peers.refused.values())
+        counts["question"] = view.jetstream.mail.refused
+    return counts
 
 
 def _loop(view: NodeView) -> Iterator[Metric]:

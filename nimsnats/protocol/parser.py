@@ -42,6 +42,8 @@ _VERB: Final = re.compile(
 )
 _FIELDS: Final = re.compile(rb"[^ \t\r\n]+").findall
 _PUBLISH_FIELDS: Final = re.compile(rb"[^ \t]+").findall  # nats-server: a CR or LF is part of the word here
+_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {9: "\\t", 10: "\\n", 13: "\\r", 34: '\\"'}
+"""What must not get into a line of the log as it is."""
 
 
 class Failure(Enum):
@@ -513,4 +515,4 @@ class Parser(Generic[L]):
 
 
 def _quoted(text: bytes) -> str:
-    return '"' + text.decode("ascii", "backslashreplace").replace('"', '\\"') + '"'
+    return '"' + text.decode("ascii", "backslashreplace").translate(_ESCAPES) + '"'
