@@ -54,7 +54,7 @@ class RouteTable:
         self.port = 0
         self.routes: dict[str, RouteConnection] = {}
         """Registered ones, by server id."""
-        self.open: set[RouteConnection] = set()
+        self.open: dict[RouteConnection, None] = {}
         """Every connection that is not closed."""
         self.routings: dict[bytes, AccountRouting] = {}
         self.lines: dict[bytes, Line[Lane]] = {}
@@ -191,7 +191,7 @@ class RouteTable:
         if self._stopping:
             route.close(Reason.SERVER_SHUTDOWN)
             return
-        self.open.add(route)
+        self.open[route] = None
 
     def admits(self, user: str, password: str) -> bool:
         """Whether these credentials open the cluster port."""
@@ -273,7 +273,7 @@ class RouteTable:
 
     def forget(self, route: RouteConnection) -> None:
         """A connection is closed."""
-        self.open.discard(route)
+        self.open.pop(route, None)
         self.timers.cancel(route)
         for name in ("in_msgs", "in_bytes", "out_msgs", "out_bytes"):
             setattr(self._past, name, getattr(self._past, name) + getattr(route, name))

@@ -66,7 +66,7 @@ class Host:
         self._ticking: dict[HostedGroup, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ticks = 0
-        self._acquaintances: set[str] = set()
+        self._acquaintances: list[str] = []
         self._groups: dict[str, HostedGroup] = {}
         self._opening: set[str] = set()
         self._dirty: dict[HostedGroup, None] = {}
@@ -287,7 +287,7 @@ class Host:
         self._ticks += 1
         if self._ticks % _GREET_TICKS == 0:
             if self._ticks % _ACQUAINTANCES_TICKS == 0:
-                self._acquaintances = self._all_members()
+                self._acquaintances = sorted(self._all_members())
             self.peers.greet(self._acquaintances)
         lost = self.peers.silent(self.tick_seconds * self.settings.election_ticks)
         if lost:

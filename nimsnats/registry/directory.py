@@ -35,7 +35,7 @@ class Directory:
         self._catalog = Catalog(runtime.time_ns() // 1_000_000, ttl)
         self._store = RegistryStore(path, runtime, self._log) if path is not None else None
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: dict[str, set[Callable[[], None]]] = {}
+        self._waiters: dict[str, dict[Callable[[], None], None]] = {}
 
     @property
     def persistent(self) -> bool:
@@ -130,14 +130,14 @@ class Directory:
     async def changed(self, service: str, since: int, timeout: float | None = None) -> bool:
         """Wait until the service is at another revision than `since`; False after `timeout` seconds or a `release`."""
         woken = asyncio.Event()
-        waiters = self._waiters.setdefault(service, set())
-        waiters.add(woken.set)
+        waiters = self._waiters.setdefault(service, {})
+        waiters[woken.set] = None
         timer = None if timeout is None else self.runtime.call_later(timeout, woken.set)
         try:
             if not self.closed and self._catalog.index(service) == since:
                 await woken.wait()
         finally:
-            waiters.discard(woken.set)
+            waiters.pop(woken.set, None)
             if not waiters and self._waiters.get(service) is waiters:
                 del self._waiters[service]
             if timer is not None:
