@@ -98,6 +98,12 @@ class Leadership:
             Message(Kind.INSTALL, name, core.name, core.term, log.snapshot, log.snapshot_term, members=members)
         )
 
+    def offer_again(self, name: str) -> None:
+        """The member has asked for a snapshot that has been replaced: tell it of the newer one."""
+        progress = self.members.get(name)
+        if progress is not None and progress.flow is Flow.SNAPSHOT:
+            self._offer_snapshot(name, progress)
+
     def supply(self, name: str, previous_term: int, entries: Sequence[Entry]) -> None:
         """Entries read from disk for a member, in answer to `reads`; `previous_term` is that of the entry
         before them."""

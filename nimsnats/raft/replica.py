@@ -252,8 +252,8 @@ class Replica:
                 group.lead_on()
             while leading.reads:
                 self.spawn(self._read(leading, *leading.reads.pop()), "read")
-        if core.install is not None and not self.download.running:
-            self.spawn(self.download.run(core.install), "download")
+        if core.install is not None:
+            self.download.begin(core.install)
         if self._has_work():
             group.host.mark(group)
         elif leading is not None and not leading.members and log.committed == log.last == log.applied:

@@ -9,6 +9,7 @@ meets a newer snapshot, goes on with the blocks it has.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,8 @@ class Source:
         try:
             piece = Piece(fetch.request, 0)
             log = replica.core.log
+            if group.compacting:
+                await group.host.synced()
             if (fetch.index, fetch.term) == (log.snapshot, log.snapshot_term) and not group.compacting:
                 self._asked = group.host.runtime.monotonic()
                 manifest = await self._load(fetch.index, fetch.term)
@@ -68,6 +71,9 @@ class Source:
                 elif manifest:
                     piece = Piece(fetch.request, len(manifest), blocks=await self._blocks(fetch.blocks))
             replica.post(sender, piece)
+            if log.snapshot > fetch.index and replica.core.leading is not None:
+                replica.core.leading.offer_again(sender)
+                replica.after()
         finally:
             self._answering.discard(sender)
 
@@ -144,7 +150,7 @@ class Download:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self.running = False
+        self._running = False
         self._request = 0
         self._answer: asyncio.Future[Piece] | None = None
         self._sender = ""
@@ -159,21 +165,27 @@ class Download:
         if waiting is not None and not waiting.done() and sender == self._sender and piece.request == self._request:
             waiting.set_result(piece)
 
-    async def run(self, offer: Message) -> None:
+    def begin(self, offer: Message) -> None:
+        """Fetch what is offered, unless something is being fetched: two would take each other's answers."""
+        if not self._running:
+            self._running = True
+            self._replica.spawn(self._run(offer), "download")
+
+    async def _run(self, offer: Message) -> None:
         """Fetch the offered snapshot and become it; or leave it, so that the leader offers again."""
         replica, group = self._replica, self._replica.group
-        self.running = True
         try:
             manifest = await self._fetch_manifest(offer)
             await self._reuse(manifest)
             await self._fetch_blocks(offer, manifest)
             await self._take_over(offer, manifest)
         except (Interrupted, Malformed, StorageError) as error:
-            group.host.log.warning("Group %s: no snapshot from %s: %s", group.name, offer.sender, error)
+            level = logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING
+            group.host.log.log(level, "Group %s: no snapshot from %s: %s", group.name, offer.sender, error)
             if replica.core.install is offer:
                 replica.core.install = None
         finally:
-            self.running = False
+            self._running = False
         if not group.stopped:
             replica.after()
 

@@ -255,3 +255,29 @@ def test_a_wiped_member_is_nobody_until_it_is_added() -> None:
         await cluster.stop()
 
     run(test)
+
+
+def test_a_snapshot_that_is_offered_twice_at_once_is_fetched_once() -> None:
+    async def test() -> None:
+        cluster = Cluster("ab", 9)
+        await cluster.start()
+        a, b = cluster.nodes.values()
+        group = await a.open("S", None)
+        group.propose(MESSAGES, b"x" * 2000, "x", 1)
+        await cluster.until(lambda: a.machines["S"].contexts)
+        _compact(a)
+        assert b.host is not None
+        receive = b.host.receive
+
+        def twice(peer: str, frame: bytes) -> None:
+            receive(peer, frame)
+            receive(peer, frame)
+
+        b.host.receive = twice  # type: ignore[method-assign]
+        await b.open("S", [a.member])
+        began = cluster.runtime.monotonic()
+        await group.change_members(cluster.members("ab"))
+        assert cluster.runtime.monotonic() - began < 2 and await cluster.agreed("ab")
+        await cluster.stop()
+
+    run(test)
