@@ -201,14 +201,15 @@ class JetStreamAccount:
         await served.close(deleted=True)
         await self.engine.host.remove_group(served.group_name)
 
-    async def retire(self, name: str) -> None:
+    async def retire(self, record: StreamRecord) -> None:
         """The stream lives on, but its group has no member here any more."""
-        async with self._settling.setdefault(name, asyncio.Lock()):
-            served = self.streams.get(name)
-            if served is not None and not self.engine.holds(served.record):
-                self.streams.pop(name, None)
+        async with self._settling.setdefault(record.name, asyncio.Lock()):
+            if self.engine.meta.streams.get(record.key) is not record or self.engine.holds(record):
+                return
+            served = self.streams.pop(record.name, None)
+            if served is not None:
                 await served.close()
-                await self.engine.host.remove_group(served.group_name)
+            await self.engine.host.remove_group(record.group)
 
     async def open(self, record: StreamRecord, *, adopt: bool = False) -> ServedStream:
         """Open a stream of the catalogue: recover what its group holds, then take messages.

@@ -1,25 +1,27 @@
 """How nodes become one JetStream, and how they leave it: no first node, no configuration.
 
 Owns the membership of the meta group. Every node starts as a cluster of one. Nodes that have a route ask each other who
-they are; a cluster without data gives itself up, one node after the other, and joins one that has some, or an older
-one. Two clusters that both hold data never merge: both say so. What is registered and who is connected is the business
-of `nimsnats.cluster`; this module sees only names of connected nodes.
+they are; `formation.py` decides what follows, and this module does it: give a cluster up, move to another, ask for a
+place. The member that leads keeps the list of who is to be there (`roster.py`), and placement follows. What is
+registered and who is connected is the business of `nimsnats.cluster`; this module sees only names of connected nodes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.formation import Decision, Hello, Situation, Step, cluster_id, conflicts, decide, given_up
 from nimsnats.jetstream.mail import Mail, Unreachable
-from nimsnats.jetstream.meta import META_PREFIX
+from nimsnats.jetstream.meta import Key
 from nimsnats.jetstream.peers import named
 from nimsnats.jetstream.replicas import Replicas
+from nimsnats.jetstream.roster import Roster
 from nimsnats.raft.machine import NotLeader
 from nimsnats.raft.transport import node_of
 
@@ -30,18 +32,12 @@ if TYPE_CHECKING:
 _BUSY: Final = 0.1
 _CALM: Final = 1.0
 """Seconds between two looks, while something is to be done and otherwise."""
-_ABSENT: Final = 5.0
-"""Seconds that a member must be lost to registry and routes before the others remove it."""
+_PATIENCE: Final = 0.5
+"""Seconds to wait for another node's answer."""
+_WAIT: Final = 3.0
+"""Seconds without any member of the cluster that this node wants to join until it looks for another one."""
 SAFE_SIZE: Final = 3
 """Up to this size a node that stops leaves its groups: the rest could not go on without it, or lose another one."""
-
-Hello = dict[str, Any]
-
-
-def founded(cluster: str) -> int:
-    """When a cluster began, in nanoseconds, out of its meta group's name."""
-    tail = cluster.rpartition("-")[2]
-    return int(tail) if tail.isdigit() else 0
 
 
 class Cluster:
@@ -51,20 +47,24 @@ class Cluster:
         self.engine = engine
         self.mail = mail
         self.me = mail.member
-        self.joining = False
-        """This node has given up its own cluster and is not yet a member of the other one."""
         self.conflicts: dict[str, str] = {}
         """Connected nodes whose cluster holds data as ours does: name -> their cluster."""
         self.gone: Callable[[str], bool] = lambda name: False
         """Whether a node, by name, has neither a registration nor a route (set by the node)."""
+        self.replaceable: frozenset[Key] = frozenset()
+        """Streams that this node makes anew wherever it is (set by the node): as long as they have never held a
+        message, they are no reason to keep a cluster of one."""
+        self.stopping = False
+        """This node leaves: what it holds stays on its disk, for when it comes back."""
         self._connected: Callable[[], Mapping[str, str]] = dict
         self._replicas: Replicas | None = None
-        self._coming: set[str] = set()
-        self._evading: set[str] = set()
-        """Members that hand their streams to others before they leave."""
-        self._leaving: set[str] = set()
-        self._absent: dict[str, float] = {}
-        self._met: set[str] = set()
+        self._roster = Roster(self.me, engine.runtime, engine.host.is_lost, self._is_gone)
+        self._hellos: dict[str, Hello] = {}
+        """What connected nodes have said, by name."""
+        self._given_up: frozenset[str] = frozenset()
+        self._sought = 0.0
+        """When a member of the cluster that we want to join was last seen, or we began to want it."""
+        self._waiting = False
         self._announced = False
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -80,33 +80,36 @@ class Cluster:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Members that can hold replicas, those about to leave excepted."""
-        return tuple(member for member in self.group.members if member not in self._leaving | self._evading)
+        return self._roster.staying(self.group.members)
+
+    @property
+    def joining(self) -> bool:
+        """Whether this node is not a member of its cluster: not yet, or not any more."""
+        return self.me not in self.group.members
 
     @property
     def several(self) -> bool:
         """Whether other nodes have a part in this cluster."""
-        return self.joining or len(self.group.members) > 1 or self.me not in self.group.members
+        return self.joining or len(self.group.members) > 1
+
+    def _is_gone(self, name: str) -> bool:
+        return self.gone(name)
 
     def has_others(self) -> bool:
         """`several`, as a function to hand out."""
         return self.several
-
-    @property
-    def empty(self) -> bool:
-        """Whether no stream of this cluster has ever held a message, as far as this node can tell."""
-        for record in self.engine.meta.streams.values():
-            served = self.engine.served(record)
-            if served is None or served.stream.store.last_seq:
-                return False
-        return True
 
     # Life
 
     def opened(self) -> None:
         """The meta group is open (again)."""
         engine = self.engine
-        self._replicas = Replicas(self.group, self._wanted, engine.runtime, engine.log)
-        self.joining = self.me not in self.group.members
+        self._replicas = Replicas(self.group, lambda: self._roster.wanted(self.group), engine.runtime, engine.log)
+        engine.meta.on_given_up = self._wake.set
+        self._roster.forget()
+        self._hellos.clear()
+        self._sought = engine.runtime.monotonic()
+        self._waiting = self.joining
 
     def start(self, connected: Callable[[], Mapping[str, str]]) -> None:
         """Watch the nodes that `connected` names, and become one cluster with them."""
@@ -135,7 +138,7 @@ class Cluster:
         return True
 
     def _settled(self) -> bool:
-        if self.joining or self.me not in self.group.members or not self.group.leader:
+        if self.joining or not self.group.leader or self.engine.meta.given_up is not None:
             return False
         names = {node_of(member) for member in self.group.members}
         return all(name in names or name in self.conflicts for name in self._connected())
@@ -151,106 +154,175 @@ class Cluster:
                 self.engine.log.debug("Cluster: %s", error)
             except Exception:
                 self.engine.log.exception("The cluster's membership cannot be kept up")
-            pause = _CALM if self._settled() and not self._leaving else _BUSY
+            pause = _CALM if self._settled() and not self._roster.restless else _BUSY
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
 
     async def _look(self) -> None:
-        names = {node_of(member) for member in (*self.group.members, *self.group.learners)}
-        connected = list(self._connected())
-        self.conflicts = {name: held for name, held in self.conflicts.items() if name in connected}
-        for name in connected:
-            if name in names and self.me in self.group.members and name in self._met:
-                continue
-            try:
-                hello: Hello = await self.mail.ask(name, "hello", self._hello(), 0.5)
-            except Unreachable:
-                continue
-            self._met.add(name)
-            await self._meet(name, hello)
-        self._met.intersection_update(connected)
+        if self.stopping:
+            if self.group.leading:
+                await self._keep_up()
+            return
+        own = self.hello()
+        others = await self._ask_around(own)
+        self._given_up = given_up(own, others.values())
+        self._note_conflicts(own, others.values())
+        decision = decide(self._situation(own, others.values()), others.values())
+        if decision.step is not Step.STAY:
+            await self._follow(decision)
+            return
+        self._note_place()
         if self.several != self._announced:
             self._announced = self.several
             for account in self.engine.accounts.values():
                 for served in account.streams.values():
                     served.announce()
-        if self.joining:
-            await self._ask_in(list(self._connected()))
-        elif not self.group.leader:
+        if self.joining or not self.group.leader:
             # an election; or the others have let us go while we were away, and nobody has told us
-            await self._ask_for_place(list(self._connected()))
-        elif self.group.leading:
-            self._notice_gone()
-            assert self._replicas is not None
-            self._replicas.review()
-            await self._rebalance()
+            await self._ask_for_place(others)
+        if self.group.leading:
+            await self._keep_up()
+        else:
+            self._roster.forget()
         await self.engine.tidy()
 
-    def _hello(self) -> Hello:
-        return {
-            "member": self.me,
-            "cluster": self.group.name,
-            "empty": self.empty,
-            "joining": self.joining,
-            "members": list(self.group.members),
-            "leader": self.group.leader,
-        }
+    def hello(self) -> Hello:
+        """What this node tells of its cluster."""
+        members = tuple(self.group.members)
+        return Hello(
+            self.me, self.group.name, not self.joining, self._holds_data(), members, self.group.leader, self._given_up
+        )
 
-    def _on_hello(self, sender: str, hello: Hello) -> Hello:
-        if hello.get("cluster") != self.group.name:
+    def _holds_data(self) -> bool:
+        """Whether the cluster holds, as far as this node can tell, what must not be thrown away: any stream."""
+        meta = self.engine.meta
+        if meta.incomplete or self.group.impaired:
+            return True
+        alone = self.group.members == (self.me,)
+        for record in meta.streams.values():
+            served = self.engine.served(record)
+            untouched = served is not None and not served.stream.store.last_seq
+            if not (alone and record.key in self.replaceable and untouched):
+                return True
+        return bool(self.engine.strays())
+
+    async def _ask_around(self, own: Hello) -> dict[str, Hello]:
+        """Ask the connected nodes who they are; members of our own cluster only once, as long as it has a leader."""
+        connected = list(self._connected())
+        self._hellos = {name: hello for name, hello in self._hellos.items() if name in connected}
+        settled = own.joined and own.leader
+        known = {name for name, hello in self._hellos.items() if hello.joined and hello.cluster == own.cluster}
+        asked = [name for name in connected if not (settled and name in known)]
+        await asyncio.gather(*(self._ask_who(name, own) for name in asked))
+        return {name: self._hellos[name] for name in connected if name in self._hellos}
+
+    async def _ask_who(self, name: str, own: Hello) -> None:
+        self._hellos.pop(name, None)  # what it said before may not be true any more
+        try:
+            answer = await self.mail.ask(name, "hello", own.pack(), _PATIENCE)
+            self._hellos[name] = Hello.unpack(answer)
+        except (Unreachable, ApiError):
+            return
+        except (ValueError, TypeError):
+            self.mail.refused += 1
+
+    def _on_hello(self, sender: str, body: list[Any]) -> list[Any]:
+        try:
+            theirs = Hello.unpack(body)
+        except (ValueError, TypeError) as error:
+            self.mail.refused += 1
+            raise errors.CLUSTER_NOT_LEADER() from error
+        self._meet(sender)
+        if theirs.cluster != self.group.name:
             self._wake.set()
-        return self._hello()
+        return self.hello().pack()
 
-    async def _meet(self, name: str, theirs: Hello) -> None:
-        """A connected node has told of its cluster: is it ours, do we join it, does it join us?"""
-        mine = self.group.name
-        if theirs["cluster"] == mine or theirs["joining"] or self.joining:
-            self.conflicts.pop(name, None)
-            return
-        if not self.empty and not theirs["empty"]:
-            if name not in self.conflicts:
-                self.engine.log.error(
-                    "Node %s belongs to another cluster and both hold data: they stay apart until the data of one of "
-                    "them is removed",
-                    name,
-                )
-            self.conflicts[name] = theirs["cluster"]
-            return
-        older = (founded(theirs["cluster"]), theirs["cluster"]) < (founded(mine), mine)
-        if self.empty and (not theirs["empty"] or older):
-            await self._join(theirs)
+    def _meet(self, member: str) -> None:
+        """A member speaks: what its node has said with another disk is of no account any more."""
+        known = self._hellos.get(node_of(member))
+        if known is not None and known.member != member:
+            del self._hellos[node_of(member)]
 
-    # Joining
+    def _situation(self, own: Hello, others: Iterable[Hello]) -> Situation:
+        now = self.engine.runtime.monotonic()
+        if own.joined or any(other.joined and other.cluster == own.cluster for other in others):
+            self._sought = now
+        return Situation(
+            own,
+            leading=self.group.leading,
+            bound=self.group.term > 0,
+            waited=now - self._sought > _WAIT,
+            released=self.engine.meta.given_up is not None,
+            guarded=bool(self.engine.strays()),
+        )
 
-    async def _join(self, theirs: Hello) -> None:
-        """Give up this node's own, empty cluster and wait for a place in the other one."""
+    def _note_conflicts(self, own: Hello, others: Iterable[Hello]) -> None:
+        found = {node_of(member): cluster for member, cluster in conflicts(own, others).items()}
+        for name in found.keys() - self.conflicts.keys():
+            self.engine.log.error(
+                "Node %s belongs to another cluster and both hold data: they stay apart until the data of one of them "
+                "is removed",
+                name,
+            )
+        self.conflicts = found
+
+    def _note_place(self) -> None:
+        """Say when this node has got a place that it waited for."""
+        if self._waiting and not self.joining:
+            self.engine.log.info("Joined the cluster: %s", ", ".join(map(node_of, self.group.members)))
+        self._waiting = self.joining
+
+    # Moving from one cluster to another
+
+    async def _follow(self, decision: Decision) -> None:
+        target = decision.target
+        if decision.step is Step.GIVE_UP:
+            assert target is not None
+            await self._give_up(target)
+        else:
+            await self._move(target)
+        self._wake.set()
+
+    async def _give_up(self, target: Hello) -> None:
+        """Propose to give up this cluster, which holds nothing. Its members move once they have applied that."""
         engine = self.engine
-        engine.log.info("Joining the cluster of %s", ", ".join(node_of(member) for member in theirs["members"]))
-        self.joining = True
+        records = list(engine.meta.streams.values())
+        if records and not await engine.emptied(records):
+            return
+        self.engine.log.info("Giving up this cluster for that of %s", ", ".join(map(node_of, target.members)))
+        try:
+            await engine.meta.give_up(target.cluster, target.members, [record.group for record in records])
+        finally:
+            if engine.meta.given_up is None:
+                engine.resume(records)
+
+    async def _move(self, target: Hello | None) -> None:
+        """Leave this cluster, of which nothing is left to keep, for the target's or for a new one."""
+        engine = self.engine
+        before = self.group.name
         if self._replicas is not None:
             await self._replicas.close()
+        if engine.meta.given_up is not None:
+            self._given_up |= {before}  # for those who have missed it
         await engine.give_up()
-        await engine.open_meta(
-            theirs["cluster"], [member for member in theirs["members"] if member != self.me] or ["-"]
-        )
-        self.joining = True
-        await self._ask_in([node_of(theirs["member"])])
+        if target is None:
+            engine.log.info("Beginning a new cluster")
+            instance = self.me.rpartition("@")[2]
+            await engine.open_meta(cluster_id(instance, engine.runtime.time_ns()), None)
+        else:
+            engine.log.info("Joining the cluster of %s", ", ".join(map(node_of, target.members)))
+            await engine.open_meta(target.cluster, [name for name in target.members if name != self.me] or ["-"])
 
-    async def _ask_in(self, names: list[str]) -> None:
-        """Ask for a place until we have it."""
-        if self.me in self.group.members:
-            self.joining = False
-            self.engine.log.info("Joined the cluster: %s", ", ".join(map(node_of, self.group.members)))
-            return
-        await self._ask_for_place(names)
-
-    async def _ask_for_place(self, names: list[str]) -> None:
+    async def _ask_for_place(self, others: Mapping[str, Hello]) -> None:
         """Ask the cluster's leader, through anyone who may know it. Who has a place keeps it."""
-        leader = self.group.leader
-        for name in [leader, *names] if leader else names:
+        same = {name: hello for name, hello in others.items() if hello.cluster == self.group.name}
+        leaders = [self.group.leader, *(hello.leader for hello in same.values())]
+        for name in dict.fromkeys([*leaders, *(name for name, hello in same.items() if hello.joined)]):
+            if name in ("", node_of(self.me)):
+                continue
             try:
-                answer = await self.mail.ask(name, "join", [self.group.name, self.me], 0.5)
+                answer = await self.mail.ask(name, "join", [self.group.name, self.me], _PATIENCE)
             except (Unreachable, ApiError):
                 continue
             if answer:
@@ -270,23 +342,23 @@ class Cluster:
                 return await self.mail.ask(leader, "join", body, 0.4)
             except Unreachable as error:
                 raise errors.CLUSTER_NOT_LEADER() from error
-        self._coming.add(member)
-        self._leaving.discard(member)
-        self._evading.discard(member)
-        self._absent.pop(member, None)
+        self._meet(member)
+        self._roster.comes(member, self.group)
         self._wake.set()
         return True
 
-    def _wanted(self) -> list[str]:
-        """Who is to be in the meta group. Of two members with one node's name, only the newcomer is alive."""
-        present = {*self.group.members, *self.group.learners, *self._coming}
-        replaced = {
-            member
-            for member in present - self._coming
-            if any(node_of(member) == node_of(new) for new in self._coming if new != member)
-        }
-        self._coming -= set(self.group.members)
-        return sorted(present - replaced - self._leaving) or [self.me]
+    # The leader's work
+
+    async def _keep_up(self) -> None:
+        """Bring members and streams to what they should be."""
+        for hello in self._hellos.values():
+            if hello.joined and hello.cluster == self.group.name:
+                self._roster.speaks(hello.member, self.group)
+        for member in self._roster.review(self.group):
+            self.engine.log.warning("Node %s is gone: it leaves the cluster", node_of(member))
+        assert self._replicas is not None
+        self._replicas.review()
+        await self._rebalance()
 
     # Leaving
 
@@ -295,6 +367,7 @@ class Cluster:
         engine = self.engine
         if not self.several or self.joining:
             return
+        self.stopping = True
         deadline = engine.runtime.monotonic() + patience
         if len(self.group.members) <= SAFE_SIZE:
             for step in (self._streams_left, self._catalogue_left):
@@ -332,27 +405,11 @@ class Cluster:
         step, member = body
         if not self.group.leading:
             raise errors.CLUSTER_NOT_LEADER()
-        chosen = self._evading if step == "evade" else self._leaving
-        if member in self.group.members and member not in chosen:
-            # those who are away cannot agree to anything: they leave first, or the rest has no majority
-            chosen.update(other for other in self.group.members if self.engine.host.is_lost(other))
-            chosen.add(member)
-            self._coming.discard(member)
+        goes = self._roster.evades if step == "evade" else self._roster.leaves
+        if goes(member, self.group):
             await self._rebalance()
         self._wake.set()
         return member not in (*self.group.members, *self.group.learners)
-
-    def _notice_gone(self) -> None:
-        """Members that registry and routes have lost for long enough leave."""
-        now = self.engine.runtime.monotonic()
-        self._leaving.intersection_update({*self.group.members, *self.group.learners})
-        self._evading.intersection_update(self.group.members)
-        for member in self.group.members:
-            if member == self.me or not self.gone(node_of(member)):
-                self._absent.pop(member, None)
-            elif now - self._absent.setdefault(member, now) > _ABSENT and member not in self._leaving:
-                self.engine.log.warning("Node %s is gone: it leaves the cluster", node_of(member))
-                self._leaving.add(member)
 
     # Placement follows
 
@@ -370,10 +427,5 @@ class Cluster:
         found = [member for member in self.group.members if named(member, name) and member != self.me]
         if not found:
             raise errors.CLUSTER_SERVER_NOT_MEMBER()
-        self._leaving.update(found)
+        self._roster.removes(found)
         self._wake.set()
-
-
-def cluster_id(instance: str, now_ns: int) -> str:
-    """The name of a new cluster's meta group."""
-    return f"{META_PREFIX}-{instance}-{now_ns}"

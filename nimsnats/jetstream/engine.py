@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,11 +24,13 @@ from nimsnats.jetstream.api.message import MessageApi
 from nimsnats.jetstream.api.stream import StreamApi
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.clock import SECOND
-from nimsnats.jetstream.cluster import Cluster, cluster_id
+from nimsnats.jetstream.cluster import Cluster
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.formation import cluster_id
+from nimsnats.jetstream.kinds import STREAM_EXPIRE
 from nimsnats.jetstream.leaders import Leaders
 from nimsnats.jetstream.mail import Mail, RaftMail
 from nimsnats.jetstream.meta import META_PREFIX, Key, Meta, StreamRecord
@@ -146,8 +148,9 @@ class JetStream:
 
     async def open_meta(self, name: str, founders: list[str] | None) -> None:
         """Open the catalogue of a cluster; `founders` as for `Host.open_group`."""
-        self.meta = meta = Meta(self.runtime.loop, self.log)
+        meta = Meta(self.runtime.loop, self.log)
         meta.opened(await self.host.open_group(name, meta, members=founders))
+        self.meta = meta
         meta.on_change = self._changed
         if self.cluster is not None:
             self.cluster.opened()
@@ -208,6 +211,35 @@ class JetStream:
         except Exception as error:
             self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
 
+    def strays(self) -> list[str]:
+        """Stored groups of streams that the catalogue does not know: damage, or news that have not come here yet."""
+        known = {record.group for record in self.meta.streams.values()} | self.meta.removed
+        return [name for name in self.host.recorded_groups() if name.startswith(_GROUP_PREFIX) and name not in known]
+
+    async def emptied(self, records: Sequence[StreamRecord]) -> bool:
+        """Stop taking messages into these streams, all of them here alone; False, and it goes on, if one has ever held
+        any. Afterwards they are given up, or `resume`d."""
+        for record in records:
+            served = self.served(record)
+            if served is None or not served.stream.leading:
+                break
+            served.ingest.close()
+            # what was proposed before this is decided when this is
+            await served.stream.change(STREAM_EXPIRE, {"now": 0})
+            if served.stream.store.last_seq:
+                break
+        else:
+            return True
+        self.resume(records)
+        return False
+
+    def resume(self, records: Sequence[StreamRecord]) -> None:
+        """Take messages again."""
+        for record in records:
+            served = self.served(record)
+            if served is not None:
+                served.ingest.listen()
+
     async def give_up(self) -> None:
         """Forget every stream, and the catalogue: this node joins another cluster, and holds nothing."""
         for account in self.accounts.values():
@@ -226,10 +258,12 @@ class JetStream:
         recorded = set(self.host.recorded_groups())
         for group in sorted(self.meta.removed & recorded):
             await self.host.remove_group(group)
-        for account in list(self.accounts.values()):
-            for name, served in list(account.streams.items()):
-                if not self.holds(served.record) and self.host.member not in await self.leaders.members(served.record):
-                    await account.retire(name)
+        for record in list(self.meta.streams.values()):
+            if self.holds(record) or not (self.served(record) or record.group in recorded):
+                continue
+            # of a stream that lacks replicas what we have may be wanted again: then it need not be copied
+            if self.placement.complete(record) and self.host.member not in await self.leaders.members(record):
+                await self.accounts[record.account].retire(record)
         for key in list(self._ended):
             record = self.meta.streams.get(key)
             if record is None or record.members != [self.host.member]:

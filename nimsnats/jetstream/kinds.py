@@ -31,3 +31,5 @@ CONSUMER_LAST: Final = 63
 META_STREAM_ADD: Final = 64
 META_STREAM_UPDATE: Final = 65
 META_STREAM_REMOVE: Final = 66
+META_GIVE_UP: Final = 67
+"""The cluster, which holds nothing, is given up in favour of another one."""

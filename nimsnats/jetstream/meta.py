@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from nimsnats.jetstream import errors
-from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_REMOVE, META_STREAM_UPDATE
+from nimsnats.jetstream.kinds import META_GIVE_UP, META_STREAM_ADD, META_STREAM_REMOVE, META_STREAM_UPDATE
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.raft.machine import Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
 
@@ -57,6 +57,8 @@ class Meta:
         self.streams: dict[Key, StreamRecord] = {}
         self.removed: set[str] = set()
         """Groups of removed streams whose data may still be there."""
+        self.given_up: tuple[str, tuple[str, ...]] | None = None
+        """The cluster in whose favour this one was given up, and its members. Nothing can be entered any more."""
         self.incomplete = False
         """Whether damage has taken entries: streams may be missing here that still have their group."""
         self.on_change: Callable[[Key], None] | None = None
@@ -64,6 +66,8 @@ class Meta:
         self.on_leadership: Callable[[bool], None] | None = None
         self.led_since = 0
         """When this node began to lead, nanoseconds; 0 while it does not."""
+        self.on_given_up: Callable[[], None] | None = None
+        """Called when the cluster was given up."""
         self._loop = loop
         self._log = log
         self._group: Group | None = None
@@ -92,6 +96,11 @@ class Meta:
         """Strike a stream out; its group is to be destroyed afterwards."""
         await self._change(META_STREAM_REMOVE, list(key))
 
+    async def give_up(self, cluster: str, members: Sequence[str], groups: Sequence[str]) -> None:
+        """Give the cluster up in favour of another one, together with the streams of these groups, which have never
+        held anything. Raises ApiError if there is any other stream by then."""
+        await self._change(META_GIVE_UP, [cluster, list(members), list(groups)])
+
     async def _change(self, kind: int, fields: list[Any]) -> None:
         assert self._group is not None
         done: asyncio.Future[None] = self._loop.create_future()
@@ -106,6 +115,10 @@ class Meta:
     def apply(self, entry: Entry) -> None:
         """Apply one committed entry."""
         fields = unpack(entry.data)
+        done = cast("asyncio.Future[None] | None", entry.context)
+        if self.given_up is not None or entry.kind == META_GIVE_UP:
+            self._apply_give_up(entry.kind, fields, done)
+            return
         key: Key = (fields[0], fields[1])
         if entry.kind == META_STREAM_ADD:
             self.streams[key] = StreamRecord(*fields)
@@ -123,9 +136,22 @@ class Meta:
             raise AssertionError(f"unknown kind {entry.kind} in the meta log")
         if self.on_change is not None:
             self.on_change(key)
-        done = cast("asyncio.Future[None] | None", entry.context)
         if done is not None and not done.done():
             done.set_result(None)
+
+    def _apply_give_up(self, kind: int, fields: list[Any], done: asyncio.Future[None] | None) -> None:
+        """The end of this catalogue, unless it holds more than the proposer knew; after the end nothing changes it."""
+        fits = self.given_up is None and {record.group for record in self.streams.values()} <= set(fields[2])
+        if fits and kind == META_GIVE_UP:
+            self.given_up = (fields[0], tuple(fields[1]))
+            if self.on_given_up is not None:
+                self.on_given_up()
+        if done is None or done.done():
+            return
+        if fits:
+            done.set_result(None)
+        else:
+            done.set_exception(errors.CLUSTER_NOT_AVAIL())
 
     def refuse(self, context: object, error: Exception) -> None:
         """A local proposal was dropped."""
@@ -146,15 +172,20 @@ class Meta:
 
     def snapshot(self) -> Snapshot:
         """State as of the last applied entry."""
-        return Snapshot(pack([[record.fields() for record in self.streams.values()], sorted(self.removed)]))
+        records = [record.fields() for record in self.streams.values()]
+        return Snapshot(pack([records, sorted(self.removed), self.given_up]))
 
     def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot."""
         assert not blocks
-        records, removed = unpack(state)
+        records, removed, *more = unpack(state)  # what is recorded may be older than the third
+        given_up = more[0] if more else None
         before = set(self.streams)
         self.streams = {(fields[0], fields[1]): StreamRecord(*fields) for fields in records}
         self.removed = set(removed)
+        self.given_up = (given_up[0], tuple(given_up[1])) if given_up is not None else None
+        if self.given_up is not None and self.on_given_up is not None:
+            self.on_given_up()
         if self.on_change is not None:
             for key in before | set(self.streams):
                 self.on_change(key)

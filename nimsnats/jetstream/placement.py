@@ -106,6 +106,11 @@ class Placement:
             chosen = kept + self._more(config, kept, count, without)[0] or list(held)
         return held if set(chosen) == set(held) else chosen
 
+    @staticmethod
+    def complete(record: StreamRecord) -> bool:
+        """Whether a stream has as many members as it wishes for, however many nodes there are."""
+        return len(record.members) >= StreamConfig.from_stored(record.config).num_replicas
+
     def _count(self, config: StreamConfig) -> int:
         """Replicas that a stream can have now."""
         return config.num_replicas if self._strict else max(1, min(config.num_replicas, len(self._nodes())))

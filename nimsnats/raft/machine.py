@@ -198,6 +198,11 @@ class Group(Protocol):
         """Voters that know that they are about to be removed; sorted."""
         ...
 
+    @property
+    def impaired(self) -> bool:
+        """Whether this member has lost entries and waits for the others to bring them back."""
+        ...
+
     def progress(self) -> list[MemberProgress]:
         """Every other member, sorted by name; empty unless this one leads."""
         ...
