@@ -220,7 +220,7 @@ class JetStreamAccount:
         config = StreamConfig.from_stored(record.config)
         stream = Stream(self.account, config, record.created, self._environment())
         shared = self.dispatcher if engine.clustered else None
-        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared)
+        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared, relay=engine.relay)
         served.ingest.full = lambda: engine.check_room(stream)
         group = await engine.host.open_group(
             record.group,

@@ -37,6 +37,8 @@ EXPIRE: Final = 32
 """Expire what is due at the batch's time before storing; the messages are delete markers, kept where still apt."""
 
 _HEAD: Final = Struct("<BBHQIIQ")
+_TIME: Final = Struct("<Q")
+_TIME_AT: Final = 4
 _SWAP: Final = sys.byteorder == "big"
 
 
@@ -146,6 +148,11 @@ class Batch:
         parts[0] = _HEAD.pack(VERSION, flags, 0, self.time, count, len(table), len(header_bytes))
         parts.extend(self.payloads)
         return b"".join(parts)
+
+    def stamp(self, time: int, data: bytes) -> bytes:
+        """Give a batch that was decoded from `data` another time; the bytes that say so."""
+        self.time = time
+        return b"%b%b%b" % (data[:_TIME_AT], _TIME.pack(time), data[_TIME_AT + _TIME.size :])
 
     @classmethod
     def decode(cls, data: bytes) -> Batch:

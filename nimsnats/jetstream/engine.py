@@ -37,6 +37,7 @@ from nimsnats.jetstream.meta import META_PREFIX, Key, Meta, StreamRecord
 from nimsnats.jetstream.options import JetStreamOptions
 from nimsnats.jetstream.peers import PeerView
 from nimsnats.jetstream.placement import NodeTags, Placement
+from nimsnats.jetstream.relay import Relay
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Stream
 from nimsnats.runtime import Runtime
@@ -44,6 +45,8 @@ from nimsnats.runtime import Runtime
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.broker.server import Broker
+    from nimsnats.jetstream.publish import Ingest
+    from nimsnats.jetstream.relay import Place
     from nimsnats.raft.host import Host
     from nimsnats.raft.machine import Group
 
@@ -93,6 +96,7 @@ class JetStream:
         self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
+        self.relay = Relay(self.mail, self._way_into) if self.mail is not None else None
         self.tags = NodeTags(host.member, broker.options.tags)
         self.placement = Placement(
             lambda: self.meta,
@@ -192,6 +196,12 @@ class JetStream:
         account = self.accounts.get(record.account)
         served = account.streams.get(record.name) if account is not None else None
         return served if served is not None and served.group_name == record.group else None
+
+    def _way_into(self, place: Place) -> Ingest | None:
+        """The way into a stream of this node."""
+        account = self.accounts.get(place[0])
+        served = account.streams.get(place[1]) if account is not None else None
+        return served.ingest if served is not None and served.group_name == place[2] else None
 
     def dispatcher(self, account: str) -> ApiDispatcher | None:
         """The API of an account, which comes into being when another node speaks of it first."""

@@ -101,6 +101,7 @@ class Mail:
         self._runtime = runtime
         self._log = log
         self._listeners: dict[str, Listener] = {}
+        self._hearers: dict[str, Callable[[str, Any], None]] = {}
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._numbers = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,6 +112,10 @@ class Mail:
     def listen(self, what: str, listener: Listener) -> None:
         """Answer questions of one kind."""
         self._listeners[what] = listener
+
+    def hear(self, what: str, hearer: Callable[[str, Any], None]) -> None:
+        """Take messages of one kind, in the turn in which they come. Nobody can ask for an answer to them."""
+        self._hearers[what] = hearer
 
     def tell(self, to: str, what: str, body: Any) -> bool:
         """Send without expecting an answer; False when there is no way there."""
@@ -151,6 +156,8 @@ class Mail:
             return None
         elif form in (_ANSWER, _REFUSAL):
             self._answered(form, number, sender, body)
+        elif form == _TELL and what in self._hearers:
+            self._hear(sender, what, body)
         elif what in self._listeners:
             self._handle(form, number, sender, what, body)
         else:
@@ -165,6 +172,11 @@ class Mail:
             self._told.add(key)
             self._log.warning("Refused from %s: %s", ascii(sender[:64]) if sender else "an unknown peer", why)
 
+    def _refuse_nonsense(self, sender: str, what: str, error: Exception) -> None:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"cannot answer {what}: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+        self._refuse(sender, text)
+
     def _answered(self, form: int, number: int, sender: str, body: Any) -> None:
         waiting = self._waiting.get(number)
         if waiting is None or waiting.done():
@@ -177,6 +189,15 @@ class Mail:
             waiting.set_exception(ApiError(int(code), int(err_code), str(description)))
         except (ValueError, TypeError):
             self._refuse(sender, "a refusal that says nothing")
+
+    def _hear(self, sender: str, what: str, body: Any) -> None:
+        try:
+            self._hearers[what](sender, body)
+        except _NONSENSE as error:
+            self._refuse_nonsense(sender, what, error)
+        except Exception:
+            # Whatever it says, it must not end the route that it came by.
+            self._log.exception("Message %s of %s cannot be taken", what, sender)
 
     def _handle(self, form: int, number: int, sender: str, what: str, body: Any) -> None:
         task = self._runtime.spawn(self._answer(form, number, sender, what, body), f"mail {what}")
@@ -192,9 +213,7 @@ class Mail:
             if form == _ASK:
                 self._send(sender, _REFUSAL, number, what, [error.code, error.err_code, error.description])
         except _NONSENSE as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"cannot answer {what}: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-            self._refuse(sender, text)
+            self._refuse_nonsense(sender, what, error)
         except Exception:
             self._log.exception("Question %s of %s cannot be answered", what, sender)
         else:

@@ -4,6 +4,9 @@ Owns the subscriptions on the stream's subjects and the messages that wait for t
 product: messages wait in columns, as they come from the connection when many come at once, and everything else is done
 per batch. One batch is proposed in a tick, and while two are on their way to the disk, what arrives waits for the next:
 batches grow with the load and an idle stream answers at once.
+
+A replica that does not lead takes messages of its own clients, too, and sends them to the leader batch by batch
+(`relay.py`). While nobody leads, they wait for a moment instead of being refused.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from nimsnats.broker.answers import publish_numbered
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.admission import Duplicate
 from nimsnats.jetstream.api.decode import encode
-from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.clock import SECOND, format_duration
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
+from nimsnats.jetstream.relay import Passenger
 from nimsnats.jetstream.routed import nodes_group
 from nimsnats.jetstream.stream import Outcome, Publication, Stream
 from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
@@ -29,15 +33,25 @@ if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.subscription import Subscription
+    from nimsnats.jetstream.relay import Place, Relay
 
 MAX_BATCH: Final = 8192
 """Messages of one entry."""
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLYING: Final = 2
 """Entries on their way to the disk before arrivals wait for a bigger batch."""
+MAX_TRAVELLING: Final = 2
+"""The same for batches on their way to the leader and back."""
 QUEUE_MESSAGES: Final = 100_000
 QUEUE_BYTES: Final = 128 * 1024 * 1024
 """Waiting for the disk. Above these, publishes are refused (429), as in nats-server."""
+_LEADERLESS: Final = 2.5
+"""Seconds that messages wait for a leader before their publishers are told that there is none."""
+_AGAIN: Final = 0.05
+"""Seconds after which messages that wait for a leader are tried again."""
+_ANSWERED: Final = 5.0
+"""Seconds within which the leader answers a batch, or will not."""
+_NO_LEADER: Final = b"NATS/1.0 503\r\n\r\n"
 
 
 class _Waiting:
@@ -66,6 +80,14 @@ class _Waiting:
         self.size -= taken.size
         return taken
 
+    def extend(self, later: _Waiting) -> None:
+        """Put others behind these."""
+        self.subjects += later.subjects
+        self.replies += later.replies
+        self.headers += later.headers
+        self.payloads += later.payloads
+        self.size += later.size
+
     def cut(self) -> int:
         """How many of these one batch may take: at least one."""
         size = 0
@@ -76,48 +98,71 @@ class _Waiting:
         return len(self)
 
 
-class _Flight(Publication):
-    """A batch between proposal and commit, with the subjects that wait for its acknowledgements."""
+class _Flight(Passenger):
+    """A batch between proposal and commit, with the messages that it is made of and whose replies are due."""
 
-    __slots__ = ("count", "ingest", "replies")
+    __slots__ = ("count", "ingest", "messages", "replies", "sent")
 
-    def __init__(self, ingest: Ingest, batch: Batch, replies: Sequence[bytes] | None) -> None:
+    def __init__(self, ingest: Ingest, batch: Batch, messages: _Waiting, *, answered: bool) -> None:
         super().__init__(batch)
         self.ingest = ingest
-        self.replies = replies
+        self.messages = messages
+        self.replies = messages.replies if answered and any(messages.replies) else None
         self.count = len(batch)
+        self.sent = 0.0
 
     def stored(self, first: int) -> None:
         """Acknowledge all of it."""
-        self.ingest.landed()
+        self.ingest.landed(self)
         if self.replies is not None:
             self.ingest.acknowledge(self.replies, range(first, first + self.count))
 
     def decided(self, outcomes: Sequence[Outcome]) -> None:
         """Answer each message by itself."""
-        self.ingest.landed()
+        self.ingest.landed(self)
         if self.replies is not None:
             self.ingest.answer(self.replies, outcomes)
 
     def refused(self, error: Exception) -> None:
         """Tell everybody that nothing was stored."""
-        self.ingest.landed()
+        self.ingest.landed(self)
         if self.replies is not None:
-            self.ingest.answer(self.replies, [errors.STREAM_STORE_FAILED(err=error)] * self.count)
+            told = error if isinstance(error, ApiError) else errors.STREAM_STORE_FAILED(err=error)
+            self.ingest.answer(self.replies, [told] * self.count)
+
+    def elsewhere(self) -> None:
+        """Try again."""
+        self.ingest.returned(self)
 
 
 class Ingest:
-    """The way into one stream."""
+    """The way into one stream; with a `relay`, also where another node leads it. `place` is its group's."""
 
-    def __init__(self, stream: Stream, account: Account, *, domain: str = "") -> None:
+    def __init__(
+        self, stream: Stream, account: Account, *, domain: str = "", relay: Relay | None = None, group: str = ""
+    ) -> None:
         self._stream = stream
         self._account = account
+        self._relay = relay
+        self._place: Place = (account.name, stream.name, group)
         self._runtime = stream.runtime
         self._domain = domain
         self._subscriptions: dict[str, Subscription] = {}
         self._pending = _Waiting()
         self._scheduled = False
         self._flying = 0
+        self._travelling: dict[_Flight, None] = {}
+        """Batches on their way to the leader, oldest first."""
+        self._lingering: dict[_Flight, None] = {}
+        """Batches that went to the leader before; it may still answer."""
+        self._returned: list[_Flight] = []
+        """Batches that did not meet it; they go again once those behind them are back, too."""
+        self._watching = False
+        self._leader = ""
+        self._leaderless = 0.0
+        """Since when messages wait for a leader; 0 while there is one."""
+        self._routed = False
+        self._closed = False
         self._last_time = 0
         self._prefix = self._ack_prefix()
         self.full: Callable[[], ApiError | None] = _room
@@ -132,22 +177,25 @@ class Ingest:
     # Coming in
 
     def listen(self) -> None:
-        """Subscribe to what the stream's configuration says, no more and no less."""
-        wanted = self._stream.config.subjects if self._stream.leading else []
-        for subject in [subject for subject in self._subscriptions if subject not in wanted]:
+        """Subscribe to what the stream's configuration says, no more and no less. Only the leader's subscriptions are
+        told to other servers."""
+        leading = self._stream.leading
+        serving = not self._closed and (leading or self._relay is not None)
+        wanted = self._stream.config.subjects if serving else []
+        for subject in [subject for subject in self._subscriptions if subject not in wanted or leading != self._routed]:
             self._account.unsubscribe(self._subscriptions.pop(subject))
+        self._routed = leading
         for subject in wanted:
             if subject not in self._subscriptions:
                 group = nodes_group(f"S.{self._stream.name}")
                 self._subscriptions[subject] = self._account.subscribe(
-                    subject.encode(), self.receive, group, routed=True, rows=self.receive_rows
+                    subject.encode(), self.receive, group, routed=leading, rows=self.receive_rows
                 )
 
     def close(self) -> None:
         """Take no more messages. Batches on their way are still answered."""
-        for subscription in self._subscriptions.values():
-            self._account.unsubscribe(subscription)
-        self._subscriptions.clear()
+        self._closed = True
+        self.listen()
         self._pending = _Waiting()
 
     def receive(
@@ -188,39 +236,146 @@ class Ingest:
         self._refuse(refused.replies, errors.STREAM_TOO_MANY_REQUESTS())
 
     def _schedule(self) -> None:
-        if not self._scheduled and self._flying < MAX_FLYING:
+        if not self._scheduled and self._may_send():
             self._scheduled = True
             self._runtime.call_soon(self._flush)
 
+    def _may_send(self) -> bool:
+        return self._flying < MAX_FLYING and len(self._travelling) < MAX_TRAVELLING and not self._returned
+
     def _flush(self) -> None:
         self._scheduled = False
-        while self._pending and self._flying < MAX_FLYING:
+        while self._pending and self._may_send():
             pending = self._pending
             if len(pending) <= MAX_BATCH and pending.size <= MAX_BATCH_BYTES:
                 self._pending = _Waiting()
             else:
                 pending = pending.first(pending.cut())
-            self._propose(pending)
+            if not self._send(pending):
+                pending.extend(self._pending)
+                self._pending = pending
+                self._wait_for_leader()
+                return
+            self._leaderless = 0.0
 
-    def _propose(self, messages: _Waiting) -> None:
-        """Make a batch of these and propose it."""
-        refusal = self.full()
+    def _send(self, messages: _Waiting) -> bool:
+        """Make a batch of these and propose it, here or where the leader is. False when there is no leader."""
+        stream = self._stream
+        if not stream.leading and self._relay is None:
+            return False
+        refusal = self.full() if stream.leading else None
         if refusal is not None:
             self._refuse(messages.replies, refusal)
-            return
-        config = self._stream.config
-        replies = messages.replies
-        headers = self._prepare(config, messages.headers) if any(messages.headers) else None
-        self._last_time = now = max(self._runtime.time_ns(), self._last_time, self._stream.store.last_time)
-        batch = Batch(now, messages.subjects, messages.payloads, headers)
-        data = batch.encode()
-        answered = replies if not config.no_ack and any(replies) else None
-        flight = _Flight(self, batch, answered)
+            return True
+        headers = self._prepare(stream.config, messages.headers) if any(messages.headers) else None
+        batch = Batch(self._now(), messages.subjects, messages.payloads, headers)
+        flight = _Flight(self, batch, messages, answered=not stream.config.no_ack)
+        return self._propose(flight, batch.encode()) if stream.leading else self._pass_on(flight, batch.encode())
+
+    def _now(self) -> int:
+        self._last_time = max(self._runtime.time_ns(), self._last_time, self._stream.store.last_time)
+        return self._last_time
+
+    def _propose(self, flight: _Flight, data: bytes) -> bool:
         try:
             self._stream.propose_batch(flight, data)
         except NotLeader:
-            return
+            return False
         self._flying += 1
+        return True
+
+    # Where another node leads
+
+    def _pass_on(self, flight: _Flight, data: bytes) -> bool:
+        assert self._relay is not None
+        leader = self._stream.group.leader
+        if not leader or not self._relay.send(leader, self._place, flight, data):
+            return False
+        self._leader = leader
+        self._travelling[flight] = None
+        flight.sent = self._runtime.monotonic()
+        if not self._watching:
+            self._watching = True
+            self._runtime.call_later(_ANSWERED, self._watch)
+        return True
+
+    def _watch(self) -> None:
+        """Forget batches without an answer: what became of them nobody will tell."""
+        assert self._relay is not None
+        late = self._runtime.monotonic() - _ANSWERED
+        lost = [flight for flight in (*self._travelling, *self._lingering) if flight.sent <= late]
+        self._relay.forget(lost)
+        for flight in lost:
+            self._arrived(flight)
+        self._watching = bool(self._travelling or self._lingering)
+        if self._watching:
+            self._runtime.call_later(_ANSWERED, self._watch)
+
+    def _arrived(self, flight: _Flight) -> bool:
+        """A batch travels no longer. False for one that was proposed here."""
+        if flight in self._travelling:
+            del self._travelling[flight]
+            self._take_back()
+            if self._pending:
+                self._schedule()
+            return True
+        return self._lingering.pop(flight, flight) is None
+
+    def relayed(self, data: bytes, remember: Callable[[Batch], Publication]) -> bool:
+        """Propose a batch that another replica has taken. False when this node does not lead. Raises BadBatch."""
+        stream = self._stream
+        if not stream.leading:
+            return False
+        batch = Batch.decode(data)
+        if batch.expire or batch.offsets is not None or batch.times is not None:
+            raise BadBatch("batch that no client has published")
+        refusal = self.full()
+        if refusal is not None:
+            remember(batch).decided([refusal] * len(batch))
+            return True
+        try:
+            stream.propose_batch(remember(batch), batch.stamp(self._now(), data))
+        except NotLeader:
+            return False
+        return True
+
+    def leader_changed(self) -> None:
+        """Another member leads, or none. Batches that travel to the one before keep nobody waiting."""
+        if self._stream.leading or self._stream.group.leader != self._leader:
+            self._lingering |= self._travelling
+            self._travelling.clear()
+            self._take_back()
+        if self._pending:
+            self._schedule()
+
+    def returned(self, flight: _Flight) -> None:
+        """A batch has not met the leader; those behind it will not either."""
+        self._returned.append(flight)
+        self._arrived(flight)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Once nothing travels, put what has returned in front of what waits."""
+        if self._returned and not self._travelling:
+            messages = _Waiting()
+            for flight in self._returned:
+                messages.extend(flight.messages)
+            messages.extend(self._pending)
+            self._pending = messages
+            self._returned.clear()
+            self._wait_for_leader()
+
+    def _wait_for_leader(self) -> None:
+        """Nobody leads, as far as this node can tell: try again in a moment, and not for ever."""
+        now = self._runtime.monotonic()
+        self._leaderless = self._leaderless or now
+        if self._closed or now - self._leaderless > _LEADERLESS:
+            refused, self._pending, self._leaderless = self._pending, _Waiting(), 0.0
+            for reply in filter(None, refused.replies):
+                self._account.publish(reply, headers=_NO_LEADER)
+        elif not self._scheduled:
+            self._scheduled = True
+            self._runtime.call_later(_AGAIN, self._flush)
 
     def _prepare(self, config: StreamConfig, blocks: Sequence[bytes]) -> Sequence[bytes]:
         """Header blocks as they are stored: without a status text, short TTLs raised where markers need it."""
@@ -234,11 +389,12 @@ class Ingest:
 
     # Going out
 
-    def landed(self) -> None:
+    def landed(self, flight: _Flight) -> None:
         """A batch is committed or dropped; the next may go."""
-        self._flying -= 1
-        if self._pending:
-            self._schedule()
+        if not self._arrived(flight):
+            self._flying -= 1
+            if self._pending:
+                self._schedule()
 
     def acknowledge(self, replies: Sequence[bytes], seqs: Sequence[int]) -> None:
         """Acknowledge messages that were stored under these sequences."""

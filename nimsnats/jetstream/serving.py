@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.subscription import Subscription
     from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.meta import StreamRecord
+    from nimsnats.jetstream.relay import Relay
 
 _LONGEST: Final = 3600.0
 _GRACE: Final = 0.02
@@ -33,16 +34,23 @@ class ServedStream:
     """One stream, from opening its group to closing it. `group_name` is the name of its group.
 
     `record` is its line in the catalogue: while this node leads, configuration and members follow it. With `shared`,
-    the account's dispatcher, other nodes have clients of this stream, and are told what only its leader answers.
+    the account's dispatcher, other nodes have clients of this stream, and are told what only its leader answers; with a
+    `relay`, clients of this node can publish while another node leads.
     """
 
     def __init__(
-        self, stream: Stream, record: StreamRecord, *, domain: str = "", shared: ApiDispatcher | None = None
+        self,
+        stream: Stream,
+        record: StreamRecord,
+        *,
+        domain: str = "",
+        shared: ApiDispatcher | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self.stream = stream
         self.record = record
         self.group_name = record.group
-        self.ingest = Ingest(stream, stream.account, domain=domain)
+        self.ingest = Ingest(stream, stream.account, domain=domain, relay=relay, group=record.group)
         self.replicas: Replicas | None = None
         self.settled = asyncio.Event()
         """Set while this node leads and the group has the configuration and the members of the catalogue."""
@@ -66,6 +74,8 @@ class ServedStream:
         stream = self.stream
         self.replicas = Replicas(group, lambda: self.record.members, stream.runtime, stream.log)
         stream.opened(group)
+        group.on_leader = self.ingest.leader_changed
+        self.ingest.listen()
 
     def _leadership(self, leading: bool) -> None:
         self._proposed = None

@@ -9,7 +9,7 @@ A group of one is `alone` and takes the short way: no messages, no ticks, no har
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +52,7 @@ class HostedGroup:
         self.durable = isinstance(home, Durable)
         self.serving = False
         self.alone = True
+        self.on_leader: Callable[[], None] | None = None
         self.stopped = False
         self.total = 0
         """Messages of the log up to the last flushed entry."""

@@ -174,6 +174,9 @@ class Group(Protocol):
     Members are named `node@instance`; `leader` and `NotLeader.hint` are names of nodes.
     """
 
+    on_leader: Callable[[], None] | None
+    """Called when another member is known to lead than before, or none (to be set by the owner)."""
+
     @property
     def name(self) -> str: ...
 

@@ -48,6 +48,7 @@ class Replica:
         """Former members. They are not listened to, unless they come back."""
         self.source = Source(self)
         self.download = Download(self)
+        self._leader = ""
         self._idle = 0
         self._retrying = False
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
@@ -242,6 +243,10 @@ class Replica:
         group, core = self.group, self.core
         if group.serving and (core.leading is None or group.serving_term != core.term):
             group.step_down("leadership was lost")
+        if core.leader != self._leader:
+            self._leader = core.leader
+            if group.on_leader is not None:
+                group.on_leader()
         if group.apply_ready():
             self.trim()
         if group.stopped or self.frozen:
