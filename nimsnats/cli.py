@@ -234,9 +234,12 @@ def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
 
 def _loop(work: Coroutine[Any, Any, int]) -> int:
     import asyncio
+    import faulthandler
 
     import uvloop
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a watchdog that ends a stuck process (SIGABRT) leaves the place in its log
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 

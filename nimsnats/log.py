@@ -1,6 +1,7 @@
 """Log output in nats-server's format, or as JSON lines; to stderr or to a file that can be reopened and rotated.
 
-Owns: the level names, the formatters, the handler, and `Repeats` for messages that may come in floods. Every module
+Owns: the level names, the formatters, the handler, and what becomes of floods: `RepeatLimit` for every message, and
+`Repeats` for those whose second occurrence already says nothing new. Every module
 logs through `logging.getLogger("nimsnats.…")` or `"forest.…"` as usual; only the command line calls `start_logging`.
 """
 
@@ -31,6 +32,9 @@ _LABELS: Final = {
 }
 _COLOURS: Final = {"INF": "32", "DBG": "36", "WRN": "0;93", "ERR": "31", "FTL": "31", "TRC": "33"}
 _OURS: Final = ("nimsnats", "forest")
+_BURST: Final = 50
+_WINDOW: Final = 10.0
+_MOST_WINDOWS: Final = 1000
 
 
 @dataclass(slots=True)
@@ -111,6 +115,68 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+@dataclass(slots=True)
+class _Window:
+    """One message's records since `start`: those written, those held back, and the latest of these."""
+
+    start: float
+    written: int = 0
+    held: int = 0
+    latest: logging.LogRecord | None = None
+
+
+class RepeatLimit:
+    """Turns a flood into a few lines and a count.
+
+    Of one message (its text before arguments are filled in, of one logger) `burst` records pass within `window`
+    seconds; the rest are counted, and `due` returns one record that tells how many there were. Traces and debugging
+    output pass: who asks for them wants all. So do fatal errors and what storage says: it names losses.
+    """
+
+    def __init__(self, burst: int = _BURST, window: float = _WINDOW) -> None:
+        self._burst = burst
+        self._window = window
+        self._windows: dict[tuple[str, int, str], _Window] = {}
+
+    def admits(self, record: logging.LogRecord) -> bool:
+        """Whether this record is to be written."""
+        if not logging.INFO <= record.levelno < FATAL or record.name == "nimsnats.storage":
+            return True
+        key = (record.name, record.levelno, str(record.msg))
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = _Window(record.created)
+        if window.written < self._burst:
+            window.written += 1
+            return True
+        window.held += 1
+        window.latest = record
+        return False
+
+    def due(self, now: float | None = None) -> list[logging.LogRecord]:
+        """What is to be told of windows that have ended at `now` (seconds since the epoch); of all without it."""
+        told: list[logging.LogRecord] = []
+        for key, window in list(self._windows.items()):
+            is_over = now is None or abs(now - window.start) >= self._window  # clocks are set back, too
+            if not is_over and len(self._windows) <= _MOST_WINDOWS:
+                continue
+            del self._windows[key]
+            if window.latest is not None:
+                told.append(_summary(window, window.latest, window.latest.created if now is None else now))
+        return told
+
+
+def _summary(window: _Window, latest: logging.LogRecord, now: float) -> logging.LogRecord:
+    text = latest.getMessage().partition("\n")[0]
+    seconds = max(1, round(abs(latest.created - window.start)))
+    record = logging.LogRecord(
+        latest.name, latest.levelno, latest.pathname, latest.lineno,
+        "%d more in %d s like: %s", (window.held, seconds, text), None,
+    )  # fmt: skip
+    record.created = now
+    return record
+
+
 class LogOutput(logging.Handler):
     """Where the log goes. Raises OSError when the log file cannot be opened."""
 
@@ -120,6 +186,7 @@ class LogOutput(logging.Handler):
         self._stderr = sys.stderr
         self._stream: TextIO = sys.stderr
         self._size = 0
+        self._limit = RepeatLimit()
         self.setFormatter(self._formatter())
         if settings.file:
             self._stream = self._open()
@@ -148,9 +215,32 @@ class LogOutput(logging.Handler):
             self.release()
         log.info("File log re-opened")
 
+    def tell_repeats(self, now: float) -> None:
+        """Write how many lines were held back, where it is time to tell. To be called every few seconds; `now` is
+        in seconds since the epoch."""
+        self.acquire()
+        try:
+            for summary in self._limit.due(now):
+                self._write(summary)
+        finally:
+            self.release()
+
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.DEBUG and not self._settings.debug:
             return  # tracing alone shows no DBG lines
+        if record.levelno >= logging.INFO:
+            for summary in self._limit.due(record.created):
+                self._write(summary)
+        if self._limit.admits(record):
+            self._write(record)
+
+    def close(self) -> None:
+        for summary in self._limit.due():
+            self._write(summary)
+        self._close_file()
+        super().close()
+
+    def _write(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record) + "\n"
             self._stream.write(line)
@@ -164,10 +254,6 @@ class LogOutput(logging.Handler):
             self._size += len(line)
             if 0 < self._settings.size_limit < self._size:
                 self._rotate(record.created)
-
-    def close(self) -> None:
-        self._close_file()
-        super().close()
 
     def _formatter(self) -> logging.Formatter:
         if self._settings.format == "json":

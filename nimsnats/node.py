@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from nimsnats.cluster import ClusterManager, ClusterState, Pairs, cluster_health, registry_health
 from nimsnats.config import Settings, for_node, split_address
 from nimsnats.monitor.view import Application, ClusterView
+from nimsnats.notify import Notify
 from nimsnats.process import Process
 from nimsnats.registry import NodeInfo, Registry, RegistryConfigError, RegistryStoreError
 from nimsnats.runtime import Runtime, StartError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from forest.app import Forest
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.monitor.server import MonitorServer, Slot
+    from nimsnats.monitor.stall import StallWatch
     from nimsnats.registry.server import RegistryServer
 
 _JOIN_PATIENCE: Final = 10.0
@@ -64,6 +66,10 @@ class Node:
         self.server = Server(self.settings, log=self.log, runtime=runtime, open_storage=open_storage)
         self.server.clustered = True
         self.server.on_http.append(self._add_webhooks)
+        self.progress: Callable[[str], None] = lambda _text: None
+        """Called with the step of the start, and then the state of the cluster, in words for people."""
+        self.stalls: StallWatch | None = None
+        """How often the loop was stuck, if somebody counts (the process does)."""
         self.cluster: ClusterManager | None = None
         self.registry: Registry | None = None
         self.pairs: Pairs | None = None
@@ -72,6 +78,7 @@ class Node:
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
         self._client: Client | None = None
+        self._is_ready = False
 
     @property
     def url(self) -> str:
@@ -89,10 +96,13 @@ class Node:
         try:
             self.log.info("Starting nimsforest...")
             self.log.info("Starting embedded NATS cluster node: %s", self.settings.node_name)
+            self.progress(f"Step 1 of 8: recovering {self.settings.data_dir} and starting the embedded server")
+            self.server.stalls = self.stalls
             await self.server.start()
             await self._join_cluster()
             await self._grow_forest()
             self.log.info("nimsforest is ready")
+            self._tell_state()
         except (RegistryConfigError, RegistryStoreError) as error:
             await self.stop()
             raise StartError(str(error)) from error
@@ -116,7 +126,10 @@ class Node:
         self.server.view.cluster = self._cluster_view
         self.server.view.cluster_page = self._cluster_page
         self.server.view.registry_page = partial(registry_health, self.registry)
+        self.progress(f"Steps 2 to 4 of 8: registering at {self.registry.status.url}, connecting to peers")
         await self.cluster.start()
+        self.cluster.subscribe(self._cluster_changed)
+        self.progress("Step 5 of 8: waiting for the cluster to settle")
         jetstream = self.server.jetstream
         if jetstream is not None and jetstream.cluster is not None:
             jetstream.cluster.gone = self._is_gone
@@ -215,6 +228,7 @@ class Node:
         from forest.wind import DEFAULT_SUBJECTS
 
         assert self.cluster is not None and self.server.view is not None
+        self.progress("Steps 6 and 7 of 8: opening the forest's streams and starting the forest")
         self._client = await self.client(name="nimsforest")
         options = ForestOptions(
             trees=settings.trees,
@@ -231,7 +245,6 @@ class Node:
             raise StartError(f"the forest cannot start: {error}") from error
         self.server.view.application = Application(forest.metrics.samples, HELP)
         self.server.view.problems = self._forest_problems
-        self.cluster.subscribe(self._cluster_changed)
         if self._webhooks is not None:
             from forest.webhook import endpoints, webhook_handler
 
@@ -270,7 +283,16 @@ class Node:
         state = self.cluster.state
         return ClusterView(state.size, state.peers, state.replication_factor)
 
+    def _tell_state(self) -> None:
+        assert self.cluster is not None
+        state = self.cluster.state
+        self._is_ready = True
+        peers = f" with {', '.join(state.peers)}" if state.peers else ""
+        self.progress(f"Ready: cluster of {state.size}{peers}, replication factor {state.replication_factor}")
+
     def _cluster_changed(self, state: ClusterState) -> None:
+        if self._is_ready:
+            self._tell_state()
         if self.forest is not None and self.forest.running:
             replicas = state.replication_factor
             self.server.runtime.spawn(self._adjust_replicas(self.forest, replicas), "forest replicas")
@@ -309,6 +331,8 @@ class Node:
 
     async def stop(self) -> None:
         """Application, registration, server, storage: in this order, losing nothing. Idempotent."""
+        self._is_ready = False
+        self.progress("Stopping: the forest")
         if self.forest is not None:
             if self._webhooks is not None:
                 self._webhooks.handler = None
@@ -321,6 +345,7 @@ class Node:
         if self._client is not None:
             await self._client.close()
             self._client = None
+        self.progress("Stopping: handing over to other nodes and leaving the registry")
         if self.pairs is not None:
             await self.pairs.stop()
             self.pairs = None
@@ -336,6 +361,7 @@ class Node:
         if self.registry is not None:
             await self.registry.close()
             self.registry = None
+        self.progress("Stopping: the server and its storage")
         await self.server.stop()
         if self._own_registry is not None:
             await self._own_registry.stop()
@@ -358,9 +384,9 @@ def _advertised(text: str, port: int) -> tuple[str, int]:
 
 async def run_node(settings: Settings) -> int:
     """Run a node until a signal ends it; the process's exit code."""
-    return await Process(Node(settings)).run()
+    return await Process(Node(settings), Notify.from_environment()).run()
 
 
 async def run_server(settings: Settings) -> int:
     """Run the server alone until a signal ends it; the process's exit code."""
-    return await Process(Server(settings)).run()
+    return await Process(Server(settings), Notify.from_environment()).run()

@@ -1,7 +1,8 @@
-"""A node or server as a process: signals, the ports file, fatal errors as one line, the exit code.
+"""A node or server as a process: signals, the service manager, the ports file, fatal errors as one line, the exit code.
 
 Owns what only exists because there is a process around the server (nats-server's conventions: INT and TERM stop, HUP
-reloads, USR1 reopens the log, USR2 is lame duck mode). What is started and stopped is handed in.
+reloads, USR1 reopens the log, USR2 is lame duck mode; systemd's for services that notify). What is started and stopped
+is handed in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Final, Protocol
 
 from nimsnats.config.settings import Settings
 from nimsnats.log import FATAL, current_output
-from nimsnats.runtime import StartError
+from nimsnats.monitor.stall import StallWatch
+from nimsnats.notify import Notify
+from nimsnats.runtime import Runtime, StartError
 
 _NAMES: Final = {
     signal.SIGINT: "interrupt",
@@ -34,10 +37,26 @@ _SWITCH_INTERVAL: Final = 0.0005
 a busy loop: measured, a tenth of it stores 1.2 to 2.1 times the 64 KiB blocks."""
 
 
+_TICK: Final = 5.0
+"""Seconds between two looks at what is due: a sign of life, more time, lines of log that were held back."""
+_RETRY: Final = 0.05
+"""Seconds between two looks while the service manager has no time to listen."""
+_EXTENSION: Final = 60.0
+"""Seconds that a start or stop is given each time when it is still going on, and the loop turns."""
+_STOP_LIMIT: Final = 600.0
+"""Seconds of a stop for which more time is asked. A start gets all it takes: recovery that is cut off begins anew."""
+
+
 class Service(Protocol):
-    """What a process runs."""
+    """What a process runs.
+
+    `progress` is called with what the service is at, in words for people. `stalls` tells it how often the loop was
+    stuck.
+    """
 
     settings: Settings
+    progress: Callable[[str], None]
+    stalls: StallWatch | None
 
     async def start(self) -> None: ...
 
@@ -57,14 +76,19 @@ class Service(Protocol):
 
 
 class Process:
-    """Runs one service until a signal ends it."""
+    """Runs one service until a signal ends it. Without `notify` nobody is told how it is going."""
 
-    def __init__(self, service: Service, log: logging.Logger | None = None) -> None:
+    def __init__(self, service: Service, notify: Notify | None = None, log: logging.Logger | None = None) -> None:
         self._service = service
+        self._notify = notify or Notify()
         self._log = log or logging.getLogger("nimsnats")
         self._done = asyncio.Event()
         self._lame: asyncio.Task[None] | None = None
         self._ports_file: Path | None = None
+        self._status = ""
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_starting = True
+        self._stop_began = -1.0
 
     async def run(self) -> int:
         """The exit code: 0 after a signal, 1 when the service could not start."""
@@ -72,18 +96,37 @@ class Process:
         sys.setswitchinterval(_SWITCH_INTERVAL)
         for level, text in settings.notes:
             self._log.log(level, "%s", text)
-        loop = asyncio.get_running_loop()
+        runtime = Runtime.real()
         for number in _NAMES:
-            loop.add_signal_handler(number, self._on_signal, number)
+            runtime.loop.add_signal_handler(number, self._on_signal, number)
+        self._service.progress = self._progress
+        self._service.stalls = stalls = StallWatch(runtime)
+        stalls.start()
+        self._tick(runtime)
+        try:
+            return await self._run(runtime, settings)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            stalls.stop()
+            self._notify.close()
+
+    async def _run(self, runtime: Runtime, settings: Settings) -> int:
         try:
             await self._service.start()
         except StartError as error:
+            self._notify.status(f"Cannot start: {error}")
             self._log.log(FATAL, "%s", error)
             return 1
+        self._is_starting = False
         try:
             self._write_ports(settings)
+            self._notify.ready(self._status or "Ready")
             await self._done.wait()
         finally:
+            self._stop_began = runtime.monotonic()
+            self._notify.stopping("Stopping")
+            self._tick(runtime)
             await self._stop()
         return 0
 
@@ -96,6 +139,27 @@ class Process:
         if self._ports_file is not None:
             self._ports_file.unlink(missing_ok=True)
         self._log.info("Server Exiting..")
+
+    def _progress(self, text: str) -> None:
+        self._status = text
+        self._notify.status(text)
+
+    def _tick(self, runtime: Runtime) -> None:
+        """What is due every now and then. Comes from the loop itself: a loop that is stuck gives no sign of life."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._notify.watchdog:
+            self._notify.alive()
+        is_stopping = self._stop_began >= 0 and runtime.monotonic() - self._stop_began < _STOP_LIMIT
+        if self._is_starting or is_stopping:
+            self._notify.extend(_EXTENSION)
+        output = current_output()
+        if output is not None:
+            output.tell_repeats(runtime.time_ns() / 1e9)
+        pause = min(_TICK, self._notify.watchdog / 2) if self._notify.watchdog else _TICK
+        if not self._notify.flush():
+            pause = _RETRY
+        self._timer = runtime.call_later(pause, self._tick, runtime)
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._log.debug('Trapped "%s" signal', _NAMES[number])
@@ -127,12 +191,15 @@ class Process:
         if read is None:
             self._log.warning("There is nothing to reload: no configuration file was given")
             return
+        self._notify.reloading()
         try:
             settings = read()
             changes = self._service.reload(settings)
         except (StartError, ValueError, OSError) as error:
             self._log.error("Failed to reload server configuration: %s", error)
             return
+        finally:
+            self._notify.ready(self._status or "Ready")
         for change in changes:
             self._log.info("Reloaded: %s", change)
         digest = f" ({settings.config_digest})" if settings.config_digest else ""

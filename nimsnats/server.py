@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from nimsnats.monitor.server import MonitorServer
+    from nimsnats.monitor.stall import StallWatch
     from nimsnats.monitor.system import SystemServices
 
 
@@ -96,6 +97,10 @@ class Server:
         self.log = log or logging.getLogger("nimsnats")
         self.on_http: list[Callable[[MonitorServer], Awaitable[None]]] = []
         """Called with the HTTP server before it listens, so that others add their routes."""
+        self.progress: Callable[[str], None] = lambda _text: None
+        """Called with what the server is at, in words for people."""
+        self.stalls: StallWatch | None = None
+        """How often the loop was stuck, if somebody counts (the process does)."""
         self.clustered = False
         """Whether peers are told that this server takes part in the cluster: not only as a core server."""
         self._given_runtime = runtime
@@ -146,6 +151,7 @@ class Server:
         self._runtime = runtime = self._given_runtime or Runtime.real()
         self._broker = broker = Broker(settings.broker, runtime)
         self._introduce(broker)
+        self.progress(f"Recovering {settings.jetstream.store_dir}" if settings.broker.jetstream else "Starting")
         if settings.broker.jetstream:
             await self._start_jetstream(broker, runtime)
         self.view = NodeView(
@@ -154,6 +160,7 @@ class Server:
             self.storage,
             config_digest=settings.config_digest,
             config_loaded_ns=runtime.time_ns(),
+            stalls=self.stalls,
         )
         self.view.start()
         from nimsnats.monitor.system import SystemServices
@@ -164,6 +171,7 @@ class Server:
             await self._start_http(self.view)
         await broker.start()
         self.log.info("Server is ready")
+        self.progress(f"Ready: clients on {broker.options.host}:{broker.port}")
         if settings.cluster.enabled:
             self.routes = RouteTable(broker, self._route_options())
             await self.routes.start()

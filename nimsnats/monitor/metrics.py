@@ -127,6 +127,11 @@ def _refused(view: NodeView) -> dict[str, int]:
 
 def _loop(view: NodeView) -> Iterator[Metric]:
     yield histogram("event_loop_lag_seconds", "How late timers fire, sampled twice a second.", view.lag.seconds)
+    if view.stalls is not None:
+        yield counter(
+            "event_loop_stalls_total", "Times that one callback held the loop for over a second.", view.stalls.count
+        )
+        yield counter("event_loop_stalled_seconds_total", "Seconds that these took.", view.stalls.seconds)
 
 
 def _storage(view: NodeView) -> Iterator[Metric]:

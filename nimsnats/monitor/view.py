@@ -17,6 +17,7 @@ from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.histogram import Histogram
 from nimsnats.monitor.lag import LagMeter
 from nimsnats.monitor.process import CpuMeter
+from nimsnats.monitor.stall import StallWatch
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -85,6 +86,7 @@ class NodeView:
     registry_page: Callable[[], JsonObject] | None = None
     """The same for `/health/registry`."""
     application: Application | None = None
+    stalls: StallWatch | None = None
     config_digest: str = ""
     config_loaded_ns: int = 0
 

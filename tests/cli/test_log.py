@@ -146,3 +146,36 @@ def test_repeats_are_held_back_and_counted(caplog: pytest.LogCaptureFixture) -> 
     for key in "abc":
         assert repeats.log(ours, logging.WARNING, key, "m")
     assert repeats.log(ours, logging.WARNING, "k", "m")  # forgotten: only the two newest are known
+
+
+def test_a_flood_becomes_its_first_lines_and_a_count(capsys: pytest.CaptureFixture[str]) -> None:
+    output = start_logging(LogSettings(logtime=False, debug=True))
+    for number in range(200):
+        ours.error("client %d: wrong password", number)
+        ours.debug("all of these")
+    logging.getLogger("nimsnats.storage").error("losses are named, each of them")
+    ours.error("another matter")
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("all of these" in line for line in lines) == 200
+    assert [line.partition("[ERR] ")[2] for line in lines if "[ERR]" in line] == [
+        *(f"client {number}: wrong password" for number in range(50)),
+        "losses are named, each of them",
+        "another matter",
+    ]
+    output.tell_repeats(time.time())
+    assert capsys.readouterr().err == "", "the window is not over"
+    output.tell_repeats(time.time() + 11)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"\[ERR\] 150 more in 1 s like: client 199: wrong password$", told)
+    ours.error("client %d: wrong password", 200)
+    assert "client 200" in capsys.readouterr().err, "a new window begins with a line"
+
+
+def test_what_was_held_back_is_told_at_the_end(tmp_path: Path) -> None:
+    output = start_logging(LogSettings(file=str(tmp_path / "log")))
+    for _ in range(60):
+        ours.warning("again")
+    output.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 51
+    assert lines[-1].endswith("[WRN] 10 more in 1 s like: again")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from nimsnats.registry.backoff import Backoff
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryError, RegistryUnavailableError
-from nimsnats.registry.member import FIRST_RETRY, Grant, RegistryMember
+from nimsnats.registry.member import FIRST_RETRY, Grant, Listed, RegistryMember
 from nimsnats.registry.node import NodeInfo
 from nimsnats.registry.peers import PeerSet
 from nimsnats.registry.registry import PeerEvent
@@ -87,10 +87,10 @@ class SimRegistry(RegistryMember):
         return Grant(self._hub.directory.ttl)
 
     async def _send_deregister(self, info: NodeInfo) -> None:
-        await (await self._trip(lambda directory: directory.deregister(self.service, info.name)))
+        await (await self._trip(lambda directory: directory.deregister(self.service, info.name, info.instance)))
 
-    async def _send_list(self) -> tuple[list[NodeInfo], int | None]:
-        return await self._trip(lambda directory: directory.nodes(self.service))
+    async def _send_list(self) -> Listed:
+        return Listed(*await self._trip(lambda directory: directory.nodes(self.service)))
 
     async def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
         peers = PeerSet(known)
