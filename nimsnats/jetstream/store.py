@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 from itertools import compress, count
 from typing import Final
 
-from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import Block, BlockCache, BlockList, Loaded
 from nimsnats.jetstream.index import SubjectIndex
 
@@ -194,7 +194,8 @@ class MessageStore:
     def restore_block(
         self, index: int, first: int, live: Iterable[int], rejected: array[int] | None, batch: Batch
     ) -> None:
-        """Take back a block of a snapshot; blocks come in ascending order. Messages not in `live` are dead."""
+        """Take back a block of a snapshot; blocks come in ascending order. Messages not in `live` are dead. Raises
+        BadBatch when live ones are not in the batch."""
         alive = set(live)
         block = Block(index, first, batch.time, batch.table)
         if batch.offsets is not None:
@@ -210,6 +211,8 @@ class MessageStore:
                 block.dead = bytearray(not here for here in taken)
                 block.stored = sum(map(block.size_at, block.live_positions()))
         block.changed = False
+        if block.live != len(alive):
+            raise BadBatch(f"holds {block.live} of the {len(alive)} messages that are said to be in it")
         if not block.live:
             self.dropped.append(index)
             return

@@ -156,8 +156,8 @@ class Download:
         self._sender = ""
         self._staged = 0
         """Number of the staged group; 0 for none."""
-        self._here: dict[int, Block | None] = {}
-        """Blocks that are staged; with their bytes in a memory group."""
+        self._here: dict[int, tuple[bytes, Block | None]] = {}
+        """Blocks that are staged, with the note under which they were; with their bytes in a memory group."""
 
     def take(self, sender: str, piece: Piece) -> None:
         """An answer has come."""
@@ -219,22 +219,26 @@ class Download:
         return _manifest(bytes(content), offer.index)
 
     async def _reuse(self, manifest: Manifest) -> None:
-        """Blocks of our own last snapshot are the leader's too: the same entries. Take the undamaged ones."""
+        """Take the undamaged blocks of our own last snapshot that have the leader's notes. Under another note its bytes
+        may hold more: a machine rewrites blocks, and takes other blocks' contents into one."""
         group = self._replica.group
         home = group.home
-        wanted = [index for index, _ in manifest.notes if index not in self._here]
+        notes = dict(manifest.notes)
+        for index in [index for index, (note, _) in self._here.items() if notes.get(index, note) != note]:
+            del self._here[index]  # staged for an earlier snapshot; its bytes are replaced
+        wanted = notes.keys() - self._here.keys()
         if isinstance(home, Durable):
             await self._open_staging(home)
             stored: StoredGroup | None = await home.storage.load_group(group.name)
-            own = {index for index, _ in stored.blocks} if stored is not None else set[int]()
-            for index in own.intersection(wanted):
+            own = dict(stored.blocks) if stored is not None else {}
+            for index in sorted(index for index in wanted if own.get(index) == notes[index]):
                 block = await read_block(home.storage, home.number, index)
                 if block is not None:
-                    await self._stage(block)
+                    self._stage(block, notes[index])
         else:
             for index in wanted:
-                if index in home.notes and index in home.blocks:
-                    self._here[index] = home.blocks[index]
+                if home.notes.get(index) == notes[index] and index in home.blocks:
+                    self._here[index] = notes[index], home.blocks[index]
 
     async def _open_staging(self, home: Durable) -> None:
         if not self._staged:
@@ -246,23 +250,22 @@ class Download:
             await self._replica.group.host.synced()
 
     async def _fetch_blocks(self, offer: Message, manifest: Manifest) -> None:
-        missing = [index for index, _ in manifest.notes if index not in self._here]
+        notes = dict(manifest.notes)
+        missing = [index for index in notes if index not in self._here]
         while missing:
             asked = missing[:_BLOCKS_ASKED]
             piece = await self._ask(offer, blocks=asked)
             for block, index in zip(piece.blocks, asked, strict=False):
                 if block[0] != index or not block[2] & BLOCK:
                     raise Malformed("another block than was asked for")
-                await self._stage(block)
+                self._stage(block, notes[index])
             await self._replica.group.host.synced()
             missing = missing[len(piece.blocks) :]
 
-    async def _stage(self, block: Block) -> None:
+    def _stage(self, block: Block, note: bytes) -> None:
         if self._staged:
             self._replica.group.host.storage.append(self._staged, *block)
-            self._here[block[0]] = None
-        else:
-            self._here[block[0]] = block
+        self._here[block[0]] = note, None if self._staged else block
 
     async def _take_over(self, offer: Message, manifest: Manifest) -> None:
         """Become the snapshot. Nothing else happens in the group meanwhile."""
@@ -275,7 +278,7 @@ class Download:
             if isinstance(group.home, Durable):
                 blocks = await self._replace(group.home, offer, manifest)
             else:
-                held = {index: block for index, block in self._here.items() if block is not None}
+                held = {index: block for index, (_, block) in self._here.items() if block is not None}
                 home = group.home
                 blocks = home.replace(
                     manifest.state, manifest.notes, {index: held[index] for index, _ in manifest.notes}

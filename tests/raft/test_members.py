@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nimsnats.raft.machine import NotLeader, ProposalDropped, TransferFailed
+from nimsnats.raft.machine import BlockRecord, NotLeader, ProposalDropped, Snapshot, StoredBlock, TransferFailed
 from tests.raft.cluster import Cluster, Node, run
-from tests.raft.recorder import MESSAGES
+from tests.raft.recorder import MESSAGES, Recorder
 
 
 async def _three(seed: int = 1, storage: str = "file", path: Path | None = None) -> Cluster:
@@ -194,6 +195,61 @@ def _compact(node: Node) -> None:
     assert node.host is not None
     for group in node.host.groups():
         group.compact()
+
+
+class Merging(Recorder):
+    """Rewrites its first block so that it holds all others, too, as a stream does with its small ones."""
+
+    merged = b""
+
+    def snapshot(self) -> Snapshot:
+        taken = super().snapshot()
+        if not self.merged:
+            return taken
+        first, *others = sorted(self._blocks)
+        note = BlockRecord(first, b"merged " + self.merged)
+        return Snapshot(taken.state, [*(each for each in taken.blocks if each.index != first), note], others)
+
+    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        for block in blocks:
+            if block.note.startswith(b"merged"):
+                assert block.data == block.note.removeprefix(b"merged "), "its own bytes under the leader's note"
+        super().restore(state, [block for block in blocks if not block.note.startswith(b"merged")])
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+def test_a_block_that_the_leader_has_rewritten_is_fetched(storage: Any) -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 11)
+        await cluster.start()
+        for node in cluster.nodes.values():
+            assert node.host is not None
+            machine = node.machines["S"] = Merging()
+            await node.host.open_group("S", machine, members=cluster.members("abc"), storage=storage)
+        for number in range(20):
+            await cluster.write(b"%d" % number)
+        await cluster.agreed("abc")
+        for node in cluster.nodes.values():
+            _compact(node)
+        leader = await cluster.elected()
+        away = next(node for node in cluster.nodes.values() if node is not leader)
+        await cluster.until(lambda: cluster.group(away.name).core.log.snapshot >= 20)
+        cluster.isolate(away.name)
+        machine, group = leader.machines["S"], cluster.group(leader.name)
+        assert isinstance(machine, Merging)
+        machine.merged = b" ".join(machine.entries.values())
+        group.rewrite_block(min(machine._blocks), machine.merged)
+        for number in range(300):
+            await cluster.write(b"more %d" % number)
+        _compact(leader)
+        await cluster.until(lambda: group.core.log.snapshot > 300)
+        cluster.cut.clear()
+        await cluster.until(lambda: cluster.group(away.name).core.log.snapshot > 300)
+        await cluster.until(lambda: cluster.group(away.name).applied == group.applied)
+        assert away.machines["S"].restored
+        await cluster.stop()
+
+    run(test)
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])
