@@ -18,6 +18,11 @@ class RegistryProcess:
         self._process: Process | None = None
 
     async def __aenter__(self) -> RegistryProcess:
+        await self.start()
+        return self
+
+    async def start(self) -> None:
+        """Start with an empty memory."""
         listen = self.url.removeprefix("http://")
         command = [sys.executable, "-m", "nimsnats", "registry", "--listen", listen, "--ttl", self._ttl]
         self._process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
@@ -25,10 +30,19 @@ class RegistryProcess:
         async with asyncio.timeout(20):
             async for line in self._process.stderr:
                 if b"Registry listening" in line:
-                    return self
+                    return
         raise AssertionError("the registry did not start")
 
+    async def restart(self) -> None:
+        """Killed and started again, it has forgotten everything."""
+        await self.kill()
+        await self.start()
+
     async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    async def kill(self) -> None:
+        """kill -9."""
         assert self._process is not None
         if self._process.returncode is None:
             self._process.kill()

@@ -64,8 +64,11 @@ async def connect(*urls: str) -> Client:
     )
 
 
-async def publish_orders(js: JetStreamContext, ledger: Ledger, worker: int, stop: asyncio.Event) -> None:
-    """Publish with acks, 16 at a time, each message once; a publish without an answer is simply unknown."""
+async def publish_orders(
+    js: JetStreamContext, ledger: Ledger, worker: int, stop: asyncio.Event, pause: float = 0
+) -> None:
+    """Publish with acks, 16 at a time, each message once; a publish without an answer is simply unknown. `pause`:
+    seconds between two times."""
 
     async def one(message_id: str) -> None:
         try:
@@ -79,7 +82,7 @@ async def publish_orders(js: JetStreamContext, ledger: Ledger, worker: int, stop
         batch = [one(f"{worker}-{number + offset}") for offset in range(16)]
         number += len(batch)
         await asyncio.gather(*batch)
-        await asyncio.sleep(0)
+        await asyncio.sleep(pause)
 
 
 async def settle_orders(js: JetStreamContext, ledger: Ledger, stop: asyncio.Event) -> None:
