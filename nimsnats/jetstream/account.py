@@ -222,6 +222,7 @@ class JetStreamAccount:
         shared = self.dispatcher if engine.clustered else None
         served = ServedStream(stream, record, domain=engine.options.domain, shared=shared, relay=engine.relay)
         served.ingest.full = lambda: engine.check_room(stream)
+        served.on_led = lambda leading: engine.stream_led(served, leading)
         group = await engine.host.open_group(
             record.group,
             stream,

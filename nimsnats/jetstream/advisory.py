@@ -1,10 +1,11 @@
-"""Events about streams and about the API itself, published only when somebody listens.
+"""Events about streams, their leaders, the catalogue's leader and the API itself, published only when somebody listens.
 
-Owns their shape. Events about consumers are `consumer/advisory.py`'s.
+Owns their shape. What clients do to consumers is `consumer/advisory.py`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.identity import nuid
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
 
 _TYPE: Final = "io.nats.jetstream.advisory.v1."
 _VERBS: Final = {"create": "CREATED", "delete": "DELETED", "modify": "UPDATED"}
+_ADVISORY: Final = "$JS.EVENT.ADVISORY."
 _AUDIT: Final = b"$JS.EVENT.ADVISORY.API"
+
+Replicas = Callable[[], list[JsonObject]]
+"""Makes the PeerInfo of every member, this node's included."""
 
 
 class Advisories:
-    """What one node publishes. `domain` is added to each event when there is one."""
+    """What one node publishes. `domain` is added to each event when there is one, `system` is the system account."""
 
-    def __init__(self, runtime: Runtime, server_name: str, domain: str) -> None:
+    def __init__(self, runtime: Runtime, server_name: str, domain: str, system: Account) -> None:
+        self._system = system
         self._runtime = runtime
         self._server_name = server_name
         self._domain = domain
@@ -34,6 +40,38 @@ class Advisories:
         subject = f"$JS.EVENT.ADVISORY.STREAM.{_VERBS[action]}.{name}".encode()
         if account.has_interest(subject):
             account.publish(subject, encode(self._event("stream_action", {"stream": name, "action": action})))
+
+    def led(self, account: Account, stream: str, consumers: Iterable[str], leader: str, replicas: Replicas) -> None:
+        """This node begins to lead a stream with its consumers."""
+        fields: JsonObject = {"stream": stream, "leader": leader}
+        self._elected(account, f"STREAM.LEADER_ELECTED.{stream}", "stream_leader_elected", fields, replicas)
+        for name in consumers:
+            fields = {"stream": stream, "consumer": name, "leader": leader}
+            subject = f"CONSUMER.LEADER_ELECTED.{stream}.{name}"
+            self._elected(account, subject, "consumer_leader_elected", fields, replicas)
+
+    def quorum_lost(self, account: Account, stream: str, consumers: Iterable[str], replicas: Replicas) -> None:
+        """This node has led a stream and cannot reach most of its members any more."""
+        self._elected(account, f"STREAM.QUORUM_LOST.{stream}", "stream_quorum_lost", {"stream": stream}, replicas)
+        for name in consumers:
+            fields: JsonObject = {"stream": stream, "consumer": name}
+            subject = f"CONSUMER.QUORUM_LOST.{stream}.{name}"
+            self._elected(account, subject, "consumer_quorum_lost", fields, replicas)
+
+    def catalogue_led(self, leader: str, cluster: str, replicas: Replicas) -> None:
+        """This node begins to lead the catalogue; `leader` is its peer id."""
+        subject = f"{_ADVISORY}DOMAIN.LEADER_ELECTED".encode()
+        if self._system.has_interest(subject):
+            fields = {"leader": leader, "replicas": replicas(), "cluster": cluster}
+            self._system.publish(subject, encode(self._event("domain_leader_elected", fields)))
+
+    def _elected(self, account: Account, subject: str, kind: str, fields: JsonObject, replicas: Replicas) -> None:
+        """Tell the account, and the system account which account it is about."""
+        name = f"{_ADVISORY}{subject}".encode()
+        for hearing, about in ((account, {}), (self._system, {"account": account.name})):
+            if hearing.has_interest(name):
+                event = self._event(kind, {**about, **fields, "replicas": replicas()})
+                hearing.publish(name, encode(event))
 
     def audit(self, request: ApiRequest, response: bytes) -> None:
         """A request was answered."""

@@ -11,13 +11,16 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from nimsnats.identity import node_hash
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.account import JetStreamAccount
 from nimsnats.jetstream.advisory import Advisories
 from nimsnats.jetstream.api.account import AccountApi, disabled_endpoints, system_endpoints
 from nimsnats.jetstream.api.consumer import ConsumerApi
+from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.api.direct import DirectApi
 from nimsnats.jetstream.api.dispatch import ApiDispatcher
 from nimsnats.jetstream.api.message import MessageApi
@@ -40,6 +43,7 @@ from nimsnats.jetstream.placement import NodeTags, Placement
 from nimsnats.jetstream.relay import Relay
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Stream
+from nimsnats.raft.transport import node_of
 from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -112,7 +116,7 @@ class JetStream:
         self._transport = RaftMail(broker.system_account, host) if clustered else None
         self._ended: set[Key] = set()
         """Memory streams that were lost with the last process."""
-        self._advisories = Advisories(runtime, broker.server_name, options.domain)
+        self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -153,6 +157,7 @@ class JetStream:
     async def open_meta(self, name: str, founders: list[str] | None) -> None:
         """Open the catalogue of a cluster; `founders` as for `Host.open_group`."""
         meta = Meta(self.runtime.loop, self.log)
+        meta.on_leadership = partial(self._catalogue_led, meta)
         meta.opened(await self.host.open_group(name, meta, members=founders))
         self.meta = meta
         meta.on_change = self._changed
@@ -484,6 +489,30 @@ class JetStream:
     def advise_stream(self, account: Account, action: str, name: str) -> None:
         """Tell listeners that a stream was created, modified or deleted."""
         self._advisories.stream(account, action, name)
+
+    def stream_led(self, served: ServedStream, leading: bool) -> None:
+        """This node begins or ceases to lead a stream: tell listeners, where others could."""
+        stream = served.stream
+        if not self._several() or len(served.record.members) < 2:
+            return
+        names = stream.consumers.names()
+
+        def replicas() -> list[JsonObject]:
+            return self.peers.replicas(stream.group, everyone=True)
+
+        if leading:
+            self._advisories.led(stream.account, stream.name, names, self.server_name, replicas)
+        elif self.peers.lost_quorum(stream.group):
+            self._advisories.quorum_lost(stream.account, stream.name, names, replicas)
+
+    def _catalogue_led(self, meta: Meta, leading: bool) -> None:
+        """This node begins or ceases to lead the catalogue."""
+        meta.led_since = self.runtime.time_ns() if leading else 0
+        if leading and meta is self.meta and self._several():
+            leader = node_hash(node_of(self.host.member))
+            self._advisories.catalogue_led(
+                leader, self.broker.options.cluster_name, lambda: self.peers.replicas(meta.group, everyone=True)
+            )
 
     def stats(self) -> JetStreamStats:
         """Totals over all accounts."""

@@ -7,7 +7,7 @@ Any node takes any request of its clients; the leader answers them directly, thr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
@@ -28,9 +28,12 @@ _PATIENCE: Final = 5.0
 """Seconds until a stream without a leader is given up."""
 _SETTLE: Final = 2.0
 """Seconds that an answer waits for all replicas to be there; clients wait for five."""
+_ELECTION: Final = 3.0
+"""Seconds that a request waits for somebody to lead: an election takes less, and clients wait longer."""
 _AGAIN: Final = 0.05
 _MOST_HOPS: Final = 4
 _CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER"})
+_NOT_AVAIL: Final = 10008
 _NOT_LEADER: Final = 10009
 
 
@@ -63,11 +66,35 @@ class Leaders:
 
     # API requests
 
-    def forward(self, request: ApiRequest) -> bool:
-        """Whether another node answers a request, to which it was sent. Raises ApiError when nobody can."""
+    def forward(self, request: ApiRequest) -> bool | Awaitable[bool]:
+        """Whether another node answers a request, to which it was sent; an awaitable of that while nobody leads. Raises
+        ApiError when nobody can answer."""
         cluster = self._engine.cluster
         if cluster is None or not cluster.several:
             return False
+        try:
+            return self._elsewhere(request)
+        except ApiError as error:
+            if error.err_code != _NOT_AVAIL or request.hops >= _MOST_HOPS:
+                raise
+        return self._once_led(request)
+
+    async def _once_led(self, request: ApiRequest) -> bool:
+        """`forward` for a request in the time of an election, or while this node joins a cluster: it waits."""
+        runtime = self._engine.runtime
+        deadline = runtime.monotonic() + _ELECTION
+        while True:
+            await runtime.sleep(_AGAIN)
+            try:
+                return self._elsewhere(request)
+            except ApiError as error:
+                if error.err_code != _NOT_AVAIL or runtime.monotonic() > deadline:
+                    raise
+
+    def _elsewhere(self, request: ApiRequest) -> bool:
+        """`forward` as things are now. Raises ApiError, 10008 while nobody leads."""
+        cluster = self._engine.cluster
+        assert cluster is not None
         if cluster.joining or request.hops >= _MOST_HOPS:
             raise errors.CLUSTER_NOT_AVAIL()
         name = stream_of(request.tokens)

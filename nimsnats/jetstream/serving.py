@@ -7,6 +7,7 @@ configuration, expiry follows the wall clock and is proposed, never done.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import search
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.relay import Relay
 
 _LONGEST: Final = 3600.0
+_BEHIND: Final = 256
+"""Entries that a replica under load may have to apply and still counts as current."""
 _GRACE: Final = 0.02
 """Seconds added to each expiry, so that messages which run out together go in one entry."""
 
@@ -52,6 +55,8 @@ class ServedStream:
         self.group_name = record.group
         self.ingest = Ingest(stream, stream.account, domain=domain, relay=relay, group=record.group)
         self.replicas: Replicas | None = None
+        self.on_led: Callable[[bool], None] | None = None
+        """Called when this node begins (True) or ceases to lead the stream while it is open."""
         self.settled = asyncio.Event()
         """Set while this node leads and the group has the configuration and the members of the catalogue."""
         self.failure: BaseException | None = None
@@ -87,6 +92,8 @@ class ServedStream:
         self.announce()
         self._expiring = False
         self._arm()
+        if self.on_led is not None:
+            self.on_led(leading)
 
     def follow(self, record: StreamRecord) -> None:
         """The catalogue says something new about this stream."""
@@ -127,6 +134,12 @@ class ServedStream:
         if self.failure is not None:
             self._proposed = None
             self.settled.set()
+
+    @property
+    def current(self) -> bool:
+        """Whether this replica knows its leader and has applied nearly everything that is committed."""
+        group = self.stream.group
+        return bool(group.leader) and group.committed - group.applied <= _BEHIND
 
     @property
     def ready(self) -> bool:

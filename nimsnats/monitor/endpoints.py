@@ -13,6 +13,7 @@ from typing import Final
 from nimsnats.jetstream.api.decode import BOOL, INT, STRING, STRINGS, UINT64, Kind, Struct
 from nimsnats.monitor import health, peers
 from nimsnats.monitor.accountz import accountz, accstatz
+from nimsnats.monitor.clusterz import raftz
 from nimsnats.monitor.connz import connz
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.healthz import healthz
@@ -218,7 +219,7 @@ ENDPOINTS: Final = (
         indent=3,
     ),
     Endpoint(
-        peers.raftz,
+        raftz,
         "RAFTZ",
         ("/raftz",),
         {"acc": text("account"), "group": text("group")},

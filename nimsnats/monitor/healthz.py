@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.view import NodeView
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.engine import JetStream
 
 _UNAVAILABLE = "unavailable"
 
@@ -37,8 +41,11 @@ def healthz(
         _check_parameters(account, stream, consumer)
         if not (js_server_only or view.jetstream is None):
             _check_jetstream(view)
+            if not js_enabled_only:
+                _check_meta(view.jetstream)
             if not (js_enabled_only or js_meta_only):
                 _check_assets(view, account, stream, consumer)
+                _check_replicas(view.jetstream, account, stream)
     except _Failure as failure:
         if details:
             error = {"type": failure.type, **failure.place, "error": failure.error}
@@ -62,6 +69,33 @@ def _check_jetstream(view: NodeView) -> None:
         raise _Failure("JETSTREAM", problem)
 
 
+def _check_meta(jetstream: JetStream) -> None:
+    """Whether this node knows what the cluster has decided."""
+    cluster = jetstream.cluster
+    if cluster is None or not cluster.several:
+        return
+    if cluster.joining or not cluster.group.leader:
+        raise _Failure("JETSTREAM", "JetStream has not established contact with a meta leader")
+    if cluster.group.applied < cluster.group.committed:
+        raise _Failure("JETSTREAM", "JetStream is not current with the meta leader")
+
+
+def _check_replicas(jetstream: JetStream, account: str, stream: str) -> None:
+    """Whether this node's replicas know their leaders and follow them."""
+    if not jetstream.peers.several:
+        return
+    for record in jetstream.meta.streams.values():
+        if not jetstream.holds(record) or account not in ("", record.account) or stream not in ("", record.name):
+            continue
+        if record.account not in jetstream.accounts:
+            continue  # not configured here any more: its streams stay closed
+        served = jetstream.served(record)
+        if served is None or not served.current:
+            place: JsonObject = {"account": record.account, "stream": record.name}
+            text = f"JetStream stream '{record.account} > {record.name}' is not current"
+            raise _Failure("STREAM", text, place=place)
+
+
 def _check_assets(view: NodeView, account: str, stream: str, consumer: str) -> None:
     assert view.jetstream is not None
     if not account:
@@ -74,8 +108,8 @@ def _check_assets(view: NodeView, account: str, stream: str, consumer: str) -> N
         return
     place |= {"stream": stream}
     found = held.streams.get(stream)
-    if found is None:
+    if found is None and (account, stream) not in view.jetstream.meta.streams:
         raise _Failure("STREAM", f'JetStream stream "{stream}" not found on account "{account}"', 404, place=place)
-    if consumer and found.stream.consumers.get(consumer) is None:
+    if consumer and found is not None and found.stream.consumers.get(consumer) is None:
         text = f'JetStream consumer "{consumer}" not found for stream "{stream}" on account "{account}"'
         raise _Failure("CONSUMER", text, 404, place={**place, "consumer": consumer})

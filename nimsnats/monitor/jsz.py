@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream.clock import format_time
 from nimsnats.jetstream.info import stream_state
+from nimsnats.monitor.clusterz import meta_block
 from nimsnats.monitor.format import JsonObject, present, seconds_ns
-from nimsnats.monitor.query import ParameterError
+from nimsnats.monitor.query import NotMeant, ParameterError
 from nimsnats.monitor.view import NodeView
 from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
+    from nimsnats.jetstream.engine import JetStream
     from nimsnats.jetstream.stream import Stream
 
 DEFAULT_LIMIT: Final = 1024
@@ -35,6 +38,13 @@ def jsz(
     stream_leader_only: bool = False,
 ) -> JsonObject:
     """Totals, with as much detail as asked for. Asking for consumers implies streams, for streams implies accounts."""
+    if (
+        leader_only
+        and view.jetstream is not None
+        and view.jetstream.peers.several
+        and not view.jetstream.meta.group.leading
+    ):
+        raise NotMeant("filtered response: not leader")
     offset, limit = max(offset, 0), limit or DEFAULT_LIMIT
     streams = streams or consumer
     head: JsonObject = {**jetstream_stats(view), "server_id": view.broker.server_id, "now": format_time(view.now_ns())}
@@ -46,6 +56,7 @@ def jsz(
         "config": jetstream_config(view),
         "limits": jetstream_limits(),
         **_totals(view, raft=raft),
+        **present({"meta_cluster": meta_block(view)}),
     }
     held = view.jetstream.accounts
     shown: list[JetStreamAccount] = []
@@ -54,9 +65,8 @@ def jsz(
     elif accounts or streams:
         shown = list(held.values())[offset : offset + limit]
     if shown:
-        answer["account_details"] = [
-            _account(view, one, streams=streams, consumers=consumer, config=config) for one in shown
-        ]
+        wanted = _Detail(streams, consumer, config, raft, stream_leader_only)
+        answer["account_details"] = [_account(view, one, wanted) for one in shown]
     answer["total"] = len(held)
     return answer
 
@@ -68,7 +78,7 @@ def account_jsz(view: NodeView, name: str) -> JsonObject:
     account = view.jetstream.accounts.get(name)
     if account is None:
         raise ParameterError(f'account "{name}" not jetstream enabled')
-    return _account(view, account, streams=False, consumers=False, config=False)
+    return _account(view, account, _Detail())
 
 
 def jetstream_stats(view: NodeView) -> JsonObject:
@@ -83,7 +93,7 @@ def jetstream_stats(view: NodeView) -> JsonObject:
         "reserved_memory": stats.reserved_memory,
         "reserved_storage": stats.reserved_file,
         "accounts": stats.accounts,
-        "ha_assets": 0,
+        "ha_assets": sum(len(group.members) > 1 for group in view.jetstream.host.groups()),
         "api": {"level": API_LEVEL, "total": stats.api_total, "errors": stats.api_errors},
     }
 
@@ -121,7 +131,18 @@ def _totals(view: NodeView, *, raft: bool) -> JsonObject:
     }
 
 
-def _account(view: NodeView, account: JetStreamAccount, *, streams: bool, consumers: bool, config: bool) -> JsonObject:
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """What is to be shown of an account."""
+
+    streams: bool = False
+    consumers: bool = False
+    config: bool = False
+    raft: bool = False
+    led_only: bool = False
+
+
+def _account(view: NodeView, account: JetStreamAccount, wanted: _Detail) -> JsonObject:
     assert view.jetstream is not None
     memory, storage = account.usage()
     requests, errors = view.jetstream.api_requests(account.name)
@@ -136,20 +157,26 @@ def _account(view: NodeView, account: JetStreamAccount, *, streams: bool, consum
         "ha_assets": 0,
         "api": {"level": 0, "total": requests, "errors": errors},
     }
-    if streams:
-        detail |= present({"stream_detail": [_stream(one, consumers=consumers, config=config) for one in account]})
+    if wanted.streams:
+        shown = [stream for stream in account if stream.leading or not wanted.led_only]
+        detail |= present({"stream_detail": [_stream(view.jetstream, stream, wanted) for stream in shown]})
     return detail
 
 
-def _stream(stream: Stream, *, consumers: bool, config: bool) -> JsonObject:
+def _stream(jetstream: JetStream, stream: Stream, wanted: _Detail) -> JsonObject:
     detail: JsonObject = {
         "name": stream.name,
         "created": format_time(stream.created),
-        "cluster": {"leader": stream.group.leader},
-        **({"config": stream.config.to_json(dynamic=False)} if config else {}),
+        "cluster": jetstream.peers.cluster(stream.group, stream.led_since),
+        **({"config": stream.config.to_json(dynamic=False)} if wanted.config else {}),
         "state": stream_state(stream),
     }
-    if consumers:
+    if wanted.consumers:
         held = [stream.consumers.get(name) for name in stream.consumers.names()]
         detail |= present({"consumer_detail": [one.info(listed=True) for one in held if one is not None]})
+    if wanted.raft and jetstream.peers.several:
+        group = stream.group.name
+        detail["stream_raft_group"] = group
+        groups = [{"name": name, "raft_group": group} for name in stream.consumers.names()]
+        detail |= present({"consumer_raft_groups": groups if wanted.consumers else []})
     return detail

@@ -1,4 +1,4 @@
-"""Routes, gateways, leaf nodes, queues and Raft groups, in nats-server's shapes.
+"""Routes, gateways, leaf nodes and queues, in nats-server's shapes.
 
 There are no gateways and leaf nodes: their shapes are empty, and clients that look at them find what they expect.
 """
@@ -83,11 +83,6 @@ def leafz(view: NodeView, *, subscriptions: bool = False, account: str = "") -> 
 def ipqueuesz(view: NodeView, *, all: bool = False, filter: str = "") -> JsonObject:
     """Internal queues: this server hands work over within one turn of its loop and has none."""
     return {}
-
-
-def raftz(view: NodeView, *, account: str = "", group: str = "") -> JsonObject | None:
-    """Raft groups with peers; None while the node stands alone, as nats-server without a cluster."""
-    return None
 
 
 def _head(view: NodeView) -> JsonObject:

@@ -19,6 +19,10 @@ class ParameterError(Exception):
     """A parameter that cannot be read or makes no sense; the text goes to the client with status 400."""
 
 
+class NotMeant(ParameterError):
+    """The request is for other servers, such as the one that leads: HTTP says so, over NATS this one keeps silent."""
+
+
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")

@@ -24,6 +24,7 @@ def server_object(view: NodeView, sequence: int) -> JsonObject:
         "id": broker.server_id,
         **present({"cluster": broker.options.cluster_name, "domain": domain}),
         "ver": NATS_VERSION,
+        **present({"tags": broker.options.tags}),
         "jetstream": view.jetstream is not None,
         "flags": _JETSTREAM_ENABLED if view.jetstream is not None else 0,
         "seq": sequence,

@@ -22,7 +22,7 @@ from nimsnats.monitor.endpoints import BY_NAME, ENDPOINTS, FILTERS, Endpoint
 from nimsnats.monitor.events import ServerEvents
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.jsz import account_jsz
-from nimsnats.monitor.query import ParameterError
+from nimsnats.monitor.query import NotMeant, ParameterError
 from nimsnats.monitor.statsz import server_object, statsz
 from nimsnats.monitor.view import NodeView
 from nimsnats.protocol.headers import header_value
@@ -269,14 +269,17 @@ class SystemServices:
             if wanted and (wanted != value if exact else wanted not in value):
                 raise _NoAnswer
         domain = self._view.jetstream.options.domain if self._view.jetstream is not None else ""
-        if given.get("tags") or given.get("domain", domain) not in ("", domain):
+        if not set(given.get("tags") or ()) <= set(broker.options.tags) or given.get("domain", domain) not in (
+            "",
+            domain,
+        ):
             raise _NoAnswer
 
     def _answering(self, request: _Request, build: Callable[[], JsonObject]) -> None:
         """Send what `build` makes, or the error it raises."""
         try:
             answer = build()
-        except _NoAnswer:
+        except (_NoAnswer, NotMeant):
             return
         except ApiError as error:
             self._answer(request, error=(400, _complaint(error)))

@@ -8,6 +8,7 @@ from typing import Final
 from nimsnats.broker.route_dial import parse_route
 from nimsnats.broker.stats import BrokerStats
 from nimsnats.jetstream.clock import format_time
+from nimsnats.monitor.clusterz import meta_block
 from nimsnats.monitor.format import JsonObject, number, present, seconds_ns, uptime
 from nimsnats.monitor.jsz import jetstream_config, jetstream_limits, jetstream_stats
 from nimsnats.monitor.process import cores, resident_bytes
@@ -93,7 +94,8 @@ def jetstream_block(view: NodeView, *, store_dir: bool = True) -> JsonObject:
     config = jetstream_config(view)
     if not store_dir:
         config.pop("store_dir", None)
-    return {"config": config, "stats": jetstream_stats(view), "limits": jetstream_limits()}
+    meta = present({"meta": meta_block(view, brief=not store_dir)})
+    return {"config": config, "stats": jetstream_stats(view), **meta, "limits": jetstream_limits()}
 
 
 def _process(view: NodeView) -> JsonObject:

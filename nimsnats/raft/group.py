@@ -131,6 +131,11 @@ class HostedGroup:
         """Index of the last committed entry."""
         return self.core.log.committed
 
+    @property
+    def since_snapshot(self) -> tuple[int, int]:
+        """Entries and bytes applied since the last snapshot was asked for."""
+        return self._entries_since, self._bytes_since
+
     def progress(self) -> list[MemberProgress]:
         """Every other member, sorted by name; empty unless this one leads."""
         core = self.core
@@ -238,6 +243,7 @@ class HostedGroup:
         """Serve, if not yet doing so in this term."""
         if not self.serving or self.serving_term != self.core.term:
             self.serving, self.serving_term = True, self.core.term
+            self.host.counts["led"] += not self.alone
             self.machine.leadership(True, self.core.term)
 
     def step_down(self, reason: str) -> None:
@@ -246,6 +252,7 @@ class HostedGroup:
         if not self.serving:
             return
         self.serving = False
+        self.host.counts["deposed"] += 1
         log = self.core.log
         error = ProposalDropped(reason)
         for entry in log.entries[max(0, log.committed + 1 - log.first) :]:
@@ -428,6 +435,7 @@ class HostedGroup:
         self._compacting = False
         if error is None:
             self._snapshot, self._snapshot_term = point.index, point.term
+            self.host.counts["snapshots taken"] += 1
             if self.core.log.snapshot < point.index <= self.core.log.applied:
                 self.core.compacted(point.index, point.term)
                 self.replica.trim()
@@ -450,6 +458,7 @@ class HostedGroup:
 
     def installed(self, index: int, term: int, total: int) -> None:
         """The machine has become a snapshot that came from the leader."""
+        self.host.counts["snapshots received"] += 1
         self._applied = self._snapshot = index
         self._applied_term = self._snapshot_term = term
         self.total = self._applied_total = total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, Literal
@@ -63,6 +63,8 @@ class Host:
         self.peers = Peers(self.member, runtime, self.log, lambda: self.transport)
         self.lost_peers: set[str] = set()
         """Peers that have been silent for longer than an election takes."""
+        self.counts: Counter[str] = Counter()
+        """How often groups of several were led and left here, and snapshots were taken and received."""
         self._ticking: dict[HostedGroup, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ticks = 0

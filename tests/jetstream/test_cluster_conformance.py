@@ -52,6 +52,9 @@ class Side:
     async def _step(self, subject: str, body: Any = None, *, system: bool = False) -> Any:
         if subject == "LED":
             return await self._led(*body)
+        if subject.startswith("LEAD "):
+            await ask(self.app, f"STREAM.LEADER.STEPDOWN.{subject[5:]}", preferred(body))
+            return await self._led(f"STREAM.INFO.{subject[5:]}", body)
         return comparable(await ask(self.system if system else self.app, subject, body))
 
     async def _led(self, subject: str, leader: str = "") -> None:
@@ -114,6 +117,7 @@ STEP_DOWN: list[Step] = [
     ("STREAM.LEADER.STEPDOWN.S", '{"bad'),
     ("STREAM.LEADER.STEPDOWN.S", {"placement": {"cluster": "X"}}),
     ("STREAM.LEADER.STEPDOWN.S", {"placement": {"tags": ["none"]}}),
+    ("LEAD S", "n1"),
     ("STREAM.LEADER.STEPDOWN.S", {"placement": {"tags": ["hdd"]}}),
     ("LED", ("STREAM.INFO.S", "n3")),
     ("STREAM.LEADER.STEPDOWN.S", preferred("n1")),

@@ -97,8 +97,9 @@ class ApiDispatcher:
         self.failed = 0
         self.audit: Callable[[ApiRequest, bytes], None] | None = None
         """Told about every answer."""
-        self.forward: Callable[[ApiRequest], bool] | None = None
-        """Asked before a request is handled: True when another node answers it. May raise ApiError."""
+        self.forward: Callable[[ApiRequest], bool | Awaitable[bool]] | None = None
+        """Asked before a request is handled: True when another node answers it; an awaitable of that while nobody
+        leads. May raise ApiError."""
         self.several: Callable[[], bool] = lambda: False
         """Whether there are other nodes: then their clients' requests with other answers than JSON come to `attracted`
         alone."""
@@ -161,11 +162,13 @@ class ApiDispatcher:
             return self._call_raw(endpoint, request)
         self.total += 1
         try:
-            if self.forward is not None and self.forward(request):
+            elsewhere = self.forward(request) if self.forward is not None else False
+            if isinstance(elsewhere, Awaitable):
+                self._wait(endpoint, request, self._once_led(endpoint, request, elsewhere))
                 return None
-            self._check_level(request)
-            self._read_body(endpoint, request)
-            response = endpoint.handler(request)
+            if elsewhere:
+                return None
+            response = self._handled(endpoint, request)
         except ApiError as error:
             self._fail(endpoint, request, error)
         except Exception:
@@ -176,6 +179,20 @@ class ApiDispatcher:
             elif isinstance(response, dict):
                 self.answer(endpoint, request, response)
         return None
+
+    def _handled(self, endpoint: Endpoint, request: ApiRequest) -> Response | Awaitable[JsonObject | None]:
+        self._check_level(request)
+        self._read_body(endpoint, request)
+        return endpoint.handler(request)
+
+    async def _once_led(self, endpoint: Endpoint, request: ApiRequest, elsewhere: Awaitable[bool]) -> JsonObject | None:
+        """Handle a request that has come while nobody led, unless the leader is another node."""
+        if await elsewhere:
+            return None
+        response = self._handled(endpoint, request)
+        if isinstance(response, Awaitable):
+            return await response
+        return response if isinstance(response, dict) else None
 
     def _find(self, tokens: list[str]) -> Endpoint | None:
         for pattern, endpoint in self._by_head.get(tokens[0], ()):
