@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +41,7 @@ from nimsnats.jetstream.peers import PeerView
 from nimsnats.jetstream.placement import NodeTags, Placement
 from nimsnats.jetstream.relay import Relay
 from nimsnats.jetstream.serving import ServedStream
+from nimsnats.jetstream.stats import JetStreamStats, totals
 from nimsnats.jetstream.stream import Stream
 from nimsnats.raft.transport import node_of
 from nimsnats.runtime import Runtime
@@ -55,23 +55,6 @@ if TYPE_CHECKING:
     from nimsnats.raft.machine import Group
 
 _GROUP_PREFIX: Final = "S-"
-
-
-@dataclass(slots=True)
-class JetStreamStats:
-    """Totals of a node, for the monitor."""
-
-    accounts: int
-    streams: int
-    consumers: int
-    messages: int
-    bytes: int
-    memory: int
-    file: int
-    reserved_memory: int
-    reserved_file: int
-    api_total: int
-    api_errors: int
 
 
 class JetStream:
@@ -516,23 +499,7 @@ class JetStream:
 
     def stats(self) -> JetStreamStats:
         """Totals over all accounts."""
-        accounts = list(self.accounts.values())
-        streams = [stream for account in accounts for stream in account]
-        memory = sum(account.usage()[0] for account in accounts)
-        size = sum(stream.store.bytes for stream in streams)
-        return JetStreamStats(
-            accounts=len(accounts),
-            streams=len(streams),
-            consumers=sum(len(stream.consumers) for stream in streams),
-            messages=sum(stream.store.messages for stream in streams),
-            bytes=size,
-            memory=memory,
-            file=size - memory,
-            reserved_memory=sum(account.reserved()[0] for account in accounts),
-            reserved_file=sum(account.reserved()[1] for account in accounts),
-            api_total=sum(dispatcher.total for dispatcher in self._dispatchers),
-            api_errors=sum(dispatcher.failed for dispatcher in self._dispatchers),
-        )
+        return totals(self.accounts.values(), self._dispatchers)
 
     def api_requests(self, account: str) -> tuple[int, int]:
         """API requests of one account so far: all, and those answered with an error."""
