@@ -299,6 +299,7 @@ def start_logging(settings: LogSettings) -> LogOutput:
             handler.close()
     root.addHandler(output)
     root.setLevel(logging.WARNING)
+    logging.getLogger("pyroute2").setLevel(logging.ERROR)  # warns of kernel features that nobody here asks for
     for name in _OURS:
         logging.getLogger(name).setLevel(settings.level())
     return output

@@ -124,7 +124,10 @@ def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> None:
     number("NATS_CLUSTER_PORT", lambda port: setattr(settings.cluster, "port", port))
     number("NATS_MONITOR_PORT", lambda port: setattr(settings.monitor, "port", port))
     registry = settings.registry
-    settings.node_name = environ.get("NATS_NODE_NAME") or settings.node_name
+    try:
+        settings.node_name = _node_name(environ.get("NATS_NODE_NAME", "")) or settings.node_name
+    except FieldError as error:
+        errors.append(str(error))
     registry.service = environ.get("REGISTRY_SERVICE_NAME") or registry.service
     registry.token = environ.get("REGISTRY_TOKEN") or registry.token
     if environ.get("NATS_CLUSTER_SECRET"):
@@ -152,6 +155,19 @@ def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> None:
             settings.forest.webhooks[name.removeprefix(_WEBHOOK_SECRETS).lower()] = WebhookSettings(given)
     if errors:
         raise ConfigError(*errors)
+
+
+def _node_name(text: str) -> str:
+    """A node's name as an environment file has it, where nobody expands variables: `${HOSTNAME}` is the host's name.
+
+    Raises FieldError for any other variable: all nodes would get the same strange name.
+    """
+    name = text.strip()
+    if name in ("${HOSTNAME}", "$HOSTNAME"):
+        return socket.gethostname()
+    if "$" in name:
+        raise FieldError(f'NATS_NODE_NAME="{name}": variables are not expanded here; only ${{HOSTNAME}} is known')
+    return name
 
 
 def _apply_node_flags(settings: Settings, flags: NodeFlags) -> None:

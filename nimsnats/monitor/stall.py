@@ -24,7 +24,7 @@ LIMIT: Final = 1.0
 _LOOKS: Final = 4
 """Beats and looks within one limit."""
 _FRAMES: Final = 12
-"""Innermost frames that are logged."""
+"""Innermost frames that are logged, at most back to where the loop was started."""
 
 
 class StallWatch:
@@ -98,7 +98,9 @@ class StallWatch:
                 self._was_told = frame is not None and self._tell(now - beat, frame)
 
     def _tell(self, seconds: float, frame: FrameType) -> bool:
-        stack = traceback.extract_stack(frame)[-_FRAMES:]
+        stack = traceback.extract_stack(frame)
+        turns = [at for at, entry in enumerate(stack) if entry.name == "run_until_complete"]
+        stack = stack[turns[-1] + 1 if turns and turns[-1] + 1 < len(stack) else 0 :][-_FRAMES:]
         place = (stack[-1].filename, stack[-1].name)
         lines = "".join(traceback.format_list(stack)).rstrip()
         return self._repeats.log(
