@@ -20,6 +20,12 @@ How the states are kept few, all of it without hiding a behaviour:
 - The two nodes are interchangeable: of a state and its mirror image only one is visited.
 - Facts that the rule can never accept again are dropped (of a broken variant only what its rule cannot accept
   either).
+- Of Raft there is only what the rule relies on: writes, and with `changes` the steps by which members change. Who leads
+  is not modelled: either may lead at any time.
+
+A registry that one of the two embeds needs no model of its own. All that is special about it is that some orders of
+events cannot happen: what its host sends is never lost, and it stops and restarts with its host only. Where a crash and
+a restart of the registry are allowed, both together are.
 
 `python -m tests.simulation.witness_model` prints the counts, and a counterexample for every broken variant; `--all`
 checks the long settings too, which takes minutes.
@@ -41,10 +47,15 @@ from tests.simulation.witness_node import (
     ALONE,
     BOTH,
     GOING,
+    GROWING,
     INVITING,
+    LEAVING,
+    MAY_GO,
+    PARTING,
     REGISTRATION,
     SENT,
     STORED,
+    THREE,
     UNSENT,
     Node,
     Steps,
@@ -62,6 +73,8 @@ class Faults(NamedTuple):
     """The registry restarts and takes back everything in its database, expired entries too."""
     abandoned: int = 0
     """Registrations whose sender gives up and which arrive all the same, at any time."""
+    evictions: int = 0
+    """A node's entry is taken away while it lives: a farewell that comes late, or somebody's wish."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,8 @@ class Setting:
     ttl: int = 2
     prompt: bool = True
     writes: bool = False
+    changes: bool = False
+    """Members change in order, too: one leaves at the other's word, a third joins."""
     two_registries: bool = False
     """Each node has a registry of its own."""
     formed: bool = False
@@ -102,8 +117,10 @@ class Case:
         return check(self.variant, self.setting, lead=self.lead)
 
 
-def _formed(faults: Faults | None = None, *, prompt: bool = True, leftovers: bool = False) -> Setting:
-    return Setting(faults or Faults(), prompt=prompt, formed=True, leftovers=leftovers)
+def _formed(
+    faults: Faults | None = None, *, prompt: bool = True, leftovers: bool = False, changes: bool = False
+) -> Setting:
+    return Setting(faults or Faults(), prompt=prompt, formed=True, leftovers=leftovers, changes=changes)
 
 
 BROKEN: tuple[Case, ...] = (
@@ -144,6 +161,13 @@ BROKEN: tuple[Case, ...] = (
     Case(Variant("a pause between decision and deed ignored", decides_early=True), _formed()),
     Case(Variant("anything heard from the peer taken for sync", hearing_is_sync=True), _formed()),
     Case(Variant("never seen in one listing", need_not_see_both=True), Setting(Faults(), two_registries=True)),
+    Case(Variant("one of two removed without knowing", leaves_at_once=True), _formed(changes=True)),
+    Case(Variant("a third voter without one of two knowing", grows_at_once=True), _formed(changes=True)),
+    Case(
+        Variant("a removal undone by a restart of the registry", removals_come_back=True),
+        _formed(Faults(comebacks=1, evictions=1)),
+        lead=3,
+    ),
 )
 """Weaker rules, each with the smallest world in which it fails."""
 
@@ -152,6 +176,8 @@ SETTINGS: dict[str, Setting] = {
     "the registry forgets": Setting(Faults(memory_losses=1)),
     "the registry comes back with its database": Setting(Faults(comebacks=1)),
     "two registries": Setting(Faults(crashes=1), two_registries=True),
+    "members change in order": Setting(Faults(), changes=True),
+    "an entry is taken away": Setting(Faults(evictions=1)),
 }
 """Worlds in which the rule must hold, a few seconds each."""
 
@@ -166,6 +192,11 @@ LONG: dict[str, Setting] = {
     "the registry forgets, and comes back": Setting(Faults(crashes=1, memory_losses=1, comebacks=1)),
     "three ticks to the TTL": Setting(Faults(crashes=1, comebacks=1), ttl=3),
     "no dead facts dropped": Setting(Faults(), forget=False),
+    "the registry's host crashes with it, which comes back": Setting(Faults(crashes=1, comebacks=1)),
+    "an entry is taken away, the registry comes back": Setting(Faults(crashes=1, comebacks=1, evictions=1)),
+    "members change in order, one crashes": Setting(Faults(crashes=1), changes=True),
+    "members change in order, the registry comes back": Setting(Faults(crashes=1, comebacks=1), changes=True),
+    "members change in order, the registry forgets": Setting(Faults(crashes=1, memory_losses=1), changes=True),
 }
 """More of everything, for the extended run."""
 
@@ -259,7 +290,49 @@ def _write_done(node: Node) -> Node:
     return node._replace(write=UNSENT)
 
 
-def _meet(node: Face, other: Face, *, writes: bool, mails: bool) -> Iterator[tuple[str, Deed, Deed]]:
+def _becomes(membership: int) -> Deed:
+    """Another membership in the log. What is known of another number, or was asked, is about nothing."""
+    numbered = membership in (ALONE, GROWING, THREE)
+
+    def deed(node: Node) -> Node:
+        return node._replace(membership=membership, asked=None, sync=None if numbered else node.sync)
+
+    return deed
+
+
+_alone, _parting, _leaving, _both, _growing, _three = map(_becomes, (ALONE, PARTING, LEAVING, BOTH, GROWING, THREE))
+
+
+def _change(node: Face, other: Face, variant: Variant) -> Iterator[tuple[str, Deed, Deed]]:
+    """Members change in order: `node` leads, `other` takes over what it is sent. A leader counts the other's log, so
+    what it commits is in there, whether or not there is a route at that moment."""
+    linked = node.route and other.up and other.route
+    if node.membership == BOTH:
+        yield "{i} notes that {j} is to leave", _parting, _same
+        yield "{i} takes in a third as learner", _growing, _same
+        if variant.leaves_at_once and linked and other.membership == BOTH:
+            yield "{i} removes {j}, and goes alone", _alone, _same
+        if variant.grows_at_once and linked:
+            yield "{i} takes in a third voter, and goes alone with it", _three, _same
+    if node.membership == PARTING:
+        yield "{i} lets {j} stay after all", _both, _same
+        if linked and other.membership in MAY_GO:
+            yield "{j} hears that it is to leave", _same, _leaving
+        if other.membership == LEAVING:
+            yield "{i} goes on alone, {j} has left", _alone, _same
+    if node.membership == BOTH and other.membership == LEAVING and linked:
+        yield "{j} hears that it stays", _same, _both
+    if node.membership == GROWING and linked and other.membership in MAY_GO:
+        yield "{j} hears of the learner", _same, _growing
+    if node.membership == GROWING == other.membership:
+        yield "{i} makes the learner the third voter, and goes alone with it", _three, _same
+    if node.membership == THREE and not other.behind:
+        yield "{i} and the third acknowledge a write", _same, _falls_behind
+
+
+def _meet(
+    node: Face, other: Face, *, writes: bool, mails: bool, changes: Variant | None
+) -> Iterator[tuple[str, Deed, Deed]]:
     """(what, what it does to `node`, what it does to `other`)."""
     if not node.up:
         return
@@ -267,6 +340,8 @@ def _meet(node: Face, other: Face, *, writes: bool, mails: bool) -> Iterator[tup
         yield "{i}, alone, acknowledges a write", _same, _falls_behind
     if writes:
         yield from _write(node, other)
+    if changes is not None:
+        yield from _change(node, other, changes)
     if not other.up:
         return
     if not node.route and not other.route:
@@ -278,7 +353,7 @@ def _meet(node: Face, other: Face, *, writes: bool, mails: bool) -> Iterator[tup
         yield "{j} answers {i}: in sync", _synced, _same
     if mails and both and not other.mail:
         yield "{i} sends something to {j}", _same, _mailed
-    if node.membership == ALONE and other.membership == BOTH:
+    if node.membership == ALONE and other.membership in (BOTH, PARTING, LEAVING, GROWING):
         yield "{i} makes it a group of both again", _invites, _same
     if node.membership == INVITING:
         yield "{j} takes over everything from {i}", _joined, _joins
@@ -313,6 +388,7 @@ class Model:
         self.done = cache(self._done)
         self.crash = cache(self._crash)
         self.after_restart = cache(self._after_restart)
+        self.evicted = cache(self._evicted)
         self.ticked = cache(self._ticked)
 
     def number(self, node: Node) -> int:
@@ -349,6 +425,10 @@ class Model:
             for what, after, cost in self.crash(b):
                 if cost <= faults.abandoned:
                     yield what, 1, a, after, left._replace(abandoned=faults.abandoned - cost)
+        if faults.evictions:
+            left = faults._replace(evictions=faults.evictions - 1)
+            yield "the entry of {i} is taken away", 0, self.evicted(a), b, left
+            yield "the entry of {i} is taken away", 1, a, self.evicted(b), left
         restart = self.after_restart
         if faults.memory_losses:
             left = faults._replace(memory_losses=faults.memory_losses - 1)
@@ -373,8 +453,10 @@ class Model:
         faces = list(self._face_numbers)
         a, b = faces[first], faces[second]
         writes, mails = self.setting.writes, self.variant.hearing_is_sync
-        found = [(what, 0, deed, other) for what, deed, other in _meet(a, b, writes=writes, mails=mails)]
-        found += [(what, 1, other, deed) for what, deed, other in _meet(b, a, writes=writes, mails=mails)]
+        changes = self.variant if self.setting.changes else None
+        ab, ba = ((_meet(*two, writes=writes, mails=mails, changes=changes)) for two in ((a, b), (b, a)))
+        found = [(what, 0, deed, other) for what, deed, other in ab]
+        found += [(what, 1, other, deed) for what, deed, other in ba]
         return tuple(found)
 
     def _done(self, deed: Deed, i: int) -> int:
@@ -389,6 +471,11 @@ class Model:
             after = self.number(self.steps.crashed(node, abandoned=True))
             found.append(("{i} crashes, its registration is still under way", after, 1))
         return tuple(found)
+
+    def _evicted(self, i: int) -> int:
+        node = self.nodes[i]
+        stored = node.stored and self.variant.removals_come_back
+        return self.number(self.steps.settle(node._replace(entry=0, stored=stored)))
 
     def _after_restart(self, i: int, comeback: bool) -> int:
         node = self.nodes[i]

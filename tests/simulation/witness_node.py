@@ -15,8 +15,11 @@ from nimsnats.cluster import witness
 from nimsnats.cluster.witness import Condition, Facts, Standing
 from nimsnats.registry import Lease, Listing, NodeInfo
 
-BOTH, ALONE, INVITING = range(3)
-"""Memberships: both nodes; this one only; both again, which the other has yet to take over."""
+BOTH, ALONE, INVITING, PARTING, LEAVING, GROWING, THREE = range(7)
+"""Memberships in a node's log: both nodes; this one only; both again, which the other has yet to take over; both, with
+a note that the other leaves, or that this one does; both with a third as learner; all three."""
+MAY_GO = (BOTH, PARTING)
+"""Those with which the product's `Core.partner` names the other."""
 NO_REQUEST, HEARTBEAT, REGISTRATION = range(3)
 GOING, ANSWERED = range(2)
 UNSENT, SENT, STORED = range(3)
@@ -87,6 +90,12 @@ class Variant:
     """A restarted process counts as in sync if the one before it was."""
     need_not_see_both: bool = False
     """A listing without the peer is good enough to begin with."""
+    leaves_at_once: bool = False
+    """Raft as in the paper: a leader removes the other of two without the other knowing."""
+    grows_at_once: bool = False
+    """A third voter is taken in without having been a learner first."""
+    removals_come_back: bool = False
+    """The registry lists its nodes without one before that is on its disk."""
 
     @property
     def lapses_end_rights(self) -> bool:
@@ -264,7 +273,7 @@ class Steps:
             yield from self._request(node)
         if node.route:
             yield from self._connected(node)
-        if node.membership == BOTH:
+        if node.membership in MAY_GO:
             yield from self._choose(node)
 
     def _request(self, node: Node) -> Iterator[LocalStep]:
