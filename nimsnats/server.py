@@ -177,7 +177,13 @@ class Server:
             await self.routes.start()
             if self.jetstream is not None and self.jetstream.cluster is not None:
                 self.jetstream.tags.others = self.routes.tags
+                self.routes.watch(self._on_route)
                 self.jetstream.cluster.start(self.routes.connected)
+
+    def _on_route(self, name: str, address: str, up: bool) -> None:
+        del address
+        if not up and self._host is not None:
+            self._host.suspect(name)
 
     def _route_options(self) -> RouteOptions:
         cluster = self.settings.cluster

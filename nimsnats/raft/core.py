@@ -412,10 +412,16 @@ class Core:
             for progress in self.leading.members.values():
                 progress.active = True
 
-    def leader_lost(self) -> None:
-        """The driver knows that the leader's node is gone: no lease protects it, and the wait is shorter."""
-        if self.leading is None:
-            self._elapsed = max(self._elapsed, self.settings.election_ticks)
+    def leader_lost(self, salt: int = 0) -> None:
+        """The driver knows that the leader's node is gone: no lease protects it, and the wait is shorter. The others
+        campaign one after the other, so that votes are not split; `salt`, the same on all members, tells with whom
+        they begin, so that not all groups choose the same one."""
+        others = sorted(self.membership.voters - {self.leader})
+        if self.leading is not None or self.name not in others:
+            return
+        place = (others.index(self.name) + salt) % len(others)
+        self._elapsed = max(self._elapsed, self.settings.election_ticks)
+        self._timeout = self._elapsed + 2 * place + self._random.randrange(0, 2)
 
     def partner(self) -> str:
         """The other voter, as long as this member has all that was ever committed and nothing more can be without

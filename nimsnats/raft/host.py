@@ -291,7 +291,8 @@ class Host:
             if self._ticks % _ACQUAINTANCES_TICKS == 0:
                 self._acquaintances = sorted(self._all_members())
             self.peers.greet(self._acquaintances)
-        lost = self.peers.silent(self.tick_seconds * self.settings.election_ticks)
+        ticks = self.settings.election_ticks
+        lost = self.peers.silent(self.tick_seconds * ticks, self.tick_seconds * (_GREET_TICKS + 1))
         if lost:
             self.lost_peers.update(lost)
             self._tell_groups(set(lost), lost=True)
@@ -311,8 +312,13 @@ class Host:
             if not group.alone:
                 group.replica.peer_news(names, lost)
 
+    def suspect(self, node: str) -> None:
+        """The transport has lost its way to a node. If it is not heard of at once, over another one, it counts as
+        lost: what it led elects a new leader without waiting for as long as silence alone would take."""
+        self.peers.suspect(node)
+
     def is_lost(self, name: str) -> bool:
-        """Whether a peer has not been heard of for longer than an election takes."""
+        """Whether a peer is not heard of: for longer than an election takes, or since the way there broke."""
         return name in self.lost_peers
 
     # Driving --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from nimsnats.raft.transport import Transport
+from nimsnats.raft.transport import Transport, node_of
 from nimsnats.raft.wire import Item, encode, weight
 from nimsnats.runtime import Runtime
 
@@ -29,6 +29,8 @@ class Peer:
     heard: float = -1.0
     """When a frame last came, on the loop's clock; negative for never."""
     lost: bool = False
+    suspect: bool = False
+    """The way there has broken, and nothing was heard since."""
     incarnation: int = 0
     sent: bool = False
     """Something went out since the last heartbeat."""
@@ -96,14 +98,24 @@ class Peers:
         if incarnation < peer.incarnation and now - peer.heard < _OLD_LIFE:
             return None
         back = peer.lost or peer.incarnation != incarnation
-        peer.heard, peer.lost, peer.incarnation = now, False, incarnation
+        peer.heard, peer.lost, peer.suspect, peer.incarnation = now, False, False, incarnation
         return back
 
-    def silent(self, patience: float) -> list[str]:
-        """Peers that have not been heard of for `patience` seconds since the last call said they were
-        there."""
+    def suspect(self, node: str) -> None:
+        """The way to a node has broken: it is likely to be gone."""
+        for peer in self._peers.values():
+            if node_of(peer.name) == node:
+                peer.suspect = True
+
+    def silent(self, patience: float, least: float) -> list[str]:
+        """Peers that have not been heard of for `patience` seconds, suspects for `least`, since the last call said
+        they were there."""
         now = self._runtime.monotonic()
-        gone = [peer for peer in self._peers.values() if not peer.lost and now - peer.heard > patience]
+        gone = [
+            peer
+            for peer in self._peers.values()
+            if not peer.lost and now - peer.heard > (least if peer.suspect else patience)
+        ]
         for peer in gone:
             peer.lost = True
         return [peer.name for peer in gone]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from nimsnats.raft.core import Core
 from nimsnats.raft.home import Durable
@@ -173,12 +174,13 @@ class Replica:
             self.core.awake()
             self.group.host.tick_on(self.group)
         if leader_lost:
-            self.core.leader_lost()
+            self.core.leader_lost(crc32(self.group.name.encode()))
 
     def peer_news(self, names: Iterable[str], lost: bool) -> None:
         """Nodes are gone, or back."""
-        if self.quiet and not self.core.membership.everyone.isdisjoint(names):
-            self.wake(leader_lost=lost and self.core.leader in names)
+        leaderless = lost and self.core.leader in names
+        if leaderless or (self.quiet and not self.core.membership.everyone.isdisjoint(names)):
+            self.wake(leader_lost=leaderless)
 
     # Writing and answering ------------------------------------------------------------------------
 

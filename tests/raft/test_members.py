@@ -337,3 +337,36 @@ def test_a_snapshot_that_is_offered_twice_at_once_is_fetched_once() -> None:
         await cluster.stop()
 
     run(test)
+
+
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_a_leader_whose_node_is_cut_off_is_replaced_within_a_second(seed: int) -> None:
+    async def test() -> None:
+        cluster = await _three(seed)
+        await cluster.write(b"before")
+        first = await cluster.elected()
+        first.crash()
+        for node in cluster.running():
+            assert node.host is not None
+            node.host.suspect(first.name)
+        began = cluster.runtime.monotonic()
+        await cluster.elected()
+        assert cluster.runtime.monotonic() - began < 1
+        await cluster.stop()
+
+    run(test)
+
+
+def test_a_way_that_breaks_and_is_there_again_changes_no_leader() -> None:
+    async def test() -> None:
+        cluster = await _three(20)
+        first = await cluster.elected()
+        for _ in range(20):
+            for node in cluster.running():
+                if node is not first and node.host is not None:
+                    node.host.suspect(first.name)
+            await cluster.runtime.sleep(0.1)
+        assert await cluster.elected() is first and cluster.group(first.name).term == 1
+        await cluster.stop()
+
+    run(test)
