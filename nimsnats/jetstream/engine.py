@@ -236,7 +236,7 @@ class JetStream:
         for record in records:
             served = self.served(record)
             if served is not None:
-                served.ingest.listen()
+                served.ingest.reopen()
 
     async def give_up(self) -> None:
         """Forget every stream, and the catalogue: this node joins another cluster, and holds nothing."""

@@ -196,7 +196,12 @@ class Ingest:
         """Take no more messages. Batches on their way are still answered."""
         self._closed = True
         self.listen()
-        self._pending = _Waiting()
+        self._nobody()
+
+    def reopen(self) -> None:
+        """Take messages again, after `close`."""
+        self._closed = False
+        self.listen()
 
     def receive(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
@@ -370,12 +375,17 @@ class Ingest:
         now = self._runtime.monotonic()
         self._leaderless = self._leaderless or now
         if self._closed or now - self._leaderless > _LEADERLESS:
-            refused, self._pending, self._leaderless = self._pending, _Waiting(), 0.0
-            for reply in filter(None, refused.replies):
-                self._account.publish(reply, headers=_NO_LEADER)
+            self._leaderless = 0.0
+            self._nobody()
         elif not self._scheduled:
             self._scheduled = True
             self._runtime.call_later(_AGAIN, self._flush)
+
+    def _nobody(self) -> None:
+        """Tell those who wait that nobody takes their messages."""
+        refused, self._pending = self._pending, _Waiting()
+        for reply in filter(None, refused.replies):
+            self._account.publish(reply, headers=_NO_LEADER)
 
     def _prepare(self, config: StreamConfig, blocks: Sequence[bytes]) -> Sequence[bytes]:
         """Header blocks as they are stored: without a status text, short TTLs raised where markers need it."""
