@@ -293,7 +293,7 @@ class Pairs:
         """Say why groups wait, once for each change of the reasons."""
         for name, reasons in waiting.items():
             if self.waiting.get(name) != reasons:
-                self._log.warning("Node %s is lost, this node does not go on alone yet: %s", name, "; ".join(reasons))
+                self._log.warning("Node %s is away, this node does not go on alone yet: %s", name, "; ".join(reasons))
         self.waiting = waiting
 
 
