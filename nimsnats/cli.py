@@ -205,6 +205,39 @@ def status(url: str, as_json: bool) -> int:
     return 1 if health.get("status") == "unhealthy" else 0
 
 
+@node.command()
+@click.option("--env-file", metavar="FILE", help="The service's environment file, e.g. /etc/nimsforest/nimsforest.env.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, env_file: str | None, as_json: bool) -> int:
+    """Look this machine over and say what to change; exit code 1 when a node would not run as it should.
+
+    Takes the node's own flags before its name: nimsnats --data-dir /srv/data doctor. Changes nothing.
+    """
+    import os
+    from pathlib import Path
+
+    from nimsnats import doctor as rooms
+    from nimsnats.config import NodeFlags
+    from nimsnats.runtime import Runtime
+
+    def parse(words: list[str]) -> NodeFlags:
+        try:
+            return NodeFlags(**node.make_context(_PROGRAM, words).params)
+        except (click.ClickException, click.exceptions.Exit) as error:
+            raise ValueError(getattr(error, "message", "it asks for help")) from None
+
+    flags = NodeFlags(**ctx.find_root().params)
+    patient = rooms.Patient(os.environ, flags, Path(env_file) if env_file else None, parse)
+
+    async def run() -> int:
+        findings = await rooms.examine(patient, Runtime.real())
+        click.echo(rooms.as_json(findings) if as_json else rooms.as_text(findings))
+        return rooms.exit_code(findings)
+
+    return _loop(run())
+
+
 def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     """Load the settings, start the log, and run the whole node or the server alone until it stops."""
     from nimsnats.config import ConfigError

@@ -101,6 +101,21 @@ def claim(path: Path, node_name: str, source: random.Random) -> Directory:
     return directory
 
 
+def peek(path: Path) -> Identity | None:
+    """Whose directory this is, without locking or changing anything; None when it is fresh, or its identity is lost.
+
+    Raises Foreign, Unwritable, NewerVersion.
+    """
+    try:
+        present = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unwritable(f"data directory {path} cannot be used: {error.strerror}") from error
+    _refuse_foreign(path, present)
+    return _read_identity(path)
+
+
 def sync_directory(path: Path) -> None:
     """fsync a directory, so that names created or renamed in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
