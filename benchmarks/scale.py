@@ -25,7 +25,7 @@ _AWAY: Final = 1_000_000
 _IN_FLIGHT: Final = 50
 _CREATING: Final = 60.0
 """Seconds after which a set-up goes on with what there is."""
-_REST: Final = 5.0
+_REST: Final = 8.0
 """Seconds for everything to come to rest, and again to measure what rest costs."""
 _PACE: Final = 10_000
 """Messages a second that go on being published while a replica catches up."""

@@ -154,8 +154,8 @@ class JetStreamAccount:
         if config.num_replicas > 1 and not self.engine.clustered:
             raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
         mine = Overlap(config.subject_bytes)
-        for record in self.records():
-            if record.name == config.name:
+        for record in self.engine.meta.streams.values():
+            if record.account != self.name or record.name == config.name:
                 continue
             if any(mine.collides(subject.encode()) for subject in record.config.get("subjects") or ()):
                 raise errors.STREAM_SUBJECT_OVERLAP()

@@ -66,6 +66,8 @@ class Cluster:
         """When a member of the cluster that we want to join was last seen, or we began to want it."""
         self._waiting = False
         self._announced = False
+        self._balanced: object = None
+        """The situation in which every stream has the members that it should have."""
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         mail.listen("hello", self._on_hello)
@@ -414,13 +416,22 @@ class Cluster:
     # Placement follows
 
     async def _rebalance(self) -> None:
-        """Give every stream the members that it should have now."""
+        """Give every stream the members that it should have now; nothing to do while what decides that is the same."""
         engine = self.engine
+        situation = self._placement_situation()
+        if situation == self._balanced:
+            return
         for record in list(engine.meta.streams.values()):
             config = StreamConfig.from_stored(record.config)
             members = engine.placement.replace(record, config)
             if members != record.members and engine.meta.streams.get(record.key) is record:
                 await engine.meta.update(record.key, record.config, members)
+        self._balanced = situation
+
+    def _placement_situation(self) -> object:
+        """All that the members of streams depend on: the catalogue, and the nodes with their tags."""
+        host, tags, nodes = self.engine.host, self.engine.tags, self.nodes
+        return self.group.term, self.group.applied, [(node, host.is_lost(node), tags.of(node)) for node in nodes]
 
     async def remove(self, name: str) -> None:
         """Remove a node by its name or peer id (an operator's wish). Raises ApiError 10044."""
