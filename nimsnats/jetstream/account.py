@@ -8,14 +8,14 @@ on this node. Answers to clients are `api/`'s business, storage of the catalogue
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.config_rules import check_create, check_update, checked
 from nimsnats.jetstream.consumer.listening import Listening
-from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
+from nimsnats.jetstream.consumer.rules import traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.peers import named
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.engine import JetStream
+    from nimsnats.raft.machine import Group
 
 
 class JetStreamAccount:
@@ -101,6 +102,25 @@ class JetStreamAccount:
                 raise served.failure
             self.engine.advise_stream(self.account, "create", config.name)
             return record
+
+    def plan_restore(self, asked: StreamConfig) -> tuple[StreamConfig, list[str]]:
+        """What a stream that is to be restored would be, and its members, founder first. Raises ApiError."""
+        config = checked(asked, pedantic=False, window_limit=self.engine.window_limit)
+        if (self.name, config.name) in self.engine.meta.streams:
+            raise errors.STREAM_NAME_EXIST_RESTORE_FAILED()
+        if config.num_replicas > 1 and not self.engine.clustered:
+            raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
+        return config, self.engine.placement.place(config)
+
+    async def establish(self, record: StreamRecord) -> None:
+        """Enter a restored stream, whose group is there in full on its founder. Raises ApiError."""
+        config = StreamConfig.from_stored(record.config)
+        async with self._changing:
+            if record.key in self.engine.meta.streams:
+                raise errors.STREAM_NAME_EXIST_RESTORE_FAILED()
+            self._check_against_others(config)
+            await self.engine.meta.add(record)
+            self.engine.advise_stream(self.account, "create", config.name)
 
     async def update(self, asked: StreamConfig, *, pedantic: bool) -> StreamRecord:
         """Change a stream's configuration. Raises ApiError."""
@@ -195,6 +215,15 @@ class JetStreamAccount:
         if record is None:
             self._settling.pop(name, None)
 
+    async def take_over(self, record: StreamRecord, stream: Stream, group: Group, enter: Callable[[], Any]) -> None:
+        """Serve a stream whose group has been filled here, once `enter` has put it into the catalogue."""
+        async with self._settling.setdefault(record.name, asyncio.Lock()):
+            await enter()
+            served = self._served(stream, record)
+            served.opened(group)
+            self.streams[stream.name] = served
+            await served.settled.wait()
+
     async def drop(self, name: str) -> None:
         """The stream is deleted: so is its replica here."""
         served = self.streams.pop(name)
@@ -218,11 +247,8 @@ class JetStreamAccount:
         """
         engine = self.engine
         config = StreamConfig.from_stored(record.config)
-        stream = Stream(self.account, config, record.created, self._environment())
-        shared = self.dispatcher if engine.clustered else None
-        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared, relay=engine.relay)
-        served.ingest.full = lambda: engine.check_room(stream)
-        served.on_led = lambda leading: engine.stream_led(served, leading)
+        stream = self.new_stream(config, record.created)
+        served = self._served(stream, record)
         group = await engine.host.open_group(
             record.group,
             stream,
@@ -237,11 +263,21 @@ class JetStreamAccount:
                 raise served.failure
         return served
 
+    def new_stream(self, config: StreamConfig, created: int) -> Stream:
+        """A stream's state machine, for whoever opens its group."""
+        return Stream(self.account, config, created, self._environment())
+
+    def _served(self, stream: Stream, record: StreamRecord) -> ServedStream:
+        engine = self.engine
+        shared = self.dispatcher if engine.clustered else None
+        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared, relay=engine.relay)
+        served.ingest.full = lambda: engine.check_room(stream)
+        served.on_led = lambda leading: engine.stream_led(served, leading)
+        return served
+
     def _environment(self) -> Environment:
         engine = self.engine
-        limits = ServerLimits(
-            engine.options.max_ack_pending, engine.options.max_request_batch, clustered=engine.clustered
-        )
+        limits = engine.consumer_limits
 
         def consumers(stream: Stream) -> ConsumerSet:
             found = ConsumerSet(

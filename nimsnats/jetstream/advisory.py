@@ -80,18 +80,19 @@ class Advisories:
             return
         fields: JsonObject = {
             "server": self._server_name,
-            "client": {"acc": account.name},
+            "client": client_of(request),
             "subject": request.subject.decode("utf-8", "replace"),
         }
-        origin = request.origin
-        if origin is not None:
-            options = origin.options
-            known = {"id": origin.cid, "name": options.name, "lang": options.lang, "ver": options.version}
-            fields["client"].update({key: value for key, value in known.items() if value})
         if request.body:
             fields["request"] = request.body.decode("utf-8", "replace")
         fields["response"] = response.decode()
         account.publish(_AUDIT, encode(self._event("api_audit", fields)))
+
+    def transfer(self, account: Account, kind: str, name: str, fields: JsonObject) -> None:
+        """A snapshot or a restore of a stream began or ended: `kind` is `snapshot_create` and the like."""
+        subject = f"$JS.EVENT.ADVISORY.STREAM.{kind.upper()}.{name}".encode()
+        if account.has_interest(subject):
+            account.publish(subject, encode(self._event(kind, {"stream": name, **fields})))
 
     def _event(self, kind: str, fields: JsonObject) -> JsonObject:
         event: JsonObject = {
@@ -103,3 +104,13 @@ class Advisories:
         if self._domain:
             event["domain"] = self._domain
         return event
+
+
+def client_of(request: ApiRequest) -> JsonObject:
+    """Who asks, as far as it is known: clients of other nodes by their account only."""
+    client: JsonObject = {"acc": request.account.name}
+    if request.origin is not None:
+        origin, options = request.origin, request.origin.options
+        known = {"id": origin.cid, "name": options.name, "lang": options.lang, "ver": options.version}
+        client.update({key: value for key, value in known.items() if value})
+    return client

@@ -8,12 +8,13 @@ Layout, little endian: a fixed head, then the columns that the flags announce, t
     head      version u8, flags u8, u16 unused, time u64 (ns), messages u32, bytes of subjects u32, bytes of headers u64
     subjects  the distinct subjects in order of appearance, joined by LF (no subject can hold one)
     columns   subject number u32 each (unless SINGLE), header length u32 each (HEADERS), payload length u32 each
-              (one for all if EVEN), distance from the first sequence u32 each (SPARSE), time u64 each (TIMES)
+              (one for all if EVEN), distance from the first sequence u32 each (SPARSE), time u64 each (TIMES), the
+              first sequence u64 (BASED)
     bytes     headers, payloads
 
 A batch carries no sequences when it is proposed: applying it assigns them. A block that was rewritten to leave out dead
-messages is SPARSE: its sequences are in the block. Integrity is the storage's business (checksums); the decoder only
-promises that damaged bytes raise `BadBatch` and never read outside the block.
+messages is SPARSE: its sequences are in the block; a batch out of an archive is BASED, too. Integrity is the storage's
+business (checksums); the decoder only promises that damaged bytes raise `BadBatch` and never read outside the block.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ SPARSE: Final = 8
 TIMES: Final = 16
 EXPIRE: Final = 32
 """Expire what is due at the batch's time before storing; the messages are delete markers, kept where still apt."""
+BASED: Final = 64
 
 _HEAD: Final = Struct("<BBHQIIQ")
 _TIME: Final = Struct("<Q")
@@ -54,6 +56,7 @@ class Batch:
         "_payloads",
         "_start",
         "_subjects",
+        "base",
         "expire",
         "headers",
         "numbers",
@@ -88,6 +91,8 @@ class Batch:
                 self.numbers = array("I", map(number.__getitem__, subjects))
         self.offsets: array[int] | None = None
         """SPARSE blocks: distance of each message from the block's first sequence."""
+        self.base = 0
+        """Out of an archive: the first sequence, from which `offsets` count; 0 otherwise."""
         self.times: array[int] | None = None
         """Merged blocks: each message's own time."""
         self.sizes: array[int] = array("I", map(len, payloads)) if payloads is not None else array("I")
@@ -144,6 +149,9 @@ class Batch:
         if self.times is not None:
             flags |= TIMES
             parts.append(_column(self.times))
+        if self.base:
+            flags |= BASED
+            parts.append(_column(array("Q", (self.base,))))
         parts.append(header_bytes)
         parts[0] = _HEAD.pack(VERSION, flags, 0, self.time, count, len(table), len(header_bytes))
         parts.extend(self.payloads)
@@ -184,6 +192,7 @@ class Batch:
         batch.sizes = sizes
         batch.offsets = reader.column("I", count) if flags & SPARSE else None
         batch.times = reader.column("Q", count) if flags & TIMES else None
+        batch.base = reader.column("Q", 1)[0] if flags & BASED else 0
         if header_sizes is not None:
             start = reader.at
             if sum(header_sizes) != header_size:

@@ -152,6 +152,10 @@ class Block:
         return pack((self.first, self.count, rejected, dead, live, self.stored))
 
 
+DEAD_NOTE: Final = pack((0, 0, None, None, b"", 0))
+"""The note of a block without a live message."""
+
+
 def _little(column: array[int]) -> bytes:
     if sys.byteorder == "big":
         column = column[:]

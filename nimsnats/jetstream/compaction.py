@@ -110,6 +110,10 @@ class Compactor:
         for block in self._store.blocks:
             if budget > BUDGET:
                 break
+            if self._store.held(block.index):
+                self._close_run(run, jobs)
+                run, size, messages = [], 0, 0
+                continue
             fits = (
                 block.stored < SMALL
                 and size + block.stored <= FULL_BYTES

@@ -23,6 +23,7 @@ from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.api.direct import DirectApi
 from nimsnats.jetstream.api.dispatch import ApiDispatcher
 from nimsnats.jetstream.api.message import MessageApi
+from nimsnats.jetstream.api.snapshot import SnapshotApi
 from nimsnats.jetstream.api.stream import StreamApi
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.clock import SECOND
@@ -41,6 +42,7 @@ from nimsnats.jetstream.peers import PeerView
 from nimsnats.jetstream.placement import NodeTags, Placement
 from nimsnats.jetstream.relay import Relay
 from nimsnats.jetstream.serving import ServedStream
+from nimsnats.jetstream.snapshot.transfers import Transfers
 from nimsnats.jetstream.stats import JetStreamStats, totals
 from nimsnats.jetstream.stream import Stream
 from nimsnats.raft.transport import node_of
@@ -100,6 +102,7 @@ class JetStream:
         self._ended: set[Key] = set()
         """Memory streams that were lost with the last process."""
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
+        self.transfers = Transfers(self, self.mail, self._advisories)
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -108,6 +111,11 @@ class JetStream:
     def server_name(self) -> str:
         """The node's name, as shown in stream information."""
         return self.broker.server_name
+
+    @property
+    def consumer_limits(self) -> ServerLimits:
+        """What consumers may ask for at most."""
+        return ServerLimits(self.options.max_ack_pending, self.options.max_request_batch, clustered=self.clustered)
 
     @property
     def window_limit(self) -> int:
@@ -357,11 +365,12 @@ class JetStream:
                 raise errors.CLUSTER_REQUIRED()
             return account.stream(name).group
 
-        limits = ServerLimits(self.options.max_ack_pending, self.options.max_request_batch, clustered=self.clustered)
+        limits = self.consumer_limits
         direct = DirectApi(account)
         self._directs.append(direct)
         dispatcher.register(AccountApi(account, dispatcher).endpoints())
         dispatcher.register(StreamApi(account).endpoints())
+        dispatcher.register(SnapshotApi(account, self.transfers).endpoints())
         dispatcher.register(MessageApi(account).endpoints())
         dispatcher.register(direct.endpoints())
         dispatcher.register(ConsumerApi(find, limits, self.runtime, group, self.leaders.step_down).endpoints())
@@ -382,6 +391,7 @@ class JetStream:
             await dispatcher.close()
         for direct in self._directs:
             await direct.close()
+        await self.transfers.close()
         for account in self.accounts.values():
             await account.close()
         if self.mail is not None:
@@ -390,7 +400,8 @@ class JetStream:
     # Catalogue and storage
 
     async def _destroy_removed(self) -> None:
-        """Finish deletions that a crash interrupted."""
+        """Finish deletions, and undo restores, that a crash interrupted."""
+        await self.host.clear_provisional()
         recorded = set(self.host.recorded_groups())
         for group in sorted(self.meta.removed & recorded):
             await self.host.remove_group(group)

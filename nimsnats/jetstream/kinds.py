@@ -7,6 +7,8 @@ from nimsnats.raft.machine import BLOCK
 # Stream group: messages
 MESSAGES: Final = BLOCK | 1
 """A batch of published messages (`batch.py` codec)."""
+RESTORED: Final = BLOCK | 2
+"""A batch out of an archive, which brings its sequences and times along."""
 
 # Stream group: stream operations (msgpack maps)
 STREAM_CONFIG: Final = 2
@@ -16,6 +18,8 @@ STREAM_EXPIRE: Final = 5
 """Leader's decision that messages up to a time are expired; carries the leader's `now`."""
 STREAM_LOST: Final = 6
 """Messages that were found damaged when they were read: a group of one gives them up."""
+STREAM_RESTORED: Final = 7
+"""All messages of an archive are there: what the stream was beside them."""
 
 # Stream group: consumer operations (msgpack, owned by `jetstream.consumer`)
 CONSUMER_CREATE: Final = 32
@@ -24,6 +28,8 @@ CONSUMER_DELIVERED: Final = 34
 CONSUMER_ACKS: Final = 35
 CONSUMER_RESET: Final = 36
 CONSUMER_PAUSE: Final = 37
+CONSUMER_RESTORED: Final = 38
+"""A consumer of an archive, with its state."""
 CONSUMER_FIRST: Final = 32
 CONSUMER_LAST: Final = 63
 

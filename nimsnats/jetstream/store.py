@@ -38,6 +38,9 @@ class MessageStore:
         """Sequences that damage has taken."""
         self.lost_bytes = 0
         """Their stored size, as far as it is known."""
+        self.withheld: list[int] = []
+        """Log indexes of blocks without a live message that snapshots under way still read."""
+        self._holders: list[set[int]] = []
         self.id = next(_store_ids)
         """Tells this store's blocks apart in the node's cache."""
         self._overhead = 30 if file else 16
@@ -239,6 +242,52 @@ class MessageStore:
         block.stored = sum(kept)
         if kept and min(kept) == max(kept):
             block.sizes = kept[0]
+
+    def append_sparse(self, index: int, batch: Batch) -> list[int]:
+        """Store a batch out of an archive, which says itself which sequences and times it has; returns the
+        sequences."""
+        assert batch.base > self.last_seq and batch.offsets is not None
+        block = Block(index, batch.base, batch.time, batch.table)
+        seqs = [batch.base + offset for offset in batch.offsets]
+        self._fill(block, batch, array("Q", seqs), [True] * len(seqs))
+        for subject, seq in zip(batch.subjects, seqs, strict=True):
+            self.index.add(subject, seq)
+        self.blocks.append(block)
+        if not self.messages:
+            self.first_seq = seqs[0]
+        self.messages += block.live
+        self.bytes += block.stored
+        self.last_seq = seqs[-1]
+        self.last_time = batch.time
+        return seqs
+
+    # Snapshots under way: blocks that they read are neither dropped nor rewritten
+
+    def hold(self, indexes: set[int]) -> None:
+        """Keep these blocks as they are; taking indexes out of the set lets them go one by one (`release`)."""
+        self._holders.append(indexes)
+
+    def held(self, index: int) -> bool:
+        """Whether a snapshot under way reads this block."""
+        return any(index in holder for holder in self._holders)
+
+    def release(self, indexes: set[int]) -> None:
+        """What is no longer in a set that was held may go; an empty set is held no more."""
+        if not indexes:
+            self._holders = [holder for holder in self._holders if holder is not indexes]
+        if not self.withheld:
+            return
+        still = [index for index in self.withheld if self.held(index)]
+        self.dropped.extend(sorted(set(self.withheld).difference(still)))
+        self.withheld = still
+
+    def take_dropped(self) -> list[int]:
+        """Blocks that the next snapshot of the group may drop; the others stay in `withheld`."""
+        dropped, self.dropped = self.dropped, []
+        if self._holders:
+            self.withheld += filter(self.held, dropped)
+            dropped = [index for index in dropped if not self.held(index)]
+        return dropped
 
     # Compaction: other blocks for the same messages (see `compaction.py`)
 

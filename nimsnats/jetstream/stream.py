@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from nimsnats.jetstream import errors, search
 from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Admission, Duplicate, nats_headers
 from nimsnats.jetstream.batch import BadBatch, Batch
-from nimsnats.jetstream.blocks import BlockCache, Note
+from nimsnats.jetstream.blocks import DEAD_NOTE, BlockCache, Note
 from nimsnats.jetstream.compaction import Compactor
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
@@ -27,11 +27,13 @@ from nimsnats.jetstream.kinds import (
     CONSUMER_FIRST,
     CONSUMER_LAST,
     MESSAGES,
+    RESTORED,
     STREAM_CONFIG,
     STREAM_DELETE_MESSAGE,
     STREAM_EXPIRE,
     STREAM_LOST,
     STREAM_PURGE,
+    STREAM_RESTORED,
 )
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.reading import BlockReader
@@ -103,6 +105,8 @@ class Stream(StreamView):
         """Called when a configuration was applied, with the one before."""
         self.on_change: Callable[[], None] | None = None
         """Called when something that can expire was stored."""
+        self.restored = 0
+        """How often a snapshot of the leader has taken the place of everything here."""
         self._admission = Admission()
         self._group: Group | None = None
         self._compactor = Compactor(
@@ -165,6 +169,8 @@ class Stream(StreamView):
         kind = entry.kind
         if kind == MESSAGES:
             self._apply_messages(entry)
+        elif kind == RESTORED:
+            self._apply_restored(entry)
         elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
             self.consumers.apply(entry)
         else:
@@ -177,6 +183,7 @@ class Stream(StreamView):
             STREAM_PURGE: self._apply_purge,
             STREAM_EXPIRE: self._apply_expire,
             STREAM_LOST: self._apply_lost,
+            STREAM_RESTORED: self._apply_end_of_restore,
         }[entry.kind]
         result: Any = None
         error: ApiError | None = None
@@ -184,13 +191,7 @@ class Stream(StreamView):
             result = operation(unpack(entry.data))
         except ApiError as refused:
             error = refused
-        waiting = cast("asyncio.Future[Any] | None", entry.context)
-        if waiting is None or waiting.done():
-            return
-        if error is not None:
-            waiting.set_exception(error)
-        else:
-            waiting.set_result(result)
+        _tell(entry, result, error)
 
     def refuse(self, context: object, error: Exception) -> None:
         """A local proposal was dropped."""
@@ -311,16 +312,20 @@ class Stream(StreamView):
         return outcomes
 
     def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
-        """The lasting effects of a stored message's headers: TTL, marker, roll-up."""
-        if TTL in named and self.config.allow_msg_ttl:
-            self.expiry.add(seq, parse_ttl(named[TTL]), now)
-        if b"Nats-Marker-Reason" in named or b"\r\nKV-Operation: PURGE\r\n" in block:
-            self.expiry.silent.add(seq)
+        """The effects of a stored message's headers: TTL, marker, roll-up."""
+        self._note_lasting(block, named, seq, now)
         rollup = named.get(ROLLUP, b"").lower()
         if rollup == b"sub":
             self._gone(self._evict(subject, 1))
         elif rollup == b"all":
             self._gone(self.store.remove_below(seq))
+
+    def _note_lasting(self, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
+        """Those that outlast the moment of storing."""
+        if TTL in named and self.config.allow_msg_ttl:
+            self.expiry.add(seq, parse_ttl(named[TTL]), now)
+        if b"Nats-Marker-Reason" in named or b"\r\nKV-Operation: PURGE\r\n" in block:
+            self.expiry.silent.add(seq)
 
     def _evict(self, subject: bytes, keep: int) -> list[int]:
         """Remove the oldest messages of a subject until `keep` are left."""
@@ -355,15 +360,20 @@ class Stream(StreamView):
         if "created" in fields:
             self.created = fields["created"]
             self._set_first_seq()
-        if self.config.max_msgs_per_subject > 0 and self.config != before:
-            keep = self.config.max_msgs_per_subject
-            for subject, count in list(self.store.index.counts(())):
-                if count > keep:
-                    self._gone(self._evict(subject, keep))
+        if self.config != before:
+            self._enforce_subject_limit()
         self._enforce_limits()
         self.reader.forget()
         if self.on_config is not None:
             self.on_config(before)
+
+    def _enforce_subject_limit(self) -> None:
+        """Discard the oldest messages above `max_msgs_per_subject`, of every subject."""
+        keep = self.config.max_msgs_per_subject
+        if keep > 0:
+            for subject, count in list(self.store.index.counts(())):
+                if count > keep:
+                    self._gone(self._evict(subject, keep))
 
     def _set_first_seq(self) -> None:
         if self.config.first_seq > 1 and not self.store.last_seq:
@@ -419,6 +429,39 @@ class Stream(StreamView):
         self._admission.forget_ids(now - self.config.duplicate_window)
         self.reader.forget()
         self._gone(removed)
+
+    # A new stream out of an archive: its loader (`snapshot/loader.py`) has checked what it proposes
+
+    def _apply_restored(self, entry: Entry) -> None:
+        """A batch of an archive. Limits are enforced at the end, and a roll-up has rolled up already."""
+        try:
+            batch = Batch.decode(entry.data)
+        except BadBatch as error:
+            self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
+            self.store.lose_run(entry.messages)
+            return
+        seqs = self.store.append_sparse(entry.index, batch)
+        times = batch.times if batch.times is not None else [batch.time] * len(seqs)
+        for seq, time, block in zip(seqs, times, batch.headers or (), strict=bool(batch.headers)):
+            named = nats_headers(block) if block else {}
+            self._admission.stored(named, seq, time)
+            if block:
+                self._note_lasting(block, named, seq, time)
+        if batch.headers is None:
+            self._admission.last_id = b""
+        _tell(entry, None)
+
+    def _apply_end_of_restore(self, fields: dict[str, Any]) -> None:
+        """`last`, `time`, `lost` and `lost_bytes` of the archived stream; `now`."""
+        store = self.store
+        store.lost, store.lost_bytes = fields["lost"], fields["lost_bytes"]
+        store.last_seq = max(store.last_seq, fields["last"])
+        store.last_time = max(store.last_time, fields["time"])
+        if not store.messages and store.last_seq:
+            store.first_seq = store.last_seq + 1
+        self._admission.forget_ids(fields["now"] - self.config.duplicate_window)
+        self._enforce_subject_limit()
+        self._enforce_limits()
 
     # Damage, snapshot, restore
 
@@ -476,7 +519,8 @@ class Stream(StreamView):
             if block.changed:
                 block.changed = False
                 notes.append(BlockRecord(block.index, block.note()))
-        dropped, store.dropped = store.dropped, []
+        dropped = store.take_dropped()
+        notes.extend(BlockRecord(index, DEAD_NOTE) for index in store.withheld)
         if self._group is not None:
             self._compactor.begin()
         return Snapshot(pack(state), notes, dropped)
@@ -489,7 +533,8 @@ class Stream(StreamView):
             self._compactor.abandon()
             self.reader.forget()
             store.clear()
-            store.dropped = []
+            store.dropped, store.withheld = [], []
+            self.restored += 1
         self.configured = True
         self.config = StreamConfig.from_stored(fields["config"])
         self.subjects = self.config.subject_bytes
@@ -534,3 +579,14 @@ class Stream(StreamView):
         """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""
         for seq in seqs:
             self.store.remove(seq)
+
+
+def _tell(entry: Entry, result: Any, error: Exception | None = None) -> None:
+    """Tell the local proposer of an operation what came of it."""
+    waiting = cast("asyncio.Future[Any] | None", entry.context)
+    if waiting is None or waiting.done():
+        return
+    if error is not None:
+        waiting.set_exception(error)
+    else:
+        waiting.set_result(result)

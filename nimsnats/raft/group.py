@@ -85,6 +85,11 @@ class HostedGroup:
         """The group's name."""
         return self._name
 
+    def rename(self, name: str) -> HostedGroup:
+        """Be called otherwise from now on; storage and host know it already."""
+        self._name = name
+        return self
+
     @property
     def leading(self) -> bool:
         """Whether this member leads and serves."""

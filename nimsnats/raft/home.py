@@ -19,6 +19,8 @@ MEMORY_MARK: Final = "~"
 """Before the name of a memory group's record in storage."""
 STAGED_MARK: Final = "^"
 """Before the name of a group that is still being fetched."""
+PROVISIONAL_MARK: Final = "+"
+"""Before the name of a group that is still being filled: whoever fills it gives it its name, or it is nothing."""
 
 
 class Durable:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from nimsnats.raft.core import HardState, Settings
 from nimsnats.raft.group import HostedGroup
-from nimsnats.raft.home import MEMORY_MARK, STAGED_MARK, Durable, Memory
+from nimsnats.raft.home import MEMORY_MARK, PROVISIONAL_MARK, STAGED_MARK, Durable, Memory
 from nimsnats.raft.machine import Group, StateMachine
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.message import Message
@@ -78,7 +78,24 @@ class Host:
 
     def recorded_groups(self) -> list[str]:
         """Names of the file groups that storage knows, in order of creation."""
-        return [name for name in self.storage.group_names() if name[0] not in {MEMORY_MARK, STAGED_MARK}]
+        marks = {MEMORY_MARK, STAGED_MARK, PROVISIONAL_MARK}
+        return [name for name in self.storage.group_names() if name[0] not in marks]
+
+    async def clear_provisional(self) -> None:
+        """Destroy what was being filled when the last process ended. Raises StorageFull, StorageFailed."""
+        for name in self.storage.group_names():
+            if name.startswith(PROVISIONAL_MARK):
+                await self._clear(name)
+
+    async def rename_group(self, name: str, new: str) -> None:
+        """Give an open group of one its final name, durably. Raises StorageFull, StorageFailed."""
+        group = self._groups[name]
+        assert group.alone and new not in self._groups
+        if isinstance(group.home, Durable):
+            self.storage.rename_group(group.home.number, new)
+            await self.synced()
+        del self._groups[name]
+        self._groups[new] = group.rename(new)
 
     def groups(self) -> list[HostedGroup]:
         """The groups that are open now."""

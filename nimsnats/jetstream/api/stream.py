@@ -51,10 +51,6 @@ class StreamApi:
             Endpoint("STREAM.INFO.*", "stream_info_response", self.info, Body.OPTIONAL, _INFO, dict(_PAGE)),
             Endpoint("STREAM.DELETE.*", "stream_delete_response", self.delete, Body.EMPTY),
             Endpoint("STREAM.PURGE.*", "stream_purge_response", self.purge, Body.OPTIONAL, _PURGE, {"purged": 0}),
-            Endpoint("STREAM.SNAPSHOT.*", "stream_snapshot_response", self.snapshot, Body.REQUIRED),
-            Endpoint(
-                "STREAM.RESTORE.*", "stream_restore_response", self.restore, Body.REQUIRED, zero={"deliver_subject": ""}
-            ),
             Endpoint(
                 "STREAM.LEADER.STEPDOWN.*", "stream_leader_stepdown_response", self.step_down, Body.OPTIONAL, STEP_DOWN
             ),
@@ -63,21 +59,9 @@ class StreamApi:
             Endpoint("STREAM.CANCEL_MOVE.*", "stream_cancel_move_response", self.cancel_move, Body.OPTIONAL),
         ]
 
-    def _config(self, request: ApiRequest) -> StreamConfig:
-        """The configuration that is asked for. Raises ApiError for what this server does not know."""
-        name = request.params.get("name", "")
-        if name != request.tokens[2]:
-            raise errors.STREAM_MISMATCH()
-        if "/" in name or "\\" in name:
-            raise errors.STREAM_NAME_CONTAINS_PATH_SEPARATORS()
-        complaint = asks_for_unsupported(request.params)
-        if complaint is not None:
-            raise invalid(complaint)
-        return StreamConfig.from_request(request.params)
-
     async def create(self, request: ApiRequest) -> JsonObject:
         """`STREAM.CREATE.<stream>`."""
-        config = self._config(request)
+        config = asked_config(request.params, request.tokens[2])
         record = await self._account.create(config, pedantic=request.params.get("pedantic", False))
         return {**await self._account.engine.leaders.info(record, wait=True), "did_create": True}
 
@@ -85,7 +69,7 @@ class StreamApi:
         """`STREAM.UPDATE.<stream>`."""
         if not request.params.get("name"):
             raise name_required()
-        config = self._config(request)
+        config = asked_config(request.params, request.tokens[2])
         record = await self._account.update(config, pedantic=request.params.get("pedantic", False))
         return await self._account.engine.leaders.info(record)
 
@@ -144,15 +128,6 @@ class StreamApi:
         }
         return {"success": True, "purged": await stream.change(STREAM_PURGE, fields)}
 
-    def snapshot(self, request: ApiRequest) -> JsonObject:
-        """`STREAM.SNAPSHOT.<stream>`."""
-        self._account.stream(request.tokens[2])
-        raise errors.STREAM_SNAPSHOT(err="snapshots are not supported by this server")
-
-    def restore(self, request: ApiRequest) -> JsonObject:
-        """`STREAM.RESTORE.<stream>`."""
-        raise errors.STREAM_RESTORE(err="restoring snapshots is not supported by this server")
-
     async def step_down(self, request: ApiRequest) -> JsonObject:
         """`STREAM.LEADER.STEPDOWN.<stream>`."""
         leaders = self._clustered()
@@ -179,6 +154,19 @@ class StreamApi:
         if not self._account.engine.peers.several:
             raise errors.CLUSTER_REQUIRED()
         return self._account.engine.leaders
+
+
+def asked_config(params: JsonObject, name: str) -> StreamConfig:
+    """The configuration that a request about the stream `name` asks for. Raises ApiError for what this server does not
+    know."""
+    if params.get("name", "") != name:
+        raise errors.STREAM_MISMATCH()
+    if "/" in name or "\\" in name:
+        raise errors.STREAM_NAME_CONTAINS_PATH_SEPARATORS()
+    complaint = asks_for_unsupported(params)
+    if complaint is not None:
+        raise invalid(complaint)
+    return StreamConfig.from_request(params)
 
 
 def _offset(request: ApiRequest, total: int) -> int:

@@ -43,6 +43,7 @@ from nimsnats.jetstream.kinds import (
     CONSUMER_DELIVERED,
     CONSUMER_PAUSE,
     CONSUMER_RESET,
+    CONSUMER_RESTORED,
 )
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.source import MessageSource
@@ -184,6 +185,12 @@ class ConsumerSet:
 
     def _apply_operation(self, kind: int, index: int, body: dict[str, Any]) -> Consumer:
         name: str = body["name"]
+        if kind == CONSUMER_RESTORED:
+            config = ConsumerConfig.from_json(body["config"])
+            restored = Consumer(self, index, name, config, body["created"], body["generated"])
+            restored.state = ConsumerState.restored(body["state"])
+            self._add(restored)
+            return restored
         if kind == CONSUMER_CREATE:
             existing = self._consumers.get(name)
             return self._update(existing, body) if existing is not None else self._create(index, body)
