@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +23,8 @@ from nimsnats.log import FATAL, current_output
 from nimsnats.monitor.stall import StallWatch
 from nimsnats.notify import Notify
 from nimsnats.runtime import Runtime, StartError
+from nimsnats.storage.directory import last_written_ns
+from nimsnats.version import RELEASED_NS
 
 _NAMES: Final = {
     signal.SIGINT: "interrupt",
@@ -39,6 +42,9 @@ a busy loop: measured, a tenth of it stores 1.2 to 2.1 times the 64 KiB blocks."
 
 _TICK: Final = 5.0
 """Seconds between two looks at what is due: a sign of life, more time, lines of log that were held back."""
+_DAY_NS: Final = 86_400 * 10**9
+_CLOCK_SLACK_NS: Final = 60 * 10**9
+_LONG_AWAY_DAYS: Final = 90
 _RETRY: Final = 0.05
 """Seconds between two looks while the service manager has no time to listen."""
 _EXTENSION: Final = 60.0
@@ -78,10 +84,17 @@ class Service(Protocol):
 class Process:
     """Runs one service until a signal ends it. Without `notify` nobody is told how it is going."""
 
-    def __init__(self, service: Service, notify: Notify | None = None, log: logging.Logger | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        notify: Notify | None = None,
+        log: logging.Logger | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
         self._service = service
         self._notify = notify or Notify()
         self._log = log or logging.getLogger("nimsnats")
+        self._given_runtime = runtime
         self._done = asyncio.Event()
         self._lame: asyncio.Task[None] | None = None
         self._ports_file: Path | None = None
@@ -96,7 +109,7 @@ class Process:
         sys.setswitchinterval(_SWITCH_INTERVAL)
         for level, text in settings.notes:
             self._log.log(level, "%s", text)
-        runtime = Runtime.real()
+        runtime = self._given_runtime or Runtime.real()
         for number in _NAMES:
             runtime.loop.add_signal_handler(number, self._on_signal, number)
         self._service.progress = self._progress
@@ -113,6 +126,7 @@ class Process:
 
     async def _run(self, runtime: Runtime, settings: Settings) -> int:
         try:
+            self._check_clock(runtime.time_ns(), settings)
             await self._service.start()
         except StartError as error:
             self._notify.status(f"Cannot start: {error}")
@@ -129,6 +143,23 @@ class Process:
             self._tick(runtime)
             await self._stop()
         return 0
+
+    def _check_clock(self, now_ns: int, settings: Settings) -> None:
+        """Messages are stamped with the clock and expire by it. Raises StartError for one that cannot be right."""
+        if now_ns < RELEASED_NS:
+            day = datetime.fromtimestamp(now_ns / 1e9, UTC).date()
+            raise StartError(f"the clock says {day}, which cannot be: set it, then start again; no data was touched")
+        written = last_written_ns(settings.data_dir) if settings.broker.jetstream else 0
+        if not written:
+            return
+        days = (now_ns - written) / _DAY_NS
+        if written - now_ns > _CLOCK_SLACK_NS:
+            seconds = (written - now_ns) // 10**9
+            text = "The clock is %d s behind what was last written to %s: has it been set back?"
+            self._log.warning(text, seconds, settings.data_dir)
+        elif days > _LONG_AWAY_DAYS:
+            text = "By the clock, %s was last written %d days ago; if the clock is wrong, messages expire too early"
+            self._log.warning(text, settings.data_dir, days)
 
     async def _stop(self) -> None:
         if self._lame is not None:

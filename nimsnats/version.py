@@ -8,6 +8,9 @@ from typing import Final
 
 __version__: Final = "0.1.0"
 
+RELEASED_NS: Final = 1_767_225_600 * 10**9
+"""2026-01-01, in nanoseconds since the epoch: no clock of a machine that runs this is right before it."""
+
 NATS_VERSION: Final = "2.11.9"
 """Version announced in INFO, varz and system replies."""
 

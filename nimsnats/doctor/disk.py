@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nimsnats.doctor.finding import Finding, ok, problem, warning
-from nimsnats.storage.directory import LOCK, peek
+from nimsnats.storage.directory import LOCK, last_written_ns, peek
 from nimsnats.storage.errors import StorageError
 
 _MIB: Final = 1 << 20
@@ -44,7 +44,7 @@ def check_directory(path: Path, node_name: str, running: int | None, now_ns: int
     if running is not None:
         yield ok(_SUBJECT, f"in use by the running node (pid {running})")
     yield from _check_owner(path)
-    newest = max((entry.stat().st_mtime_ns for entry in _files(path)), default=0)
+    newest = last_written_ns(path)
     if newest > now_ns + 60 * 10**9:
         ahead = (newest - now_ns) // 10**9
         text = f"the node's files were written {ahead} s in the future: the clock has been set back, or is wrong"

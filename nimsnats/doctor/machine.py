@@ -13,14 +13,12 @@ from typing import Final
 
 from nimsnats.config import Settings
 from nimsnats.doctor.finding import Finding, ok, problem, warning
-from nimsnats.version import __version__
+from nimsnats.version import RELEASED_NS, __version__
 
 _DISTRIBUTION: Final = "nimsnats"
 _MINIMUM: Final = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)")
 _ENOUGH_FILES: Final = 65_536
 _FEW_FILES: Final = 1024
-_RELEASED_NS: Final = 1_767_225_600 * 10**9
-"""2026-01-01: no clock of a machine that runs this is right before it."""
 _UNSYNCHRONISED: Final = 0x40
 _LONG_ENOUGH: Final = 16
 _VARIED_ENOUGH: Final = 8
@@ -73,7 +71,7 @@ def check_limits() -> Iterator[Finding]:
 
 def check_clock(now_ns: int) -> Iterator[Finding]:
     """Whether the clock can be right, and whether something keeps it so."""
-    if now_ns < _RELEASED_NS:
+    if now_ns < RELEASED_NS:
         advice = "Set the clock (timedatectl set-ntp true): messages are stamped with it, and expire by it"
         yield problem("clock", "the clock is before this software's release", advice)
         return

@@ -116,6 +116,15 @@ def peek(path: Path) -> Identity | None:
     return _read_identity(path)
 
 
+def last_written_ns(path: Path) -> int:
+    """When the directory's files were last written, by the clock of that time (since the epoch); 0 when there are
+    none, or they cannot be seen."""
+    try:
+        return max((entry.stat().st_mtime_ns for entry in path.iterdir() if entry.name != LOCK), default=0)
+    except OSError:
+        return 0
+
+
 def sync_directory(path: Path) -> None:
     """fsync a directory, so that names created or renamed in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -32,14 +32,20 @@ def classify(error: Exception, path: Path) -> StorageError:
     if isinstance(error, StorageError):
         return error
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    if code & 0xFF == sqlite3.SQLITE_FULL:
-        return StorageFull(f"no space left in {path}")
-    if code & 0xFF == sqlite3.SQLITE_IOERR and code not in _UNTRUSTED and out_of_space(path):
+    if is_full(error, path):
         return StorageFull(f"no space left in {path}")
     if code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return StorageFailed(f"database in {path} is damaged ({error}); it is salvaged at the next start")
     name: str = getattr(error, "sqlite_errorname", type(error).__name__)
     return StorageFailed(f"writing to {path} failed: {error} ({name})")
+
+
+def is_full(error: Exception, path: Path) -> bool:
+    """Whether an SQLite error of the database in `path` comes from want of space, and from nothing worse."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return True
+    return code & 0xFF == sqlite3.SQLITE_IOERR and code not in _UNTRUSTED and out_of_space(path)
 
 
 def out_of_space(path: Path) -> bool:

@@ -18,6 +18,7 @@ from nimsnats.storage import layout, repair
 from nimsnats.storage.batch import Writer
 from nimsnats.storage.directory import Directory, Identity
 from nimsnats.storage.errors import Corrupt, Foreign, StorageError, Unwritable
+from nimsnats.storage.failure import is_full
 from nimsnats.storage.inspection import View, look
 from nimsnats.storage.layout import GroupRow
 from nimsnats.storage.pages import PageImage, Wal
@@ -98,6 +99,8 @@ def _prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT:
             raise
+        if is_full(error, directory.path):
+            raise Unwritable(f"no space left in {directory.path}: make room, then start again") from error
         if directory.identity is None and not _is_sqlite(database):
             raise Foreign(f"{database} is not a database of ours") from error
         aside = repair.rebuild(directory, stamp)
@@ -275,6 +278,8 @@ async def connect(path: Path, sync_always: bool) -> Connections:
 
 def translate(error: sqlite3.DatabaseError, path: Path) -> StorageError:
     """What an SQLite error outside a commit means."""
+    if is_full(error, path.parent):
+        return Unwritable(f"no space left in {path.parent}: make room, then start again")
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in _ENVIRONMENT:
         return Unwritable(f"{path} cannot be used: {error}")

@@ -1,0 +1,125 @@
+"""What a node does on a machine that is not fit for it: one clear line, exit code 1, and data as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shlex
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nimsnats import Server
+from nimsnats.process import Process
+from nimsnats.runtime import Runtime
+from nimsnats.storage import layout, open_database
+
+
+@pytest.fixture
+async def directory(tmp_path: Path) -> Path:
+    """A data directory with an entry in it, closed in order."""
+    path = tmp_path / "data"
+    runtime = Runtime.real()
+    database = await open_database(path, runtime, "oak")
+    group = database.create_group("S", 1, "oak", b"")
+    database.append(group, 1, 1, 0x81, 1, 1, b"payload")
+    done = runtime.loop.create_future()
+    database.sync(done.set_result)
+    assert await done is None
+    await database.close()
+    return path
+
+
+def content(path: Path) -> dict[str, str]:
+    """What is in the directory. Not the lock's text and SQLite's shared memory, which are of a moment, nor empty files
+    such as the write-ahead log that a reader creates."""
+    scratch = ("lock", "nimsnats.db-shm")
+    found = {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name not in scratch}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items() if data}
+
+
+def start(directory: Path, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
+    """Run a node that must not come up; `limit` is of file sizes, in half kilobytes."""
+    ports = "--client-port -1 --cluster-port -1 --monitor-port -1 --advertise 127.0.0.1"
+    command = f"ulimit -f {limit}; exec {sys.executable} -m nimsnats {ports} --data-dir {shlex.quote(str(directory))}"
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+
+
+def fatal(result: subprocess.CompletedProcess[str]) -> str:
+    """The one fatal line."""
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if "[FTL]" in line]
+    assert "Traceback" not in result.stderr
+    return line.partition("[FTL] ")[2]
+
+
+async def test_a_disk_without_space_is_not_taken_for_damage(directory: Path) -> None:
+    before = content(directory)
+    assert fatal(start(directory, limit="16")) == f"no space left in {directory}: make room, then start again"
+    assert content(directory) == before
+    database = await open_database(directory, Runtime.real())
+    assert database.damage == []
+    await database.close()
+
+
+async def test_the_data_of_a_newer_version_is_not_touched(directory: Path) -> None:
+    identity = directory / "identity"
+    kept = identity.read_text()
+    identity.write_text(json.dumps({**json.loads(kept), "format": layout.FORMAT + 1}))
+    before = content(directory)
+    assert "this version reads up to" in fatal(start(directory))
+    assert content(directory) == before
+
+    identity.write_text(kept)
+    instance = json.loads(kept)["instance"]
+    connection = sqlite3.connect(directory / "nimsnats.db")
+    crc = layout.meta_crc(1, layout.FORMAT + 1, instance, "oak")
+    connection.execute(layout.UPSERTS["meta"], (1, crc, layout.FORMAT + 1, instance, "oak"))
+    connection.commit()
+    connection.close()
+    before = content(directory)
+    assert "this version reads up to" in fatal(start(directory))
+    assert content(directory) == before
+
+
+def clock(now: datetime) -> Runtime:
+    real = Runtime.real()
+    return Runtime(lambda: round(now.timestamp()) * 10**9, real.random, real.loop)
+
+
+async def test_a_clock_that_cannot_be_right_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(store_dir=tmp_path / "data")
+    assert await Process(server, runtime=clock(datetime(1970, 1, 2, tzinfo=UTC))).run() == 1
+    assert caplog.messages == [
+        "the clock says 1970-01-02, which cannot be: set it, then start again; no data was touched"
+    ]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("year", "expected"), [
+    (2026, "s behind what was last written to"),
+    (2127, "days ago; if the clock is wrong, messages expire too early"),
+])  # fmt: skip
+async def test_a_clock_that_has_jumped_is_reported(
+    year: int, expected: str, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "nimsnats")
+    server = Server(store_dir=directory)
+    process = Process(server, runtime=clock(datetime(year, 1, 2, tzinfo=UTC)))
+    server.progress = lambda _text: None
+    start = server.start
+
+    async def started() -> None:
+        await start()
+        raise ProcessLookupError  # enough seen
+
+    server.start = started  # type: ignore[method-assign]
+    with pytest.raises(ProcessLookupError):
+        await process.run()
+    await server.stop()
+    assert expected in caplog.text
