@@ -373,7 +373,7 @@ class Cluster:
         deadline = engine.runtime.monotonic() + patience
         if len(self.group.members) <= SAFE_SIZE:
             for step in (self._streams_left, self._catalogue_left):
-                while engine.runtime.monotonic() < deadline and not await step():
+                while self.several and engine.runtime.monotonic() < deadline and not await step():
                     await engine.runtime.sleep(_BUSY / 4)
         await engine.hand_over()
 

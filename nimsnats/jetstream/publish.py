@@ -51,6 +51,8 @@ _AGAIN: Final = 0.05
 """Seconds after which messages that wait for a leader are tried again."""
 _ANSWERED: Final = 5.0
 """Seconds within which the leader answers a batch, or will not."""
+_FAREWELL: Final = 1.0
+"""The same for one that leads no more."""
 _NO_LEADER: Final = b"NATS/1.0 503\r\n\r\n"
 
 
@@ -347,11 +349,22 @@ class Ingest:
     def leader_changed(self) -> None:
         """Another member leads, or none. Batches that travel to the one before keep nobody waiting."""
         if self._stream.leading or self._stream.group.leader != self._leader:
+            if self._travelling:
+                self._runtime.call_later(_FAREWELL, self._part, list(self._travelling))
             self._lingering |= self._travelling
             self._travelling.clear()
             self._take_back()
         if self._pending:
             self._schedule()
+
+    def _part(self, flights: Sequence[_Flight]) -> None:
+        """The leader of before has not answered these, and will not: what became of them nobody can tell. Publishers
+        hear so, and need not wait for their time-outs."""
+        assert self._relay is not None
+        gone = [flight for flight in flights if flight in self._lingering]
+        self._relay.forget(gone)
+        for flight in gone:
+            flight.refused(errors.CLUSTER_NOT_AVAIL())
 
     def returned(self, flight: _Flight) -> None:
         """A batch has not met the leader; those behind it will not either."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nats.errors
 import nats.js.errors
-import pytest
 from nats.js import JetStreamContext
 
 from nimsnats.raft.transport import node_of
@@ -16,8 +15,6 @@ from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
 from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
-
-pytestmark = pytest.mark.extended
 
 
 async def publish(js: JetStreamContext, subject: str, data: bytes) -> int:

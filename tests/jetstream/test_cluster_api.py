@@ -23,8 +23,6 @@ from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
 from tests.jetstream.test_cluster import publish
 
-pytestmark = pytest.mark.extended
-
 
 @dataclass
 class Trio:

@@ -14,8 +14,6 @@ from nimsnats.runtime import Runtime
 from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
 
-pytestmark = pytest.mark.extended
-
 
 def members(node: HubNode) -> list[str]:
     """Names of the nodes that this one takes for its cluster."""
