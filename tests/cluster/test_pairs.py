@@ -10,13 +10,29 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from nimsnats.node import Node
 from nimsnats.raft.transport import node_of
+from nimsnats.registry import NodeInfo, Registry
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
 from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
 
 TTL = 1.0
+
+
+class Embedding(HubNode):
+    """A node that uses its own registry, or the one at `url`."""
+
+    def __init__(self, directory: Path, name: str, url: str = "") -> None:
+        super().__init__(directory, name, MemoryHub(Runtime.real()))
+        self.settings.registry.url = url
+        self.settings.registry.ttl = TTL
+        self.settings.registry.heartbeat_interval = TTL / 4
+        self.settings.monitor.port = -1
+
+    async def _open_registry(self, info: NodeInfo) -> Registry:
+        return await Node._open_registry(self, info)
 
 
 def replicas(node: HubNode, stream: str) -> list[str]:
@@ -79,4 +95,98 @@ async def test_either_of_two_may_die(tmp_path: Path, dies: str, caplog: pytest.L
     assert (info.state.messages, info.state.last_seq) == (4, 4)
     await late.close()
     await again.stop()
+    await hub.close()
+
+
+@pytest.mark.extended
+async def test_a_registry_in_one_of_two_is_witness_for_the_loss_of_the_other(tmp_path: Path) -> None:
+    one = Embedding(tmp_path, "n1")
+    await one.start()
+    assert one.server.monitor is not None
+    port = one.settings.monitor.port = one.server.monitor.port
+    two = Embedding(tmp_path, "n2", f"http://127.0.0.1:{port}")
+    await two.start()
+    client = await one.connect()
+    await client.jetstream().add_stream(name="S", subjects=["s"], num_replicas=2)
+    await publish(client.jetstream(), b"1")
+    await until(lambda: ready(one, two) and ready(two, one))
+    await two.kill()
+    await publish(client.jetstream(), b"2")
+    assert replicas(one, "S") == ["n1"]
+    two = Embedding(tmp_path, "n2", f"http://127.0.0.1:{port}")
+    await two.start()
+    await until(lambda: replicas(two, "S") == ["n1", "n2"] and ready(two, one))
+    await client.close()
+    await one.kill()
+    assert two.pairs is not None
+    await asyncio.sleep(3 * TTL)
+    assert two.pairs.waiting["n1"][0] == "the registry may have let this node expire"
+    assert replicas(two, "S") == ["n1", "n2"]
+    one = Embedding(tmp_path, "n1")
+    one.settings.monitor.port = port
+    await one.start()
+    client = await two.connect()
+    await publish(client.jetstream(), b"3")
+    assert (await client.jetstream().stream_info("S")).state.messages == 3
+    await client.close()
+    await two.stop()
+    await one.stop()
+
+
+@pytest.mark.extended
+async def test_three_become_two_and_then_one(tmp_path: Path) -> None:
+    hub = MemoryHub(Runtime.real(), ttl=TTL)
+    nodes = [HubNode(tmp_path, name, hub) for name in ("n1", "n2", "n3")]
+    for node in nodes:
+        await node.start()
+    client = await nodes[0].connect()
+    await client.jetstream().add_stream(name="S", subjects=["s"], num_replicas=3)
+    await publish(client.jetstream(), b"1")
+    await client.close()
+    one, two, three = nodes
+    await three.kill()
+    await until(lambda: replicas(one, "S") == replicas(two, "S") == ["n1", "n2"])
+    await until(lambda: ready(one, two) and ready(two, one))
+    victim, survivor = (one, two) if one.engine.meta.group.leading else (two, one)
+    await victim.kill()
+    client = await survivor.connect()
+    await publish(client.jetstream(), b"2")
+    assert survivor.engine.meta.group.members == (survivor.engine.host.member,)
+    assert (await client.jetstream().stream_info("S")).state.messages == 2
+    await client.close()
+    await survivor.stop()
+    await hub.close()
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("dies", ["leader", "follower"])
+async def test_a_stream_of_two_in_a_cluster_of_three(tmp_path: Path, dies: str) -> None:
+    hub = MemoryHub(Runtime.real(), ttl=TTL)
+    nodes = [HubNode(tmp_path, name, hub) for name in ("n1", "n2", "n3")]
+    for node in nodes:
+        await node.start()
+    client = await nodes[0].connect()
+    await client.jetstream().add_stream(name="S", subjects=["s"], num_replicas=2)
+    await publish(client.jetstream(), b"1")
+    await client.close()
+    holders = [node for node in nodes if node.served("S")]
+    leader = next(node for node in holders if node.leads("S"))
+    follower = next(node for node in holders if node is not leader)
+    victim, survivor = (leader, follower) if dies == "leader" else (follower, leader)
+    third = next(node for node in nodes if node not in holders)
+
+    def could_go_on() -> bool:
+        peer = survivor.pairs._peers.get(victim.engine.host.member) if survivor.pairs is not None else None
+        return peer is not None and len(peer.sync) == 1
+
+    await until(could_go_on)
+    await victim.kill()
+    client = await third.connect()
+    await publish(client.jetstream(), b"2")
+    names = sorted(node.settings.node_name for node in (survivor, third))
+    await until(lambda: replicas(survivor, "S") == replicas(third, "S") == names)
+    assert (await client.jetstream().stream_info("S")).state.messages == 2
+    await client.close()
+    for node in (survivor, third):
+        await node.stop()
     await hub.close()
