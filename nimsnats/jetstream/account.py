@@ -210,7 +210,7 @@ class JetStreamAccount:
                 served = None
             if record is not None and served is not None:
                 served.follow(record)
-            elif record is not None and self.engine.holds(record):
+            elif record is not None and self.engine.holds(record) and not self.engine.ended.found(record):
                 await self.open(record)
         if record is None:
             self._settling.pop(name, None)
@@ -255,6 +255,8 @@ class JetStreamAccount:
             storage="file" if config.storage == "file" else "memory",
             members=engine.founders(record),
         )
+        if config.storage == "memory":
+            await engine.ended.begun(record)
         served.opened(group, adopt=adopt)
         self.streams[stream.name] = served
         if group.leading:

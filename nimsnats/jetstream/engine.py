@@ -31,6 +31,7 @@ from nimsnats.jetstream.cluster import Cluster
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.ended import Ended
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.formation import cluster_id
 from nimsnats.jetstream.kinds import STREAM_EXPIRE
@@ -85,6 +86,7 @@ class JetStream:
         self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
+        self.ended = Ended(self, self.mail)
         self.relay = Relay(self.mail, self._way_into) if self.mail is not None else None
         self.tags = NodeTags(host.member, broker.options.tags)
         self.placement = Placement(
@@ -99,8 +101,6 @@ class JetStream:
         )
         self.peers = PeerView(broker, host, self.tags, self._several)
         self._transport = RaftMail(broker.system_account, host) if clustered else None
-        self._ended: set[Key] = set()
-        """Memory streams that were lost with the last process."""
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
         self.transfers = Transfers(self, self.mail, self._advisories)
         self._dispatchers: list[ApiDispatcher] = []
@@ -182,7 +182,8 @@ class JetStream:
 
     def founders(self, record: StreamRecord) -> list[str] | None:
         """Who begins a stream's group, if nothing of it is recorded here: this node, or another (we join)."""
-        if not record.members or record.founder == self.host.member:
+        begins = not record.members or record.founder == self.host.member
+        if begins and not self.ended.remembered(record):
             return None
         others = [member for member in (record.founder, *record.members) if member not in ("", self.host.member)]
         return others[:1] or ["-"]
@@ -270,12 +271,7 @@ class JetStream:
             # of a stream that lacks replicas what we have may be wanted again: then it need not be copied
             if self.placement.complete(record) and self.host.member not in await self.leaders.members(record):
                 await self.accounts[record.account].retire(record)
-        for key in list(self._ended):
-            record = self.meta.streams.get(key)
-            if record is None or record.members != [self.host.member]:
-                self._ended.discard(key)
-            elif self.meta.group.leading:
-                await self.meta.remove(key)
+        await self.ended.tidy()
 
     def _entitled(self, account: Account) -> bool:
         """Whether an account has JetStream: never the system account, and of the others those that may."""
@@ -412,12 +408,12 @@ class JetStream:
         if account is None:
             self.log.warning("JetStream account %s is not configured: its stream %s stays closed", *_where(record))
             return
-        if record.config.get("storage") == "memory":
-            self.log.warning("Memory stream %s > %s ended with the last process", *_where(record))
-            if self.meta.group.members == (self.host.member,):
-                await self.meta.remove((record.account, record.name))
-            elif record.members == [self.host.member]:
-                self._ended.add(record.key)
+        if record.config.get("storage") == "memory" and self.meta.group.members == (self.host.member,):
+            self.log.warning("Memory stream '%s > %s' ended with the last process", *_where(record))
+            await self.meta.remove(record.key)
+            await self.host.remove_group(record.group)
+            return
+        if self.ended.found(record):
             return
         if not self.holds(record):
             return

@@ -112,8 +112,10 @@ class Placement:
         return len(record.members) >= StreamConfig.from_stored(record.config).num_replicas
 
     def _count(self, config: StreamConfig) -> int:
-        """Replicas that a stream can have now."""
-        return config.num_replicas if self._strict else max(1, min(config.num_replicas, len(self._nodes())))
+        """Replicas that a stream can have now. Two in memory are worse than one: a member that is started anew has
+        forgotten what it voted about, so that the other one could not go on without it."""
+        count = config.num_replicas if self._strict else max(1, min(config.num_replicas, len(self._nodes())))
+        return 1 if config.storage == "memory" and count == 2 else count
 
     def _chosen(self, config: StreamConfig, kept: Sequence[str], count: int, without: str = "") -> list[str]:
         """`kept` and new members, `count` in all. Raises ApiError 10005."""

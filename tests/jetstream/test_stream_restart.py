@@ -62,7 +62,7 @@ async def test_memory_streams_end_and_deleted_streams_stay_deleted(
             assert [name for name in stand.host.recorded_groups() if name.startswith("S-")] == [
                 stand.engine.accounts["$G"].served("F").group_name
             ]
-    assert "Memory stream $G > M ended with the last process" in caplog.text
+    assert "Memory stream '$G > M' ended with the last process" in caplog.text
     async with running(tmp_path) as stand:
         with pytest.raises(NotFoundError):
             await stand.client.jetstream().stream_info("M")
