@@ -87,7 +87,7 @@ class JetStream:
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
         self.ended = Ended(self, self.mail)
-        self.relay = Relay(self.mail, self._way_into) if self.mail is not None else None
+        self.relay = Relay(self.mail, self._way_into, runtime.random) if self.mail is not None else None
         self.tags = NodeTags(host.member, broker.options.tags)
         self.placement = Placement(
             lambda: self.meta,

@@ -103,7 +103,8 @@ class Mail:
         self._listeners: dict[str, Listener] = {}
         self._hearers: dict[str, Callable[[str, Any], None]] = {}
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._numbers = 0
+        self._numbers = runtime.random.getrandbits(48)
+        """Of questions. Drawn, so that an answer to an earlier process answers nothing of this one."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions = [
             system.subscribe(mailbox(name), self._receive, routed=True) for name in (member, node_of(member))

@@ -18,6 +18,8 @@ from nimsnats.jetstream.stream import Outcome, Publication
 from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:
+    from random import Random
+
     from nimsnats.jetstream.mail import Mail
     from nimsnats.jetstream.publish import Ingest
 
@@ -71,10 +73,11 @@ class _Guest(Publication):
 class Relay:
     """See the module. `find` gives the way into a stream that is in service on this node."""
 
-    def __init__(self, mail: Mail, find: Callable[[Place], Ingest | None]) -> None:
+    def __init__(self, mail: Mail, find: Callable[[Place], Ingest | None], random: Random) -> None:
         self._mail = mail
         self._find = find
-        self._numbers = 0
+        self._numbers = random.getrandbits(48)
+        """Drawn, so that what became of a batch of an earlier process is not taken for news of one of this process."""
         self._travelling: dict[int, tuple[str, Passenger]] = {}
         mail.hear(_BATCH, self._on_batch)
         mail.hear(_ANSWER, self._on_answer)

@@ -151,7 +151,8 @@ class Download:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._running = False
-        self._request = 0
+        self._request = replica.group.host.runtime.random.getrandbits(48)
+        """Drawn, so that an answer to an earlier process, about another snapshot, is not taken for ours."""
         self._answer: asyncio.Future[Piece] | None = None
         self._sender = ""
         self._staged = 0
