@@ -206,6 +206,24 @@ def status(url: str, as_json: bool) -> int:
 
 
 @node.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what makes SHELL complete this command's words.
+
+    \b
+    bash:  eval "$(nimsnats completion bash)"                                   in ~/.bashrc
+    zsh:   eval "$(nimsnats completion zsh)"                                    in ~/.zshrc
+    fish:  nimsnats completion fish > ~/.config/fish/completions/nimsnats.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(node, {}, _PROGRAM, f"_{_PROGRAM.upper()}_COMPLETE").source())
+    return 0
+
+
+@node.command()
 @click.option("--env-file", metavar="FILE", help="The service's environment file, e.g. /etc/nimsforest/nimsforest.env.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
