@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Literal, cast
 
 import aiohttp
@@ -129,8 +129,9 @@ class MorpheusRegistry(RegistryMember):
             params["index"] = str(index)
         return await self._ask(self._hold(params, wait + self._timeout))
 
+    @asynccontextmanager
     async def stream(self, quiet: float) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Open the event stream; yields the response once and closes it afterwards."""
+        """Open the event stream, and close it afterwards. Raises `RegistryError`, also while it is read."""
         async with AsyncExitStack() as stack:
             yield await self._ask(self._open_stream(stack, quiet))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Final, Literal, Protocol, cast
 
 import aiohttp
@@ -57,8 +57,8 @@ class Source(Protocol):
         """
         ...
 
-    def stream(self, quiet: float) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """Open an event stream; yields the response once. Raises `RegistryError`, as `fetch` does."""
+    def stream(self, quiet: float) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Open an event stream. Raises `RegistryError`, as `fetch` does, also while the stream is read."""
         ...
 
     def entries(self, value: object) -> list[NodeInfo]:
@@ -154,8 +154,7 @@ class Watch:
         reader = EventReader()
         heard = False
         try:
-            async with aclosing(source.stream(STREAM_QUIET)) as opening:
-                response = await anext(opening)
+            async with source.stream(STREAM_QUIET) as response:
                 born = source.runtime.monotonic()
                 nodes, index = await source.fetch(None, None)
                 yield self._peers.listed(nodes, source.name)

@@ -309,6 +309,27 @@ async def test_a_stream_of_garbage_ends_in_a_listing(chunk: bytes) -> None:
         assert await seen.next() == ("added", "good")
 
 
+async def test_a_stream_that_breaks_off_is_a_registry_that_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    """A registry that is killed: the answer ends in the middle, which is no fault of ours."""
+    nodes: list[dict[str, Any]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return web.json_response(nodes)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b": hello\n\n")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with zoo(handler) as registry, client(registry.url) as one, watching(one) as seen:
+        await until(lambda: registry.seen("GET") > 2)
+        nodes.append(GOOD)
+        assert await seen.next() == ("added", "good")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 # -- settings that cannot work --------------------------------------------------------------------------------------
 
 
