@@ -9,7 +9,7 @@ registered and who is connected is the business of `nimsnats.cluster`; this modu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -371,11 +371,25 @@ class Cluster:
             return
         self.stopping = True
         deadline = engine.runtime.monotonic() + patience
-        if len(self.group.members) <= SAFE_SIZE:
-            for step in (self._streams_left, self._catalogue_left):
-                while self.several and engine.runtime.monotonic() < deadline and not await step():
-                    await engine.runtime.sleep(_BUSY / 4)
+        few = len(self._others(self.group.members)) < SAFE_SIZE
+        steps: list[Callable[[], Awaitable[bool]]] = []
+        if few or any(self._needs_us(record.members) for record in engine.meta.streams.values()):
+            steps.append(self._streams_left)
+        if few or self._needs_us(self.group.members):
+            steps.append(self._catalogue_left)
+        for step in steps:
+            while self.several and engine.runtime.monotonic() < deadline and not await step():
+                await engine.runtime.sleep(_BUSY / 4)
         await engine.hand_over()
+
+    def _others(self, members: Iterable[str]) -> list[str]:
+        """Those of them that are there, without this node."""
+        connected = self._connected()
+        return [member for member in members if member != self.me and node_of(member) in connected]
+
+    def _needs_us(self, members: Sequence[str]) -> bool:
+        """Whether a group has no majority without this node: others have gone before, and are still counted."""
+        return self.me in members and members != [self.me] and len(self._others(members)) <= len(members) // 2
 
     async def _streams_left(self) -> bool:
         """Have the catalogue's leader give our streams to others; whether their groups have let us go."""

@@ -13,6 +13,7 @@ from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
 from tests.broker.peer import until
 from tests.jetstream.nodes import HubNode
+from tests.jetstream.test_cluster import publish
 
 
 def members(node: HubNode) -> list[str]:
@@ -143,3 +144,21 @@ async def test_a_node_that_has_left_finds_its_place_again(tmp_path: Path) -> Non
             held = node.served("S")
             assert held is not None
             await until(lambda held=held: held.stream.store.messages == 1)
+
+
+async def test_nodes_that_leave_one_right_after_the_other_leave_a_cluster_that_works(tmp_path: Path) -> None:
+    """Of five only two are there in the end; those who went first went while enough were left, and stayed counted."""
+    hub = MemoryHub(Runtime.real())
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(HubNode(tmp_path, f"n{number}", hub)) for number in range(1, 6)]
+        client = await nodes[4].connect()
+        stack.push_async_callback(client.close)
+        js = client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        for number in range(50):
+            await publish(js, "s.x", b"%d" % number)
+        for node in nodes[:3]:
+            await node.stop()
+        assert await publish(js, "s.x", b"after") >= 51
+        info = await js.stream_info("S")
+        assert info.state.messages >= 51
