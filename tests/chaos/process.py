@@ -10,6 +10,7 @@ import socket
 import sys
 import urllib.request
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ def free_port() -> int:
 class NodeProcess:
     """One `python -m nimsnats …` process with its data directory and fixed loopback ports.
 
-    `arguments` come before the ports that this class chooses; `ready` is the log line that ends the start.
+    `arguments` come before the ports that this class chooses; `ready` is the log line that ends the start. `enter` is
+    called in the new process before anything else.
     """
+
+    address = "127.0.0.1"
+    enter: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -56,7 +61,7 @@ class NodeProcess:
 
     @property
     def url(self) -> str:
-        return f"nats://127.0.0.1:{self.client_port}"
+        return f"nats://{self.address}:{self.client_port}"
 
     def _command_line(self) -> list[str]:
         python = [sys.executable, "-m", "nimsnats"]
@@ -71,7 +76,11 @@ class NodeProcess:
         """Start and wait for the ready line; raises DidNotStart with the log when it does not come."""
         assert self.process is None, "already running"
         self.process = await asyncio.create_subprocess_exec(
-            *self._command_line(), stdout=PIPE, stderr=asyncio.subprocess.STDOUT, env=self.environment
+            *self._command_line(),
+            stdout=PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self.environment,
+            preexec_fn=self.enter,
         )
         ready = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read_log(self.process, ready))
@@ -114,7 +123,7 @@ class NodeProcess:
         """GET a JSON document from the monitor port."""
 
         def fetch() -> Any:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.address}:{self.monitor_port}{path}", timeout=10) as answer:
                 return json.load(answer)
 
         return await asyncio.to_thread(fetch)

@@ -1,4 +1,7 @@
-"""Three real nodes and a registry: any one of them is killed under load, and nothing acknowledged is lost."""
+"""Three real nodes and a registry on loopback: any one of them, or all, die under load; nothing acknowledged is lost.
+
+The same without namespaces and with the forest's charges; what else can happen to a cluster is in `campaign`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pytest_asyncio
 from tests.chaos.process import NodeProcess
 from tests.chaos.registry import RegistryProcess
 from tests.chaos.workload import (
+    STREAM,
     Ledger,
     check_charges,
     check_stream,
@@ -79,7 +83,30 @@ async def test_any_node_of_three_may_die(nodes: list[NodeProcess]) -> None:
     assert ledger.published and ledger.settled and ledger.charges
 
 
-@pytest.mark.extended
+@pytest.mark.timeout(120)
+async def test_a_power_cut_of_all_nodes(nodes: list[NodeProcess]) -> None:
+    ledger, stop = Ledger(), asyncio.Event()
+    client = await connect(*(node.url for node in nodes))
+    js = client.jetstream()
+    await make_order_stream(js, replicas=3)
+    work = [asyncio.create_task(publish_orders(js, ledger, worker, stop)) for worker in range(2)]
+    try:
+        await ledger.published_more(500)
+        await asyncio.gather(*(node.kill() for node in nodes))
+        await asyncio.gather(*(node.start() for node in nodes))
+        await ledger.published_more(500)
+        stop.set()
+        await asyncio.gather(*work)
+        await check_stream(js, ledger)
+        info = await js.stream_info(STREAM)
+        assert info.cluster is not None and len(info.cluster.replicas or ()) == 2
+    finally:
+        stop.set()
+        for task in work:
+            task.cancel()
+        await client.close()
+
+
 @pytest.mark.timeout(900)
 async def test_nodes_die_for_minutes(nodes: list[NodeProcess]) -> None:
     ledger = await live_through_kills(nodes, rounds=20, seed=2)

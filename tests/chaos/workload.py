@@ -1,7 +1,7 @@
 """Clients that load a node while it dies, remember what it promised them, and check the promises afterwards.
 
-Everything goes through unmodified nats-py. `Ledger` holds what was acknowledged; `check_stream` and `check_charges`
-compare it with what the node holds in the end.
+Everything goes through unmodified nats-py. `Ledger` holds what was acknowledged; `check_stream`, `check_steady` and
+`check_charges` compare it with what the node holds in the end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Ledger:
     charges: set[str] = field(default_factory=set)
     """Charge ids whose webhook event the River acknowledged."""
     reused: list[tuple[int, str, str]] = field(default_factory=list)
+    acks: list[tuple[float, str]] = field(default_factory=list)
+    """When (on the loop's clock) an ack came, and to which worker."""
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
 
     def publish_acknowledged(self, seq: int, message_id: str) -> None:
@@ -59,7 +61,10 @@ async def connect(*urls: str) -> Client:
         error_cb=quiet,
         reconnect_time_wait=0.05,
         max_reconnect_attempts=-1,
-        connect_timeout=5,
+        connect_timeout=2,
+        ping_interval=1,
+        max_outstanding_pings=2,
+        dont_randomize=True,
         allow_reconnect=True,
     )
 
@@ -83,6 +88,42 @@ async def publish_orders(
         number += len(batch)
         await asyncio.gather(*batch)
         await asyncio.sleep(pause)
+
+
+@dataclass
+class Home:
+    """Where a publisher is connected, which may be changed while it works."""
+
+    client: Client
+
+    @property
+    def js(self) -> JetStreamContext:
+        return self.client.jetstream()
+
+
+async def publish_steadily(home: Home, ledger: Ledger, worker: str, stop: asyncio.Event, pace: float = 0.0) -> None:
+    """Publish one message after the other, each under one id until it is acknowledged; `pace` in seconds between."""
+    loop = asyncio.get_running_loop()
+    number = 0
+    while not stop.is_set():
+        message_id = f"{worker}-{number}"
+        number += 1
+        while not stop.is_set():
+            try:
+                ack = await home.js.publish(
+                    f"orders.{worker}",
+                    message_id.encode().ljust(200, b"."),
+                    timeout=1,
+                    headers={"Nats-Msg-Id": message_id},
+                )
+            except (NatsError, TimeoutError, OSError, APIError):
+                await asyncio.sleep(0.02)
+                continue
+            ledger.publish_acknowledged(ack.seq, message_id)
+            ledger.acks.append((loop.time(), worker))
+            break
+        if pace:
+            await asyncio.sleep(pace)
 
 
 async def settle_orders(js: JetStreamContext, ledger: Ledger, stop: asyncio.Event) -> None:
@@ -176,6 +217,35 @@ async def check_stream(js: JetStreamContext, ledger: Ledger, lost: frozenset[int
             assert stored[seq].rstrip(b".") == message_id.encode(), f"sequence {seq} holds another message"
     gaps = set(range(1, max(stored, default=0) + 1)) - stored.keys() - lost
     assert not gaps, f"sequences without a message: {sorted(gaps)[:5]}"
+    assert not ledger.redelivered_after_settling, "a confirmed ack was forgotten"
+
+
+async def read_all(js: JetStreamContext, stream: str) -> dict[int, bytes]:
+    """Every message of a stream by sequence, through an ordered consumer of the stream's leader."""
+    last = (await js.stream_info(stream)).state.last_seq
+    found: dict[int, bytes] = {}
+    sub = await js.subscribe("", stream=stream, ordered_consumer=True)
+    while not found or max(found) < last:
+        message = await sub.next_msg(10)
+        found[message.metadata.sequence.stream] = message.data
+    await sub.unsubscribe()
+    return found
+
+
+def check_steady(ledger: Ledger, stored: dict[int, bytes]) -> None:
+    """Nothing acknowledged is gone, nothing is there twice, every worker's messages are in the order of sending."""
+    ids = {seq: data.rstrip(b".").decode() for seq, data in stored.items()}
+    assert not ledger.reused, f"sequences acknowledged twice: {ledger.reused[:5]}"
+    wrong = [(seq, name, ids.get(seq)) for seq, name in ledger.published.items() if ids.get(seq) != name]
+    assert not wrong, f"{len(wrong)} acknowledged messages are gone or others, first {wrong[:5]}"
+    assert sorted(ids) == list(range(1, len(ids) + 1)), "sequences without a message"
+    assert len(set(ids.values())) == len(ids), "a message is there twice"
+    last: dict[str, int] = {}
+    for seq in sorted(ids):
+        worker, _, number = ids[seq].rpartition("-")
+        if worker.startswith("steady"):
+            assert int(number) == last.get(worker, -1) + 1, f"{ids[seq]} comes after {last.get(worker)}"
+            last[worker] = int(number)
     assert not ledger.redelivered_after_settling, "a confirmed ack was forgotten"
 
 

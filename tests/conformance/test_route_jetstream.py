@@ -48,7 +48,9 @@ async def _one(stack: AsyncExitStack, directory: Path) -> list[Server]:
 async def _three(stack: AsyncExitStack, directory: Path) -> list[Server]:
     hub = MemoryHub(Runtime.real())
     names = ("n1", "n2", "n3")
-    return [(await stack.enter_async_context(HubNode(directory, name, hub))).server for name in names]
+    nodes = [await stack.enter_async_context(HubNode(directory, name, hub)) for name in names]
+    await until(lambda: all(node.engine.meta.group.leader for node in nodes))
+    return [node.server for node in nodes]
 
 
 @pytest_asyncio.fixture(
