@@ -211,6 +211,9 @@ class LogOutput(logging.Handler):
         try:
             self._close_file()
             self._stream = self._open()
+        except OSError as error:
+            log.error("File log %s cannot be re-opened, going on here: %s", self._settings.file, error.strerror)
+            return
         finally:
             self.release()
         log.info("File log re-opened")
@@ -272,18 +275,25 @@ class LogOutput(logging.Handler):
             self._stream = self._stderr
 
     def _rotate(self, now: float) -> None:
-        """Move the full file to `<name>.YYYY.MM.DD.hh.mm.ss.nnnnnnnnn` and go on in a new one."""
+        """Move the full file to `<name>.YYYY.MM.DD.hh.mm.ss.nnnnnnnnn` and go on in a new one.
+
+        What the system refuses here must not reach whoever was logging; the next try is when it is full once more.
+        """
         path = Path(self._settings.file)
         second, micro = _split(now)
         stamp = time.strftime("%Y.%m.%d.%H.%M.%S", time.localtime(second))
-        self._close_file()
-        path.rename(f"{path}.{stamp}.{micro * 1000:09d}")
-        self._stream = self._open()
-        if self._settings.max_files:
-            # max_files counts the live file too, as log_max_num does
-            old = sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9].*"))
-            for surplus in old[: max(0, len(old) - (self._settings.max_files - 1))]:
-                surplus.unlink(missing_ok=True)
+        self._size = 0
+        try:
+            path.rename(f"{path}.{stamp}.{micro * 1000:09d}")
+            self._close_file()
+            self._stream = self._open()
+            if self._settings.max_files:
+                # max_files counts the live file too, as log_max_num does
+                old = sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9].*"))
+                for surplus in old[: max(0, len(old) - (self._settings.max_files - 1))]:
+                    surplus.unlink(missing_ok=True)
+        except OSError as error:
+            self._stream.write(f"log file {path} cannot be rotated: {error.strerror}\n")
 
 
 def start_logging(settings: LogSettings) -> LogOutput:

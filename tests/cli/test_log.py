@@ -124,6 +124,24 @@ def test_a_file_is_rotated_at_its_limit_and_old_ones_go(tmp_path: Path) -> None:
     assert all(file.stat().st_size < 300 for file in files)
 
 
+def test_a_log_that_cannot_be_moved_or_opened_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    output = start_logging(LogSettings(file=str(folder / "n.log"), size_limit=100))
+    ours.info("one")
+    folder.rename(tmp_path / "moved")
+    for number in range(4):
+        ours.info("after %d, and quite a few words more", number)
+    kept = (tmp_path / "moved" / "n.log").read_text()
+    assert "cannot be rotated: No such file or directory" in kept
+    assert "after 3" in kept
+    output.reopen()
+    ours.info("two")
+    here = capsys.readouterr().err
+    assert f"[ERR] File log {folder / 'n.log'} cannot be re-opened, going on here: No such file or directory" in here
+    assert "two" in here
+
+
 def test_exceptions_follow_their_line(capsys: pytest.CaptureFixture[str]) -> None:
     start_logging(LogSettings(logtime=False))
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from nimsnats import Server
+from nimsnats import Server, log
 from nimsnats.process import Process
 
 
@@ -33,3 +36,30 @@ async def test_hup_without_a_file_says_what_was_reloaded(caplog: pytest.LogCaptu
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
     assert "Reloaded server configuration" in caplog.messages
+
+
+async def test_usr1_goes_on_in_a_new_file(tmp_path: Path) -> None:
+    """What logrotate does: move the file away, send the signal, read the old one in peace."""
+    path = tmp_path / "node.log"
+    output = log.start_logging(log.LogSettings(file=str(path), format="json"))
+    server = Server(jetstream=False)
+    running = asyncio.create_task(Process(server).run())
+    try:
+        await _written(path, "Server is ready")
+        path.rename(tmp_path / "node.log.1")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await _written(path, "File log re-opened")
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == 0
+        logging.getLogger().removeHandler(output)
+        logging.getLogger("nimsnats").setLevel(logging.NOTSET)
+        output.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["message"] for line in lines] == ["File log re-opened", "Initiating Shutdown...", "Server Exiting.."]
+    assert all(json.loads(line) for line in (tmp_path / "node.log.1").read_text().splitlines())
+
+
+async def _written(path: Path, text: str) -> None:
+    while not path.exists() or text not in path.read_text():  # noqa: ASYNC110, ASYNC240 - a file is no event
+        await asyncio.sleep(0.001)
