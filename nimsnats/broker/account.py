@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
-from nimsnats.broker.subscription import Subscription
+from nimsnats.broker.subscription import Subscription, indifferent
+from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.parser import Line
 from nimsnats.protocol.subject import has_wildcard, is_valid
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
-    from nimsnats.broker.subscription import Handler, RowsHandler
+    from nimsnats.broker.subscription import AcksHandler, Handler, RowsHandler
 
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
@@ -62,14 +63,16 @@ class Account:
         *,
         routed: bool = False,
         rows: RowsHandler | None = None,
+        acks: AcksHandler | None = None,
     ) -> Subscription:
-        """An internal subscription: `handler` is called with every message, or `rows` with many. Raises InvalidSubject.
+        """An internal subscription: `handler` is called with every message, or `rows` or `acks` with many. Raises
+        InvalidSubject.
 
         With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
         clients' messages here; `origin` is None for these.
         Handlers run inside the reading of their publisher's input: they must neither block nor raise.
         """
-        sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows)
+        sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows, acks=acks)
         self.add(sub)
         return sub
 
@@ -170,6 +173,18 @@ class Account:
     def deliver(self, to: bytes, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> int:
         """Route by `to` but show `subject` to the receiver, as JetStream does; the number of receivers reached."""
         return self.dispatch(self.plan(to), subject, reply, headers, payload, None)
+
+    def acknowledge(self, consumer: bytes, seqs: list[int]) -> bool:
+        """Deliver plain acknowledgements of a consumer (`<stream>.<consumer>`) together. False when somebody wants
+        them one by one; then nobody has got any."""
+        found = self.interest.below(ACKS + consumer)
+        if found is None:
+            return False
+        takers = [sub for each in found for sub in each if sub.acks is not indifferent]
+        if len(takers) != 1 or takers[0].acks is None or not takers[0].acks(consumer, seqs):
+            return False
+        takers[0].delivered += len(seqs)
+        return True
 
     def dispatch(
         self,

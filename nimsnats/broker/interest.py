@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from nimsnats.broker.subscription import Subscription
+from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.subject import has_empty_token, has_wildcard
 
 _FAMILIES_KEPT: Final = 8192
@@ -79,10 +80,12 @@ class _Node:
 class Interest:
     """All subscriptions of one account."""
 
-    __slots__ = ("_families", "_literal", "_root", "_wide", "count", "inserts", "matches", "removes")
+    __slots__ = ("_ack_literals", "_families", "_literal", "_root", "_wide", "count", "inserts", "matches", "removes")
 
     def __init__(self) -> None:
         self._literal: dict[bytes, SubscriptionSet] = {}
+        self._ack_literals = 0
+        """Literal subscriptions to subjects of acknowledgements."""
         self._root = _Node()
         self._families: dict[bytes, tuple[SubscriptionSet, ...]] = {}
         self._wide: dict[bytes, tuple[SubscriptionSet, ...]] = {}
@@ -99,6 +102,7 @@ class Interest:
             found = self._literal.get(sub.subject)
             if found is None:
                 found = self._literal[sub.subject] = SubscriptionSet()
+                self._ack_literals += sub.subject.startswith(ACKS)
             found.add(sub)
             return False
         self._forget()
@@ -124,6 +128,7 @@ class Interest:
                 self._removed()
                 if not found:
                     del self._literal[sub.subject]
+                    self._ack_literals -= sub.subject.startswith(ACKS)
             return False
         tokens = sub.subject.split(b".")
         rest = tokens[-1] == b">"
@@ -164,6 +169,20 @@ class Interest:
         if self._root:
             self._match_wild(subject)
         return self._families.get(subject[: subject.rfind(b".")])
+
+    def below(self, subject: bytes) -> list[SubscriptionSet] | None:
+        """The sets that every message reaches whose subject, one of acknowledgements, goes on behind `subject`. None
+        when that depends on how it goes on."""
+        if self._ack_literals:
+            return None
+        found: list[SubscriptionSet] = []
+        nodes = [self._root]
+        for token in subject.split(b"."):
+            found.extend(node.rest for node in nodes if node.rest is not None)
+            below = [child for node in nodes if (child := node.children.get(token)) is not None]
+            nodes = below + [node.one for node in nodes if node.one is not None]
+        found.extend(node.rest for node in nodes if node.rest is not None)
+        return None if any(node.children or node.one for node in nodes) else found
 
     def is_plain(self, subjects: Iterable[bytes]) -> bool:
         """Whether none of these literal subjects has a subscription of its own."""

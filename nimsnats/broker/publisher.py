@@ -67,6 +67,11 @@ class Publisher(Connection):
         self.in_msgs += count
         self.in_bytes += count * size
 
+    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
+        """See `Commands.acks`: one by one, unless a kind of connection says otherwise."""
+        del consumer, seqs, size
+        return False
+
     def _share(self, lane: Group, pieces: list[bytes]) -> None:
         """Each message of a run goes to one member of a queue group, whoever is drawn."""
         members = lane.members

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     RowsHandler: TypeAlias = Callable[[bytes, list[bytes], list[bytes]], None]
     """(subject, replies, payloads): many messages without headers, all asking for an answer, payloads of one size."""
 
+    AcksHandler: TypeAlias = Callable[[bytes, list[int]], bool]
+    """(`<stream>.<consumer>`, stream sequences): plain acknowledgements of deliveries. False: one by one, please."""
+
 
 class Subscription:
     """A client's subscription (`client` and `sid` set) or an internal one (`handler` set).
@@ -22,7 +25,7 @@ class Subscription:
     `routed`: peers are told of it, so that their clients' messages come here; clients' subscriptions always are.
     """
 
-    __slots__ = ("client", "delivered", "handler", "limit", "queue", "routed", "rows", "sid", "subject")
+    __slots__ = ("acks", "client", "delivered", "handler", "limit", "queue", "routed", "rows", "sid", "subject")
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Subscription:
         handler: Handler | None = None,
         routed: bool = False,
         rows: RowsHandler | None = None,
+        acks: AcksHandler | None = None,
     ) -> None:
         self.subject = subject
         self.queue = queue
@@ -41,10 +45,18 @@ class Subscription:
         self.handler = handler
         self.rows = rows
         """Takes what `handler` takes, many at once."""
+        self.acks = acks
+        """The same for acknowledgements."""
         self.routed = routed or client is not None
         self.delivered = 0
         self.limit = 0
         """Auto-unsubscribe after that many messages, counted from the start; 0 means never."""
+
+
+def indifferent(consumer: bytes, seqs: list[int]) -> bool:
+    """The `acks` of a subscription that is only there for peers to see: it takes nothing, one by one or together."""
+    del consumer, seqs
+    return True
 
 
 class RemoteSubscription(Subscription):

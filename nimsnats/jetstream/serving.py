@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from nimsnats.broker.subscription import indifferent
 from nimsnats.jetstream import search
 from nimsnats.jetstream.clock import SECOND
 from nimsnats.jetstream.config import StreamConfig
@@ -159,7 +160,7 @@ class ServedStream:
         if not self.stream.leading or not dispatcher.several():
             return
         forms = [b"$JS.ACK.%b.>", b"$JS.FC.%b.>", *((b"$JS.ACK.*.*.%b.>",) if self._domain else ())]
-        self._beacons = [account.subscribe(form % name, _attract, routed=True) for form in forms]
+        self._beacons = [account.subscribe(form % name, _attract, routed=True, acks=indifferent) for form in forms]
         for form in (b"CONSUMER.MSG.NEXT.%b.*", b"DIRECT.GET.%b", b"DIRECT.GET.%b.>"):
             subject = b"$JS.API." + form % name
             self._beacons.append(account.subscribe(subject, dispatcher.attracted, routed=True))

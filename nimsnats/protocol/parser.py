@@ -10,7 +10,7 @@ Three ways through:
   becomes, so the output for consecutive messages in one *lane* is collected as a list of prefixes and slices of the
   input and handed over at once. No call, no object per message.
 - **The rows** (`Parser._columns`). Requests of one kind in a row, to a lane that wants their replies and payloads as
-  columns, are cut in C (`rows.Rows`).
+  columns, are cut in C (`rows.Rows`); so are acknowledgements (`acks.AckRun`).
 - **The line** (`Parser._line`). Everything else, one control line at a time, by nats-server's rules and quirks.
 
 The yardstick is nats-server's state machine; where it looks at bytes before the line is complete (unknown verbs, the
@@ -23,6 +23,7 @@ import re
 from enum import Enum
 from typing import Final, Generic, Protocol, TypeVar
 
+from nimsnats.protocol.acks import PREFIX, AckRun, AckWatch
 from nimsnats.protocol.rows import Rows, RowsWatch
 
 L = TypeVar("L")
@@ -98,6 +99,11 @@ class Commands(Protocol[L]):
         """Consecutive requests of one lane; `size` is that of each payload. The lists are the callee's."""
         ...
 
+    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
+        """Plain acknowledgements of a consumer (`<stream>.<consumer>`), of `size` bytes each. False when they have to
+        go one by one; then nothing has happened."""
+        ...
+
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         """One message: `data[start:end]` is header and payload, CRLF follows; `header` is its length, -1 for PUB."""
         ...
@@ -142,7 +148,7 @@ class Parser(Generic[L]):
     """Turns one client's bytes into calls on `commands`."""
 
     __slots__ = (
-        "_announced", "_commands", "_have", "_parts", "_rows", "_split", "_wanted", "_watch",
+        "_ack_watch", "_announced", "_commands", "_have", "_parts", "_rows", "_split", "_wanted", "_watch",
         "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "strict", "tail",
     )  # fmt: skip
 
@@ -163,8 +169,9 @@ class Parser(Generic[L]):
         self._wanted = 0
         self._announced = False
         self._split: list[bytes] | None = None
-        self._rows: Rows | None = None
+        self._rows: Rows | AckRun | None = None
         self._watch = RowsWatch()
+        self._ack_watch = AckWatch()
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the connection, cut anywhere."""
@@ -294,9 +301,14 @@ class Parser(Generic[L]):
             else:
                 self._partial(data[pos:])
 
-    def _columns(self, rows: Rows, data: bytes, pos: int) -> int:
+    def _columns(self, rows: Rows | AckRun, data: bytes, pos: int) -> int:
         """Hand over the requests of one kind at `pos`; the position behind them."""
         commands = self._commands
+        if isinstance(rows, AckRun):
+            seqs, after = rows.take(data, pos)
+            if len(seqs) < 2:
+                self._rows = None
+            return after if seqs and commands.acks(rows.consumer, seqs, rows.size) else pos
         lane = commands.rows(rows.subject)
         if lane is None:
             self._rows = None
@@ -332,6 +344,8 @@ class Parser(Generic[L]):
             return None
         way = self._commands.route(subject, hpub, reply)
         if way is None:
+            if not reply and not hpub and subject.startswith(PREFIX):
+                self._rows = self._ack_watch.seen(subject, words[-1], self.max_control_line) or self._rows
             return None
         digits = words[-1]
         if hpub or len(digits) > 9 or not digits.isdigit():

@@ -55,6 +55,13 @@ class Recorder:
             assert len(body) == size
             self.events.append(("message", lane, reply, -1, body))
 
+    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
+        if not self.routed or consumer.startswith(b"x"):
+            return False
+        self.in_columns += len(seqs)
+        self.events += [("ack", consumer, seq, size) for seq in seqs]
+        return True
+
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         assert data[end : end + 2] == b"\r\n"
         self.events.append(("message", subject, reply, header, data[start:end]))

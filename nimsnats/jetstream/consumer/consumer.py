@@ -323,6 +323,13 @@ class Consumer:
             if self.id not in self.owner.journal.marked:
                 self.owner.journal.mark(self)
 
+    def acknowledged_many(self, seqs: list[int]) -> None:
+        """The same, many at once."""
+        delivery = self.delivery
+        if delivery is not None and (taken := delivery.acknowledge_many(seqs)):
+            self.acked += taken
+            self.owner.journal.mark(self)
+
     def receive_ack(self, seq: int, number: int, deliveries: int, payload: bytes, reply: bytes) -> None:
         """What a client sent to the acknowledgement subject of a delivery."""
         delivery = self.delivery

@@ -383,6 +383,23 @@ class Delivery:
             self.attempts.pop(seq, None)
         return True
 
+    def acknowledge_many(self, seqs: Sequence[int]) -> list[int]:
+        """Acknowledgements of single messages arrived. Those that there was something to acknowledge for."""
+        if self.spent or self.attempts:
+            return [seq for seq in seqs if self.acknowledge(seq)]
+        acking, fresh, pending, record = self.acking, self.fresh, self.state.pending, self.record
+        taken = [
+            seq
+            for seq in dict.fromkeys(seqs)
+            if seq not in acking and (seq in pending or seq in fresh or record(seq) is not None)
+        ]
+        acking.update(taken)
+        self.outstanding -= len(taken)
+        if self.redeliveries.planned:
+            for seq in taken:
+                self.redeliveries.forget(seq)
+        return taken
+
     def acknowledge_all(self, seq: int) -> bool:
         """An acknowledgement of everything up to a sequence arrived. False when there is nothing to acknowledge."""
         candidates: list[int] = []

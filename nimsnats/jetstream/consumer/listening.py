@@ -37,10 +37,11 @@ class Listening:
     def add(self, stream: str, by_token: Mapping[bytes, Consumer]) -> None:
         """Listen for a stream; `by_token` are its consumers by name, now and later."""
         if not self._subscriptions:
-            for kind, handler in (("ACK", self._on_ack), ("FC", self._on_flow)):
+            for kind, handler, acks in (("ACK", self._on_ack, self._on_acks), ("FC", self._on_flow, None)):
                 subject = f"$JS.{kind}.>".encode()
                 group = b"" if self._shared else nodes_group(kind)
-                self._subscriptions.append(self._account.subscribe(subject, handler, group, routed=not self._shared))
+                sub = self._account.subscribe(subject, handler, group, routed=not self._shared, acks=acks)
+                self._subscriptions.append(sub)
         self._streams[stream.encode()] = by_token
 
     def remove(self, stream: str, consumers: Mapping[bytes, Consumer]) -> None:
@@ -93,6 +94,16 @@ class Listening:
         except ValueError:
             return None
         return None
+
+    def _on_acks(self, name: bytes, seqs: list[int]) -> bool:
+        """Plain acknowledgements of the consumer `<stream>.<consumer>`, many at once."""
+        stream, _, consumer_name = name.partition(b".")
+        consumers = self._streams.get(stream)
+        consumer = consumers.get(consumer_name) if consumers is not None else None
+        if consumer is None or not consumer.plain_acks:
+            return False
+        consumer.acknowledged_many(seqs)
+        return True
 
     def _on_flow(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None

@@ -25,6 +25,11 @@ class Redeliveries:
     def __len__(self) -> int:
         return len(self._queued)
 
+    @property
+    def planned(self) -> bool:
+        """Whether any message is in here, with a time or in the queue."""
+        return bool(self._due or self._queued)
+
     def __contains__(self, seq: int) -> bool:
         """Whether the message is in here, with a time or in the queue."""
         return seq in self._due or seq in self._queued
