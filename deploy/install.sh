@@ -136,7 +136,7 @@ else
     rm -rf "${program:?}/releases/$release"
     "$python" -m venv "$program/releases/$release"
     if ! "$program/releases/$release/bin/pip" --quiet --disable-pip-version-check install "$wheel" ||
-        ! "$program/releases/$release/bin/nimsnats" --version >/dev/null; then
+        ! "$program/releases/$release/bin/python" -c 'import nimsnats.cli, nimsnats.node, forest.app'; then
         rm -rf "${program:?}/releases/$release"
         fail "$release cannot be installed; nothing has changed"
     fi

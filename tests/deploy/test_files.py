@@ -104,8 +104,9 @@ _PYTHON = """#!/bin/sh
 if [ "$1" = -c ]; then exec {python} "$@"; fi
 mkdir -p "$3/bin"
 printf '#!/bin/sh\\necho "$@" >> {log}\\n' > "$3/bin/pip"
-printf '#!/bin/sh\\n[ ! -e {broken} ]\\n' > "$3/bin/nimsnats"
-chmod +x "$3/bin/pip" "$3/bin/nimsnats"
+printf '#!/bin/sh\\n[ ! -e {broken} ]\\n' > "$3/bin/python"
+touch "$3/bin/nimsnats"
+chmod +x "$3/bin/pip" "$3/bin/python" "$3/bin/nimsnats"
 """
 
 
