@@ -47,7 +47,7 @@ async def examine(patient: Patient, runtime: Runtime) -> list[Finding]:
     found += complaints
     node = disk.running_node(settings.data_dir)
     now_ns = runtime.time_ns()
-    found += machine.check_limits()
+    found += machine.check_limits(node)
     found += machine.check_clock(now_ns)
     found += disk.check_directory(settings.data_dir, settings.node_name, node, now_ns)
     found += disk.check_disk(settings.data_dir, runtime.boot_time_ns)

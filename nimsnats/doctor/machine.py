@@ -54,19 +54,27 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
 
 
-def check_limits() -> Iterator[Finding]:
-    """What the kernel lets this process have: open files, file size."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+def check_limits(node: int | None) -> Iterator[Finding]:
+    """What the kernel lets a process have: open files, file size. Of the running node (its pid), else of this one."""
+    whose = "the running node" if node is not None else "this shell, which may be others than the service's"
+    files, size = _limit(node, resource.RLIMIT_NOFILE), _limit(node, resource.RLIMIT_FSIZE)
     if files == resource.RLIM_INFINITY or files >= _ENOUGH_FILES:
-        yield ok("limits", f"{'any number of' if files == resource.RLIM_INFINITY else files} open files")
+        yield ok("limits", f"{'any number of' if files == resource.RLIM_INFINITY else files} open files for {whose}")
     else:
         advice = f"In the unit: LimitNOFILE={8 * _ENOUGH_FILES}; in a shell: ulimit -n {_ENOUGH_FILES}"
-        text = f"{files} open files: each client takes one (this is the limit of this shell, not of the service)"
+        text = f"{files} open files for {whose}: each client takes one"
         yield (problem if files < _FEW_FILES else warning)("limits", text, advice)
-    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if size != resource.RLIM_INFINITY:
         text = f"no file can grow beyond {size} bytes: the database counts as full then"
         yield warning("limits", text, "ulimit -f unlimited, or LimitFSIZE=infinity in the unit")
+
+
+def _limit(node: int | None, kind: int) -> int:
+    """The soft limit of the running node; of this process where there is none, or it is not ours to ask."""
+    try:
+        return resource.prlimit(node or 0, kind)[0]
+    except OSError:
+        return resource.getrlimit(kind)[0]
 
 
 def check_clock(now_ns: int) -> Iterator[Finding]:
