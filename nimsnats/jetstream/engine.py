@@ -256,7 +256,10 @@ class JetStream:
 
     async def hand_over(self) -> None:
         """Let other members lead what this node leads."""
-        groups = [served.stream.group for account in self.accounts.values() for served in account.streams.values()]
+        streams = [served.stream for account in self.accounts.values() for served in account.streams.values()]
+        for stream in streams:
+            stream.consumers.write_down()
+        groups = [stream.group for stream in streams]
         led = [group for group in (*groups, self.meta.group) if group.leading and len(group.members) > 1]
         await asyncio.gather(*(group.transfer() for group in led), return_exceptions=True)
 

@@ -21,6 +21,11 @@ class MessageSource(Protocol):
     def name(self) -> str: ...
 
     @property
+    def accepting(self) -> bool:
+        """Whether entries can be proposed now: not while another member is about to take over."""
+        ...
+
+    @property
     def retention(self) -> str:
         """`limits`, `interest` or `workqueue`."""
         ...

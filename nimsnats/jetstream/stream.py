@@ -145,6 +145,11 @@ class Stream(StreamView):
 
     # Proposing
 
+    @property
+    def accepting(self) -> bool:
+        """Whether entries can be proposed now (MessageSource)."""
+        return self._group is None or self._group.accepting
+
     def propose(self, kind: int, data: bytes, context: object | None = None) -> None:
         """Propose a consumer entry (MessageSource)."""
         self.group.propose(kind, data, context)

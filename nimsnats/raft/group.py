@@ -96,6 +96,12 @@ class HostedGroup:
         return self.serving
 
     @property
+    def accepting(self) -> bool:
+        """Whether this member leads, serves and is not handing over."""
+        leading = self.core.leading
+        return self.serving and leading is not None and not leading.transferring
+
+    @property
     def leader(self) -> str:
         """Name of the leading node, empty when unknown."""
         return node_of(self.core.leader) if not self.stopped else ""

@@ -184,6 +184,11 @@ class Group(Protocol):
     def leading(self) -> bool: ...
 
     @property
+    def accepting(self) -> bool:
+        """Whether `propose` would take an entry now: this member leads and is not handing over."""
+        ...
+
+    @property
     def leader(self) -> str: ...
 
     @property

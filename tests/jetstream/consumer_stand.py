@@ -106,6 +106,7 @@ class Stream:
         """Everything that was applied, in log order: stored messages, entries, removals, purges."""
         self.held: list[Entry] | None = None
         self.refusing = False
+        self.accepting = True
         self.index = 0
 
     @property

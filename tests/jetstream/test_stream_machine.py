@@ -36,7 +36,7 @@ LOG = logging.getLogger("test")
 class Log:
     """A group that commits at once and remembers every entry."""
 
-    name, leading, leader, term = "S", True, "", 1
+    name, leading, leader, term, accepting = "S", True, "", 1, True
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream

@@ -235,7 +235,7 @@ class ConsumerApi:
         """`LEADER.STEPDOWN.<stream>.<consumer>`: a consumer is led with its stream, so the stream gets a new leader."""
         stream, name = request.tokens[3:]
         group = self._group(stream)
-        self._consumer(stream, name)
+        self._consumer(stream, name).owner.write_down()
         return await self._step_down(group, request.params.get("placement"))
 
     def remove_peer(self, request: ApiRequest) -> JsonObject:

@@ -131,7 +131,9 @@ class StreamApi:
     async def step_down(self, request: ApiRequest) -> JsonObject:
         """`STREAM.LEADER.STEPDOWN.<stream>`."""
         leaders = self._clustered()
-        return await leaders.step_down(self._account.stream(request.tokens[3]).group, request.params.get("placement"))
+        stream = self._account.stream(request.tokens[3])
+        stream.consumers.write_down()
+        return await leaders.step_down(stream.group, request.params.get("placement"))
 
     async def remove_peer(self, request: ApiRequest) -> JsonObject:
         """`STREAM.PEER.REMOVE.<stream>` and `PEER.EVACUATE`: another node takes a replica over."""

@@ -195,6 +195,9 @@ class Consumer:
         delivery, side = self.delivery, self.side
         if delivery is None or side is None or self.paused:
             return False
+        if not self.owner.source.accepting:
+            self.mark()  # nobody could write down what is delivered now
+            return False
         if delivery.wanted and self.owner.loading(self):
             return False
         before = delivery.next_number

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DEFERRED: Final = 0.005
 """Seconds that deliveries may wait for acknowledgements before they are written down on their own."""
+PAUSE: Final = 0.02
+"""Seconds until the next look while the stream takes no proposals."""
 RETRY: Final = 0.25
 """Seconds until an entry that was dropped is proposed again."""
 
@@ -43,6 +45,7 @@ class Journal:
         self._handle: asyncio.Handle | None = None
         self._refused: list[Deliveries | Acks] = []
         self._retry: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._replies: list[bytes] = []
         self._flying: list[Acks] = []
 
@@ -70,10 +73,10 @@ class Journal:
 
     def stop(self) -> None:
         """Forget everything: this node does not lead any more."""
-        for handle in (self._handle, self._retry, self._deferred):
+        for handle in (self._handle, self._retry, self._deferred, self._pause):
             if handle is not None:
                 handle.cancel()
-        self._handle = self._retry = self._deferred = None
+        self._handle = self._retry = self._deferred = self._pause = None
         for kept in (self.marked, self._owing, self._hungry, self._refused, self._replies, self._flying):
             kept.clear()
 
@@ -85,6 +88,11 @@ class Journal:
 
     def _flush(self) -> None:
         self._handle = None
+        if not self._owner.source.accepting:
+            # leadership is being handed over: what is delivered now could not be written down by anybody
+            if self._pause is None:
+                self._pause = self._owner.runtime.call_later(PAUSE, self._resume)
+            return
         now = self._owner.now()
         marked, self.marked = self.marked, {}
         more = [consumer for consumer in marked.values() if consumer.serve(now)]
@@ -96,6 +104,10 @@ class Journal:
         self._write(marked.values(), now)
         for consumer in more:
             self.mark(consumer)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._schedule()
 
     def write_all(self, consumers: Iterable[Consumer]) -> None:
         """Write down everything now, also what could have waited."""
@@ -141,8 +153,9 @@ class Journal:
         kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS
         try:
             self._owner.source.propose(kind, batch.encode(), batch)
-        except NotLeader:
-            self._log.debug("Stream %s: led elsewhere now, this tick's consumer state is void", self._owner.source.name)
+        except NotLeader as error:
+            # either somebody else leads from now on, and `stop` follows; or nobody took over, and it is proposed again
+            self.refused(batch, error)
 
     # --- what became of it
 
@@ -152,7 +165,8 @@ class Journal:
             batch.repeated = True
         self._refused.append(batch)
         if self._retry is None:
-            self._log.warning("Stream %s: consumer state could not be stored: %s", self._owner.source.name, error)
+            level = logging.DEBUG if isinstance(error, NotLeader) else logging.WARNING
+            self._log.log(level, "Stream %s: consumer state is not stored yet: %s", self._owner.source.name, error)
             self._retry = self._owner.runtime.call_later(RETRY, self._propose_refused)
 
     def _propose_refused(self) -> None:

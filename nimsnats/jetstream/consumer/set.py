@@ -150,6 +150,11 @@ class ConsumerSet:
         future = self._propose(CONSUMER_DELETE, {"name": consumer.name, "id": consumer.id})
         future.add_done_callback(lambda done: done.exception())
 
+    def write_down(self) -> None:
+        """Propose what has been delivered and acknowledged so far: before leadership is handed over."""
+        if self.leading:
+            self.journal.write_all(self._consumers.values())
+
     def _propose(self, kind: int, body: dict[str, Any]) -> asyncio.Future[JsonObject]:
         operation = Operation(self.runtime.loop.create_future())
         try:
