@@ -26,6 +26,7 @@ from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.kinds import (
     CONSUMER_FIRST,
     CONSUMER_LAST,
+    CONSUMER_RESTORED,
     MESSAGES,
     RESTORED,
     STREAM_CONFIG,
@@ -176,6 +177,9 @@ class Stream(StreamView):
             self._apply_messages(entry)
         elif kind == RESTORED:
             self._apply_restored(entry)
+        elif kind == CONSUMER_RESTORED:
+            self.consumers.add_restored(entry.index, unpack(entry.data))
+            _tell(entry, None)
         elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
             self.consumers.apply(entry)
         else:

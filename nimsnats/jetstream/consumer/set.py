@@ -43,7 +43,6 @@ from nimsnats.jetstream.kinds import (
     CONSUMER_DELIVERED,
     CONSUMER_PAUSE,
     CONSUMER_RESET,
-    CONSUMER_RESTORED,
 )
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.source import MessageSource
@@ -190,12 +189,6 @@ class ConsumerSet:
 
     def _apply_operation(self, kind: int, index: int, body: dict[str, Any]) -> Consumer:
         name: str = body["name"]
-        if kind == CONSUMER_RESTORED:
-            config = ConsumerConfig.from_json(body["config"])
-            restored = Consumer(self, index, name, config, body["created"], body["generated"])
-            restored.state = ConsumerState.restored(body["state"])
-            self._add(restored)
-            return restored
         if kind == CONSUMER_CREATE:
             existing = self._consumers.get(name)
             return self._update(existing, body) if existing is not None else self._create(index, body)
@@ -411,6 +404,13 @@ class ConsumerSet:
         self._consumers[consumer.name] = consumer
         self._by_id[consumer.id] = consumer
         self._by_token[consumer.name.encode()] = consumer
+
+    def add_restored(self, index: int, body: dict[str, Any]) -> None:
+        """Apply a consumer of an archive, with its state; the stream is not served yet."""
+        config = ConsumerConfig.from_json(body["config"])
+        consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
+        consumer.state = ConsumerState.restored(body["state"])
+        self._add(consumer)
 
     # --- reading from disk
 

@@ -17,7 +17,6 @@ from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.clock import parse_time
 from nimsnats.jetstream.compaction import FULL_BYTES, FULL_MESSAGES
 from nimsnats.jetstream.config import StreamConfig
-from nimsnats.jetstream.consumer.entries import Operation
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
@@ -128,9 +127,7 @@ class Loader:
             raise BadItem(str(error)) from error
         if stream.consumers.get(body["name"]) is not None:
             raise BadItem(f"consumer {item.name!r} comes twice")
-        operation = Operation(stream.runtime.loop.create_future())
-        self._propose(CONSUMER_RESTORED, pack(body), operation)
-        await operation.future
+        await self._change(CONSUMER_RESTORED, pack(body))
 
     async def _take_message(self, message: ArchivedMessage) -> None:
         self._check(message)
@@ -182,11 +179,8 @@ class Loader:
 
     async def _change(self, kind: int, data: bytes, messages: int = 0) -> None:
         done: asyncio.Future[Any] = self.stream.runtime.loop.create_future()
-        self._propose(kind, data, done, messages)
-        await done
-
-    def _propose(self, kind: int, data: bytes, context: object, messages: int = 0) -> None:
         try:
-            self.group.propose(kind, data, context, messages)
+            self.group.propose(kind, data, done, messages)
         except NotLeader as error:
             raise BadItem("this server is stopping") from error
+        await done
