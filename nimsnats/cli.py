@@ -256,6 +256,25 @@ def doctor(ctx: click.Context, env_file: str | None, as_json: bool) -> int:
     return _loop(run())
 
 
+def _add_backup_command(name: str, short_help: str) -> None:
+    """One of the commands of `nimsnats.backup`, imported when it runs."""
+
+    @node.command(name, cls=_RawCommand, short_help=short_help)
+    @click.pass_context
+    def command(ctx: click.Context) -> int:  # pyright: ignore[reportUnusedFunction]
+        from nimsnats.backup import commands
+
+        known = {"backup": commands.backup, "restore": commands.restore, "verify": commands.verify}
+        chosen = known.get(name, commands.export)
+        return cast("int | None", chosen.main(ctx.args, prog_name=f"{_PROGRAM} {name}", standalone_mode=False)) or 0
+
+
+_add_backup_command("backup", "Back up the streams of an account into a directory.")
+_add_backup_command("restore", "Restore streams from a backup.")
+_add_backup_command("verify", "Check a data directory, or a backup, without changing it.")
+_add_backup_command("export", "Write messages as JSON lines or CSV.")
+
+
 def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     """Load the settings, start the log, and run the whole node or the server alone until it stops."""
     from nimsnats.config import ConfigError

@@ -126,6 +126,18 @@ class ArchiveReader:
         self._consumers = 0
         self._last = 0
 
+    @classmethod
+    def of_messages(cls) -> ArchiveReader:
+        """For messages alone, without what begins and ends an archive."""
+        reader = cls()
+        reader._begun = reader._state = True
+        return reader
+
+    def at_boundary(self) -> None:
+        """An entry ends where the data ends. Raises BadArchive."""
+        if self._held:
+            raise self._bad("an entry is cut short")
+
     def feed(self, data: bytes) -> Iterator[Item]:
         """Everything that is complete now, one at a time. Raises BadArchive."""
         held = self._held
