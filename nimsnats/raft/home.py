@@ -14,11 +14,10 @@ from nimsnats.raft.machine import StoredBlock
 from nimsnats.raft.wire import Block
 from nimsnats.storage.errors import Corrupt
 from nimsnats.storage.interface import CompactionPoint, Storage
+from nimsnats.storage.layout import STAGED_MARK as STAGED_MARK
 
 MEMORY_MARK: Final = "~"
 """Before the name of a memory group's record in storage."""
-STAGED_MARK: Final = "^"
-"""Before the name of a group that is still being fetched."""
 PROVISIONAL_MARK: Final = "+"
 """Before the name of a group that is still being filled: whoever fills it gives it its name, or it is nothing."""
 

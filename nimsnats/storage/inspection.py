@@ -119,7 +119,8 @@ def _look_at_group(connection: sqlite3.Connection, view: View, row: GroupRow, wi
         found & INDEX_MASK
         for (found,) in connection.execute("SELECT id FROM entries WHERE id >= ? AND id <= ? ORDER BY id", bounds)
     )
-    expected = [*(blocks if walk_blocks else ()), *range(snapshot_index + 1, last + 1)]
+    log = range(0) if row[2].startswith(layout.STAGED_MARK) else range(snapshot_index + 1, last + 1)
+    expected = [*(blocks if walk_blocks else ()), *log]
     missing = list(_absent(expected, present))
     if missing:
         view.missing[group] = missing

@@ -32,6 +32,10 @@ PAGE_SIZE: Final = 8192
 """Measured: 4 to 64 KiB pages commit 64 KiB and 1 MiB blocks within noise of each other; 8 KiB halves the
 page count of the default and still writes only 8 KiB for a single small message."""
 
+STAGED_MARK: Final = "^"
+"""Before the name of a group whose blocks are still being fetched, in any order: its log has gaps, which are no
+damage."""
+
 INDEX_BITS: Final = 40
 INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 MAX_GROUP: Final = (1 << (63 - INDEX_BITS)) - 1

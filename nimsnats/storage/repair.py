@@ -134,7 +134,7 @@ def settle(connection: sqlite3.Connection, view: View, testimony: Testimony) -> 
             write_groups(connection, {group: view.groups[group]})
     connection.executemany("DELETE FROM entries WHERE id = ?", [(row,) for row in view.bogus])
     for group, row in view.groups.items():
-        if not row[2]:
+        if not row[2] or row[2].startswith(layout.STAGED_MARK):
             continue
         seen = testimony.groups.get(group)
         known = seen.entries if seen else {}

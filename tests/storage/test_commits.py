@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -240,3 +241,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_really_full_disk(small_disk: Path) -> None:
     await _fill(small_disk / "db", 0)
+
+
+async def test_what_was_being_fetched_when_a_node_ended_is_no_damage(tmp_path: Path) -> None:
+    """Its blocks come in any order and with gaps, and nobody was promised anything."""
+    for orderly in (True, False):
+        directory = tmp_path / str(orderly)
+        database = await open_database(directory, Runtime.real())
+        group = database.create_group("^S", 0, "", b"")
+        for index in (1, 5000, 70):
+            database.append(group, index, 1, BLOCK, 3, 3, b"x" * 100)
+        await _synced(database)
+        if orderly:
+            await database.close()
+            again = await open_database(directory, Runtime.real())
+        else:
+            copy = tmp_path / "crashed"
+            shutil.copytree(directory, copy)
+            (copy / "lock").unlink(missing_ok=True)
+            again = await open_database(copy, Runtime.real())
+            await database.close()
+        assert again.damage == []
+        assert again.group_names() == ["^S"]
+        await again.close()
