@@ -139,6 +139,7 @@ class Campaign:
             async with asyncio.timeout(_EVENT):
                 event.text = await fault(self.world, self.chance)
                 await self.world.whole()
+                await self.world.current(STREAM)
                 event.ended = asyncio.get_running_loop().time()
                 await self.report.ledger.published_more(100)
         except TimeoutError:

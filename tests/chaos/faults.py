@@ -165,6 +165,7 @@ async def restart_all(world: World, chance: Random) -> str:
         assert await node.terminate() == 0, f"{node.name} did not end in order"
         await node.start()
         await world.whole()
+        await world.current(STREAM)
     return f"rolling restart of {len(world.members)}"
 
 

@@ -29,7 +29,10 @@ class Ledger:
     """Stream sequence -> message id, as told by PubAcks."""
     settled: set[int] = field(default_factory=set)
     """Stream sequences whose ack was confirmed (double ack)."""
-    redelivered_after_settling: list[int] = field(default_factory=list)
+    horizon: dict[int, int] = field(default_factory=dict)
+    """Settled stream sequence -> the consumer's last delivery when that was known; later ones cannot be its."""
+    redelivered_after_settling: list[tuple[int, int]] = field(default_factory=list)
+    """Stream sequences that came again, and in which delivery, though their ack had been confirmed before it."""
     charges: set[str] = field(default_factory=set)
     """Charge ids whose webhook event the River acknowledged."""
     reused: list[tuple[int, str, str]] = field(default_factory=list)
@@ -135,15 +138,24 @@ async def settle_orders(js: JetStreamContext, ledger: Ledger, stop: asyncio.Even
         except (NatsError, TimeoutError, OSError, APIError):
             await asyncio.sleep(0.02)
             continue
+        fresh: list[int] = []
         for message in messages:
-            seq = message.metadata.sequence.stream
-            if seq in ledger.settled:
-                ledger.redelivered_after_settling.append(seq)
+            seq, delivery = message.metadata.sequence.stream, message.metadata.sequence.consumer
+            if delivery > ledger.horizon.get(seq, delivery):
+                ledger.redelivered_after_settling.append((seq, delivery))
             try:
                 await message.ack_sync(timeout=1)
             except (NatsError, TimeoutError, OSError):
                 break
-            ledger.settled.add(seq)
+            if seq not in ledger.settled:
+                ledger.settled.add(seq)
+                fresh.append(seq)
+        try:
+            delivered = (await consumer.consumer_info()).delivered
+        except (NatsError, TimeoutError, OSError, APIError):
+            continue  # copies of these may be on their way, sent before they were settled
+        assert delivered is not None
+        ledger.horizon.update(dict.fromkeys(fresh, delivered.consumer_seq))
 
 
 def charge_event(charge: str) -> bytes:

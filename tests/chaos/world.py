@@ -7,12 +7,15 @@ checked in `campaign`.
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from tests.chaos import skewed
 from tests.chaos.disks import mount_disk, unmount
@@ -162,6 +165,26 @@ class World:
         except TimeoutError:
             views = [await self._health(node) for node in self.members]
             raise AssertionError(f"the nodes have not come together in {_CONVERGE:g} s: {views}") from None
+
+    async def current(self, stream: str) -> None:
+        """Wait until a stream has all the replicas that it can have, and each has everything."""
+        wanted = min(3, len(self.members))
+        found: dict[str, Any] = {}
+        client = await self.client()
+        try:
+            async with asyncio.timeout(_CONVERGE):
+                while True:
+                    with suppress(NatsError, TimeoutError, OSError):
+                        answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=2)
+                        found = json.loads(answer.data)
+                        replicas = found.get("cluster", {}).get("replicas") or []
+                        if len(replicas) == wanted - 1 and all(replica["current"] for replica in replicas):
+                            return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{stream} has not got {wanted} current replicas: {found.get('cluster')}") from None
+        finally:
+            await client.close()
 
     async def _sees_all(self, node: HostedNode) -> bool:
         health = await self._health(node)
