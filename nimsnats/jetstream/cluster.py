@@ -36,8 +36,6 @@ _PATIENCE: Final = 0.5
 """Seconds to wait for another node's answer."""
 _WAIT: Final = 3.0
 """Seconds without any member of the cluster that this node wants to join until it looks for another one."""
-SAFE_SIZE: Final = 3
-"""Up to this size a node that stops leaves its groups: the rest could not go on without it, or lose another one."""
 
 
 class Cluster:
@@ -371,25 +369,28 @@ class Cluster:
             return
         self.stopping = True
         deadline = engine.runtime.monotonic() + patience
-        few = len(self._others(self.group.members)) < SAFE_SIZE
+        leaves = not await self._may_halt()
         steps: list[Callable[[], Awaitable[bool]]] = []
-        if few or any(self._needs_us(record.members) for record in engine.meta.streams.values()):
+        if leaves or any(self._needs_us(record.members) for record in engine.meta.streams.values()):
             steps.append(self._streams_left)
-        if few or self._needs_us(self.group.members):
+        if leaves:
             steps.append(self._catalogue_left)
         for step in steps:
             while self.several and engine.runtime.monotonic() < deadline and not await step():
                 await engine.runtime.sleep(_BUSY / 4)
         await engine.hand_over()
 
-    def _others(self, members: Iterable[str]) -> list[str]:
-        """Those of them that are there, without this node."""
-        connected = self._connected()
-        return [member for member in members if member != self.me and node_of(member) in connected]
+    async def _may_halt(self) -> bool:
+        """Whether this node can stop and stay a member; the catalogue's leader knows who else does."""
+        with suppress(Unreachable, ApiError):
+            return await self._tell_leader("halt")
+        return False
 
     def _needs_us(self, members: Sequence[str]) -> bool:
-        """Whether a group has no majority without this node: others have gone before, and are still counted."""
-        return self.me in members and members != [self.me] and len(self._others(members)) <= len(members) // 2
+        """Whether a stream has no majority without this node: others have gone before, and are still counted."""
+        connected = self._connected()
+        others = [member for member in members if member != self.me and node_of(member) in connected]
+        return self.me in members and members != [self.me] and len(others) <= len(members) // 2
 
     async def _streams_left(self) -> bool:
         """Have the catalogue's leader give our streams to others; whether their groups have let us go."""
@@ -417,10 +418,12 @@ class Cluster:
         )
 
     async def _on_leave(self, sender: str, body: list[str]) -> bool:
-        """A member prepares to leave ("evade"), or leaves. Answers whether it is out."""
+        """A member stops ("halt"), prepares to leave ("evade"), or leaves. Answers whether it may stop now."""
         step, member = body
         if not self.group.leading:
             raise errors.CLUSTER_NOT_LEADER()
+        if step == "halt":
+            return self._roster.halts(member, self.group)
         goes = self._roster.evades if step == "evade" else self._roster.leaves
         if goes(member, self.group):
             await self._rebalance()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final
 
+from nimsnats.raft.quorum import majority
 from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ABSENT: Final = 5.0
 """Seconds that a member must be lost to registry and routes before the others remove it."""
+_HALT: Final = 10.0
+"""Seconds that a stop takes at most; by then a member that stops is missed, or has come back."""
 _EARNEST: Final = 3.0
 """Seconds for which a request for a place holds: whoever waits for one repeats it."""
 
@@ -36,6 +39,8 @@ class Roster:
         self._leaving: set[str] = set()
         self._swept: set[str] = set()
         """Silent members that evade or leave with others; if they are heard of again they stay."""
+        self._halting: dict[str, float] = {}
+        """Members that stop and stay members, and when they said so."""
         self._absent: dict[str, float] = {}
 
     def forget(self) -> None:
@@ -44,6 +49,7 @@ class Roster:
         self._evading.clear()
         self._leaving.clear()
         self._swept.clear()
+        self._halting.clear()
         self._absent.clear()
 
     @property
@@ -68,6 +74,7 @@ class Roster:
     def comes(self, member: str, group: Group) -> None:
         """A node asks for a place. Of two members with one node's name only the newcomer is alive."""
         self._coming[member] = self._runtime.monotonic()
+        self._halting.pop(member, None)
         self._leaving.discard(member)
         self._evading.discard(member)
         self._absent.pop(member, None)
@@ -85,6 +92,19 @@ class Roster:
         """An operator wants these to leave."""
         self._leaving.update(members)
 
+    def halts(self, member: str, group: Group) -> bool:
+        """A member is about to stop. Whether the rest can go on without it, and lose another one: then it stays a
+        member, and what it holds need not move; else it had better leave."""
+        here = [other for other in group.members if other != member and not self._is_away(other)]
+        if len(here) - 1 < majority(len(group.members)):
+            return False
+        self._halting[member] = self._runtime.monotonic()
+        return True
+
+    def _is_away(self, member: str) -> bool:
+        said = self._halting.get(member)
+        return self._is_lost(member) or (said is not None and self._runtime.monotonic() - said < _HALT)
+
     def evades(self, member: str, group: Group) -> bool:
         """A member prepares to leave; whether that is news."""
         return self._goes(member, group, self._evading)
@@ -98,7 +118,7 @@ class Roster:
         if member not in group.members or member in chosen:
             return False
         # those who are away cannot agree to anything: they leave first, or the rest has no majority
-        silent = {other for other in group.members if self._is_lost(other)} - chosen
+        silent = {other for other in group.members if self._is_away(other)} - chosen
         self._swept |= silent
         self._swept.discard(member)
         chosen |= {member, *silent}
@@ -107,7 +127,7 @@ class Roster:
     def review(self, group: Group) -> list[str]:
         """Look for members that registry and routes have lost; returns those that leave because of it since now."""
         now = self._runtime.monotonic()
-        back = {member for member in self._swept if not self._is_lost(member)}
+        back = {member for member in self._swept if not self._is_away(member)}
         self._swept -= back
         self._evading -= back
         self._leaving -= back

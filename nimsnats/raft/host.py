@@ -97,6 +97,11 @@ class Host:
         del self._groups[name]
         self._groups[new] = group.rename(new)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether this node answers nobody any more."""
+        return self._stopped
+
     def groups(self) -> list[HostedGroup]:
         """The groups that are open now."""
         return list(self._groups.values())

@@ -84,7 +84,7 @@ class Replica:
 
     def holding(self) -> bool:
         """Whether the snapshot must stay as it is for now."""
-        return self.frozen or self.source.busy()
+        return self.frozen or (self.source.busy() and not self.group.host.stopping)
 
     # Hearing --------------------------------------------------------------------------------------
 

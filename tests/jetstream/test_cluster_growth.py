@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -27,8 +28,9 @@ def replicas(node: HubNode, stream: str) -> list[str]:
     return sorted(map(node_of, served.stream.group.members)) if served else []
 
 
-async def test_streams_follow_the_cluster_from_one_node_to_three_and_back(tmp_path: Path) -> None:
+async def test_streams_follow_the_cluster_to_five_nodes_back_to_one_and_up_again(tmp_path: Path) -> None:
     hub = MemoryHub(Runtime.real())
+    names = [f"n{number}" for number in range(1, 6)]
     async with HubNode(tmp_path, "n1", hub) as first:
         client = await first.connect()
         js = client.jetstream()
@@ -43,19 +45,32 @@ async def test_streams_follow_the_cluster_from_one_node_to_three_and_back(tmp_pa
                 sent += 1
 
         publishing = asyncio.create_task(load())
-        second = HubNode(tmp_path, "n2", hub)
-        await second.start()
-        await until(lambda: replicas(first, "S") == ["n1", "n2"])
-        third = HubNode(tmp_path, "n3", hub)
-        await third.start()
-        await until(lambda: replicas(first, "S") == ["n1", "n2", "n3"])
-        await until(lambda: (held := third.served("S")) and held.stream.store.messages >= sent > 0)
-        await third.stop()
-        assert members(first) == replicas(first, "S") == ["n1", "n2"]
-        await second.stop()
-        assert members(first) == replicas(first, "S") == ["n1"]
+        others: list[HubNode] = []
+
+        async def grow(count: int) -> None:
+            for name in names[len(others) + 1 : count]:
+                others.append(HubNode(tmp_path, name, hub))
+                await others[-1].start()
+                await until(lambda name=name: publishing.done() or name in members(first))
+                await until(lambda: publishing.done() or len(replicas(first, "S")) == min(len(others) + 1, 3))
+
+        await grow(5)
+        held = [node for node in others if node.served("S")]
+        assert len(held) == 2
+        for node in held:
+            await until(lambda node=node: (found := node.served("S")) and found.stream.store.messages >= sent > 0)
+        await others.pop().stop()
+        assert members(first) == names  # four can do without it, and without another one
+        while others:
+            await others.pop().stop()
+            left = names[: len(others) + 1]
+            assert members(first) == left == replicas(first, "S")
+        await grow(3)
         stopping.set()
         await publishing
+        for node in others:
+            await until(lambda node=node: (found := node.served("S")) and found.stream.store.messages == sent)
+            await node.stop()
         assert (await js.stream_info("S")).state.messages == sent
         await client.close()
 
@@ -123,7 +138,8 @@ async def test_a_node_with_an_empty_disk_takes_the_place_of_its_former_self(tmp_
         await client.close()
 
 
-async def test_a_node_that_has_left_finds_its_place_again(tmp_path: Path) -> None:
+async def test_a_node_that_has_left_finds_its_place_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     hub = MemoryHub(Runtime.real())
     names = ["n1", "n2", "n3"]
     async with AsyncExitStack() as stack:
@@ -136,9 +152,11 @@ async def test_a_node_that_has_left_finds_its_place_again(tmp_path: Path) -> Non
         await client.close()
         for name in names:  # a rolling restart
             await nodes[name].stop()
+            caplog.clear()
             nodes[name] = HubNode(tmp_path, name, hub)
             await nodes[name].start()
             await until(lambda: all(members(node) == replicas(node, "S") == names for node in nodes.values()))
+            assert "Restored 1 messages for stream '$G > S'" in caplog.text, "what it held when it left is still there"
         for node in nodes.values():
             stack.push_async_callback(node.stop)
             held = node.served("S")
