@@ -163,6 +163,9 @@ class ClusterManager:
                 return
         elif len(self._known) > 1:
             self._log.info("Discovered peers: %s", ", ".join(sorted(self._known)))
+        else:
+            only = next(iter(self._known.values()))
+            self._log.info("Discovered peer: %s at %s", only.name, only.cluster_addr)
         if self._routes is None:
             return
         try:

@@ -81,6 +81,7 @@ async def test_a_second_node_joins(world: World, caplog: pytest.LogCaptureFixtur
         "Starting as cluster node nimsforest-2",
         "Registered in registry at memory:",
         "Discovered peer nimsforest-1 at 192.168.1.10:6222",
+        "Discovered peer: nimsforest-1 at 192.168.1.10:6222",
         "Connected to peer nimsforest-1",
         "Cluster size: 2, replication factor: 2",
     ]
