@@ -158,9 +158,10 @@ class Replica:
 
     def _say_goodnight(self, leading: Leadership) -> None:
         core = self.core
-        for name in leading.members:
-            message = Message(Kind.HEARTBEAT, name, core.name, core.term, commit=core.log.last, force=True)
-            self._send([message])
+        for name, known in leading.members.items():
+            if known.match == core.log.last:  # who is away may have something else there: it must not be committed
+                message = Message(Kind.HEARTBEAT, name, core.name, core.term, commit=core.log.last, force=True)
+                self._send([message])
         self._fall_silent()
 
     def _fall_silent(self) -> None:

@@ -159,6 +159,28 @@ def test_one_two_three_two_one(storage: Any) -> None:
     run(test)
 
 
+def test_silence_commits_nothing_at_a_member_that_is_away() -> None:
+    """A leader falls silent without the member that it has lost; that one still hears it, and holds other entries."""
+
+    async def test() -> None:
+        cluster = await _three(5)
+        await cluster.write(b"x")
+        old = await cluster.elected()
+        cluster.isolate(old.name)
+        for _ in range(5):
+            cluster.group(old.name).propose(MESSAGES, b"never committed", "y", 1)
+        await cluster.until(lambda: (new := cluster.leader()) is not None and new is not old)
+        new = await cluster.elected()
+        cluster.cut = {(old.name, other) for other in "abc"}
+        await cluster.until(lambda: cluster.group(new.name).replica.quiet)
+        await cluster.runtime.sleep(3)
+        cluster.cut.clear()
+        assert list((await cluster.agreed("abc")).values()) == [b"x"]
+        await cluster.stop()
+
+    run(test)
+
+
 async def _write_many(cluster: Cluster, count: int) -> None:
     for number in range(count):
         await cluster.write(b"%d" % number)
