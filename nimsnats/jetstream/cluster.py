@@ -343,6 +343,8 @@ class Cluster:
             except Unreachable as error:
                 raise errors.CLUSTER_NOT_LEADER() from error
         self._meet(member)
+        if member in self.group.members:
+            self.group.wake()  # it has not heard from us, and may not even know its peers any more
         self._roster.comes(member, self.group)
         self._wake.set()
         return True

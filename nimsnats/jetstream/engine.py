@@ -136,7 +136,7 @@ class JetStream:
         await self._rename()
         for record in list(self.meta.streams.values()):
             await self._open_recorded(record)
-        if self.meta.group.members == (self.host.member,):
+        if self._leads_alone():
             await self._adopt_lost()
         for account in list(self.broker.accounts.values()):
             if account.name in self.accounts:
@@ -162,6 +162,10 @@ class JetStream:
 
     def _nodes(self) -> tuple[str, ...]:
         return self.cluster.nodes if self.cluster is not None else (self.host.member,)
+
+    def _leads_alone(self) -> bool:
+        """Whether the catalogue is this node's own. A damaged one may look like that, and is the others' to repair."""
+        return self.meta.group.leading and self.meta.group.members == (self.host.member,)
 
     async def _rename(self) -> None:
         """A node alone may come back under another name; what it holds is still its own."""
@@ -411,7 +415,7 @@ class JetStream:
         if account is None:
             self.log.warning("JetStream account %s is not configured: its stream %s stays closed", *_where(record))
             return
-        if record.config.get("storage") == "memory" and self.meta.group.members == (self.host.member,):
+        if record.config.get("storage") == "memory" and self._leads_alone():
             self.log.warning("Memory stream '%s > %s' ended with the last process", *_where(record))
             await self.meta.remove(record.key)
             await self.host.remove_group(record.group)

@@ -215,6 +215,10 @@ class Core:
                 self.leading.check_quorum()
         elif self._elapsed >= self._timeout and self.electable():
             self._campaign(Role.PRE_CANDIDATE)
+        elif self._elapsed >= self._timeout and self.impaired:
+            # the leader of a silent group does not know that it has to say everything again
+            self._elapsed = 0
+            self.urgent.extend(self._loss(name) for name in sorted(self.membership.everyone - {self.name}))
 
     def electable(self) -> bool:
         """Whether this member may campaign."""
@@ -396,9 +400,13 @@ class Core:
         self.log.committed = max(self.log.committed, min(message.commit, self.log.last))
         self.urgent.append(Message(Kind.HEARTBEAT_REPLY, message.sender, self.name, self.term))
         if self.impaired:
-            lost = Message(Kind.APPEND_REPLY, message.sender, self.name, self.term, self.log.last)
-            lost.reject, lost.force, lost.hint = True, True, self.impaired
-            self.urgent.append(lost)
+            self.urgent.append(self._loss(message.sender))
+
+    def _loss(self, to: str) -> Message:
+        """Where the log ends now, and under which number the loss is to be answered."""
+        lost = Message(Kind.APPEND_REPLY, to, self.name, self.term, self.log.last)
+        lost.reject, lost.force, lost.hint = True, True, self.impaired
+        return lost
 
     def restored(self) -> None:
         """The leader has heard of our loss, and everything that it had counted on us for is committed here

@@ -198,6 +198,11 @@ class HostedGroup:
         """The other voter of a group of two which this member could go on without; see `Core.partner`."""
         return "" if self.alone or self.stopped or self.replica.frozen else self.core.partner()
 
+    def wake(self) -> None:
+        """Have a leader that has fallen silent speak to everybody."""
+        if not self.alone and not self.stopped:
+            self.replica.wake()
+
     def seize(self) -> None:
         """Make this member of two the only one; it needs a `partner`. See `Core.seize` for who may."""
         self.replica.seize()

@@ -26,8 +26,8 @@ class Leadership:
         self._core = core
         self.first = core.log.last + 1
         """Index of the first entry of this term."""
-        self._answered: set[tuple[str, int]] = set()
-        """Losses of members that were answered with an entry."""
+        self._answered: dict[tuple[str, int], int] = {}
+        """Losses of members that were answered with an entry, and its index."""
         self._heartbeat = 0
         self._transfer_ticks = 0
         self.transferring = ""
@@ -187,9 +187,9 @@ class Leadership:
         if progress.match > message.index:
             progress.match = 0
             progress.probe(message.index + 1)
-        if (name, loss) not in self._answered and not self.transferring:
-            self._answered.add((name, loss))
-            self._core.propose(0, b"%d" % loss)
+        answer = self._answered.get((name, loss), 0)
+        if answer <= self._core.log.snapshot and not self.transferring:  # a snapshot does not show it to the member
+            self._answered[name, loss] = self._core.propose(0, b"%d" % loss).index
         self._feed(name, progress)
 
     def _meeting_point(self, hint: int, term: int) -> int:

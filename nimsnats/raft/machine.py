@@ -232,6 +232,10 @@ class Group(Protocol):
         """
         ...
 
+    def wake(self) -> None:
+        """Have a leader that has fallen silent speak to everybody: a member does not know that it is one."""
+        ...
+
     @property
     def term(self) -> int: ...
 
