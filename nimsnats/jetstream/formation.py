@@ -53,7 +53,15 @@ class Hello:
 
     def pack(self) -> list[Any]:
         """A msgpack-able form."""
-        return [self.member, self.cluster, self.joined, self.data, list(self.members), self.leader, *self.given_up]
+        return [
+            self.member,
+            self.cluster,
+            self.joined,
+            self.data,
+            list(self.members),
+            self.leader,
+            *sorted(self.given_up),
+        ]
 
     @classmethod
     def unpack(cls, fields: list[Any]) -> Hello:

@@ -180,12 +180,12 @@ class Meta:
         assert not blocks
         records, removed, *more = unpack(state)  # what is recorded may be older than the third
         given_up = more[0] if more else None
-        before = set(self.streams)
+        before = list(self.streams)
         self.streams = {(fields[0], fields[1]): StreamRecord(*fields) for fields in records}
         self.removed = set(removed)
         self.given_up = (given_up[0], tuple(given_up[1])) if given_up is not None else None
         if self.given_up is not None and self.on_given_up is not None:
             self.on_given_up()
         if self.on_change is not None:
-            for key in before | set(self.streams):
+            for key in dict.fromkeys([*before, *self.streams]):
                 self.on_change(key)
