@@ -65,7 +65,8 @@ def _report(result: Result) -> None:
     print(
         f"seed {result.seed} steps {result.steps}: {'VIOLATED' if result.failure else 'clean'};"
         f" trace {result.trace:08x}, {result.events} events, {result.virtual:.1f} virtual s, {result.cpu:.2f} CPU s,"
-        f" {result.acknowledged} acknowledged, {result.elections} elections, {result.applied} applied"
+        f" {result.acknowledged} published, {result.delivered} delivered, {result.written} keys set,"
+        f" {result.elections} elections, {result.applied} applied"
     )
     if result.failure:
         print(f"commit {_commit()}\n{result.failure}\n--- the last events\n{result.tail}", end="")

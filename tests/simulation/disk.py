@@ -79,6 +79,28 @@ class Disk:
             if under_way and not self.lies and self.random.random() < 0.5:
                 self.write(under_way)
 
+    def suffer(self) -> str:
+        """Damage what is stored, as flipped bits and torn pages do; in words. No process may have the disk open."""
+        assert self.storage is None
+        random = self.random
+        kinds = random.sample(["rows", "tail", "snapshot"], random.randrange(1, 4))
+        for kept in self.groups.values():
+            rows = sorted(kept.rows)
+            if "rows" in kinds and rows:
+                for index in random.sample(rows, min(len(rows), random.choice([1, 1, 5]))):
+                    row = kept.rows[index]
+                    kept.rows[index] = StoredEntry(index, row.term, row.kind, row.messages, row.total, None)
+            if "tail" in kinds and random.random() < 0.5:
+                for index in rows[-random.randrange(1, 6) :]:
+                    if index > kept.snapshot[0]:
+                        row = kept.rows[index]
+                        kept.rows[index] = StoredEntry(index, 0, 0, row.messages, 0, None, True)
+                kept.vote = "?"
+            if "snapshot" in kinds and kept.snapshot[0] and random.random() < 0.5:
+                kept.state = None
+                kept.damage = ["the snapshot is damaged"]
+        return ", ".join(kinds)
+
     def write(self, steps: list[Step]) -> None:
         """Make steps durable."""
         for step in steps:

@@ -12,20 +12,28 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
 
-from nimsnats.raft.transport import node_of
+from tests.simulation import inspection
 from tests.simulation.client import Client, Disconnected, NoResponders
+from tests.simulation.consuming import Consumer, Puller, check_deliveries, check_queue
+from tests.simulation.inspection import Wanted
+from tests.simulation.keyvalue import Bucket, Writer, check_bucket
+from tests.simulation.limits import small_limits
+from tests.simulation.loop import Escaped
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.observer import Observer, watching
 from tests.simulation.publishing import Publisher, Stream, check_named, check_publishes
 from tests.simulation.world import NodeLog, Violation, World
 
-_CONVERGE = 90.0
+_CONVERGE: Final = 90.0
 """Virtual seconds within which a healed cluster must be whole."""
+KEPT: Final[list[object]] = []
+"""Histories that have ended, so that nothing of them is cleaned up."""
 
 
 @dataclass(slots=True)
@@ -41,12 +49,10 @@ class Result:
     virtual: float = 0.0
     cpu: float = 0.0
     acknowledged: int = 0
+    delivered: int = 0
+    written: int = 0
     elections: int = 0
     applied: int = 0
-
-
-KEPT: Final[list[object]] = []
-"""Histories that have ended, so that nothing of them is cleaned up."""
 
 
 class History:
@@ -55,172 +61,153 @@ class History:
     def __init__(self, seed: int, steps: int, *, aloud: bool = False) -> None:
         self.world = World(seed, aloud=aloud)
         self.steps = steps
-        self.random = Random(self.world.random.getrandbits(64))
+        self.random = random = Random(self.world.random.getrandbits(64))
         self.observer = Observer(self.world)
-        self.log = NodeLog(self.world)
-        self.streams = [Stream("S", self.random.choice([1, 3, 3, 3]))]
-        self.publishers: list[Publisher] = []
         self.admin = Client(self.world, "admin")
-        self.nemesis = Nemesis(self.world)
+        self.publishers: list[Publisher] = []
+        self.pullers: list[Puller] = []
+        self.writers: list[Writer] = []
+        self.consumers: list[Consumer] = []
+        self.size = random.choice([1, 2, 3, 3, 3, 3, 5])
+        replicas = random.choice([[3], [3], [1, 2, 3]])
+        self.streams = [Stream("S", random.choice(replicas))]
+        self.queue = Stream("W", random.choice(replicas)) if random.random() < 0.4 else None
+        keys = [f"key{number}" for number in range(random.choice([1, 2, 4]))]
+        self.bucket = Bucket("B", random.choice(replicas), keys) if random.random() < 0.5 else None
+        if self.queue is not None:
+            self.streams.append(self.queue)
+        self.wanted = [Wanted(stream.name, stream.replicas) for stream in self.streams]
+        if self.bucket is not None:
+            self.wanted.append(Wanted(self.bucket.stream, self.bucket.replicas))
+        self.nemesis = Nemesis(self.world, self.wanted, self.admin)
 
     async def _main(self) -> None:
         world = self.world
-        await self._form(3)
-        for stream in self.streams:
-            await self._create(stream)
-            for _ in range(self.random.choice([1, 2, 3])):
-                self.publishers.append(Publisher(world, stream, len(self.publishers) + 1))
-        running = [publisher.client.process.spawn(publisher.run()) for publisher in self.publishers]
+        await self._form()
+        await self._create()
+        workers = [*self.publishers, *self.pullers, *self.writers]
+        running = [worker.client.process.spawn(worker.run()) for worker in workers]
         await asyncio.sleep(1.0)
         await self.nemesis.run(self.steps)
         await self.nemesis.heal()
-        before = sum(publisher.acknowledged for publisher in self.publishers)
-        await self._until("the cluster converges", self._whole)
-        await self._until(
-            "publishers go on", lambda: sum(each.acknowledged for each in self.publishers) > before + len(running)
-        )
-        for publisher in self.publishers:
-            publisher.stopping = True
-        await self._until("publishers end", lambda: all(task.done() for task in running))
-        await self._until("replicas agree", self._agreed)
-        for stream in self.streams:
-            await self._check(stream)
-        for task in running:
-            task.result()
+        await self._until("the cluster converges", lambda: inspection.whole(world, self.wanted))
+        before = {worker: worker.acknowledged for worker in self.publishers}
+        await self._until("publishers go on", lambda: all(one.acknowledged > before[one] for one in self.publishers))
+        for worker in (*self.publishers, *self.writers):
+            worker.stopping = True
+        for puller in self.pullers:
+            puller.careless = False
+        ends = running[: len(self.publishers)] + running[len(self.publishers) + len(self.pullers) :]
+        await self._until("publishers end", lambda: all(task.done() for task in ends))
+        await self._until("consumers drain", lambda: all(consumer.drained() for consumer in self.consumers))
+        for puller in self.pullers:
+            puller.stopping = True
+        await self._until("consumers end", lambda: all(task.done() for task in running))
+        await self._until("replicas agree", lambda: inspection.agreed(world, self.wanted))
+        await self._check()
 
-    async def _form(self, count: int) -> None:
-        for machine in self.world.machines[:count]:
+    # The beginning
+
+    async def _form(self) -> None:
+        machines = self.world.machines[: self.size]
+        if self.random.random() < 0.25:
+            for machine in machines:
+                machine.start()
+            await self._until("nodes start", lambda: all(machine.up for machine in machines))
+            await self._until("nodes become one", lambda: inspection.whole(self.world, []))
+            return
+        for machine in machines:
             machine.start()
             await self._until(f"{machine.name} starts", lambda machine=machine: machine.up)
 
-    async def _create(self, stream: Stream) -> None:
-        config = {"name": stream.name, "subjects": [f"{stream.name}.>"], "num_replicas": stream.replicas}
-        answer = await self.ask(f"$JS.API.STREAM.CREATE.{stream.name}", config)
-        if "error" in answer:
-            raise Violation(f"{stream.name} cannot be created: {answer['error']}")
+    async def _create(self) -> None:
+        for stream in self.streams:
+            config: dict[str, Any] = {"name": stream.name, "subjects": [f"{stream.name}.>"]}
+            config |= {"num_replicas": stream.replicas}
+            if stream is self.queue:
+                config["retention"] = "workqueue"
+            await self._ask(f"$JS.API.STREAM.CREATE.{stream.name}", config)
+            for _ in range(self.random.choice([1, 2, 3]) if stream is not self.queue else 1):
+                self.publishers.append(Publisher(self.world, stream, len(self.publishers) + 1))
+            if stream is self.queue or self.random.random() < 0.5:
+                consumer = Consumer(stream, "C", self.random.choice([1.0, 3.0]))
+                self.consumers.append(consumer)
+                subject = f"$JS.API.CONSUMER.DURABLE.CREATE.{stream.name}.C"
+                await self._ask(subject, {"stream_name": stream.name, "config": consumer.config()})
+                for _ in range(self.random.choice([1, 2])):
+                    self.pullers.append(Puller(self.world, consumer, len(self.pullers) + 1))
+        if self.bucket is not None:
+            await self._ask(f"$JS.API.STREAM.CREATE.{self.bucket.stream}", self.bucket.config())
+            for _ in range(self.random.choice([1, 2, 3])):
+                self.writers.append(Writer(self.world, self.bucket, len(self.writers) + 1))
 
-    async def ask(self, subject: str, body: object) -> dict:
-        """An API request that is repeated until it is answered."""
-        while True:
+    async def _ask(self, subject: str, body: object) -> None:
+        """An API request that is repeated until it has succeeded. Nothing is wrong yet."""
+        end = self.world.loop.now + _CONVERGE
+        answer: object = None
+        while self.world.loop.now < end:
             await self.admin.process.spawn(self.admin.connect())
             asking = self.admin.process.spawn(self.admin.request(subject.encode(), json.dumps(body).encode()))
             try:
-                return json.loads((await asking)[1])
-            except (Disconnected, NoResponders, TimeoutError):
-                await asyncio.sleep(0.2)
+                answer = json.loads((await asking)[1])
+            except (Disconnected, NoResponders, TimeoutError) as error:
+                answer = error
+            if isinstance(answer, dict) and "error" not in answer:
+                return
+            self.world.trace("admin", f"asks again {subject}", answer)
+            await asyncio.sleep(0.3)
+        raise Violation(f"{subject} is answered with {answer}")
 
     async def _until(self, what: str, condition: Callable[[], object]) -> None:
         end = self.world.loop.now + _CONVERGE
         while not condition():
-            self.observer.check()
             if self.world.loop.now > end:
-                raise Violation(f"does not happen within {_CONVERGE:g} s: {what}. {self._state()}")
+                raise Violation(f"does not happen within {_CONVERGE:g} s: {what}\n{inspection.state(self.world)}")
             await asyncio.sleep(0.05)
 
-    # What must become true
+    # The end
 
-    def _state(self) -> str:
-        lines = []
-        for machine in self.world.used:
-            engine = machine.engine
-            if engine is None or not machine.up:
-                lines.append(f"{machine.name} up={machine.up} running={machine.running}")
-                continue
-            groups = ", ".join(
-                f"{group.name}: term {group.term} leader {group.leader} members {list(map(node_of, group.members))}"
-                f" learners {list(map(node_of, group.learners))} applied {group.applied}"
-                f" committed {group.committed} last {group.core.log.last} impaired={group.impaired}"
-                for group in engine.host.groups()
-            )
-            joining = engine.cluster is not None and engine.cluster.joining
-            lines.append(f"{machine.name} joining={joining} {groups}")
-        return "; ".join(lines)
-
-    def _whole(self) -> bool:
-        names = sorted(machine.name for machine in self.world.used)
-        for machine in self.world.used:
-            engine = machine.engine
-            if not machine.up or engine is None or engine.cluster is None or engine.cluster.joining:
-                return False
-            if sorted(map(node_of, engine.meta.group.members)) != names or not engine.meta.group.leader:
-                return False
-        return all(self._placed(stream) for stream in self.streams)
-
-    def _placed(self, stream: Stream) -> bool:
-        """Whether a stream has all its replicas and a leader."""
-        holders = self._holders(stream)
-        wanted = min(stream.replicas, len(self.world.used))
-        leaders = [served for served in holders.values() if served.stream.leading]
-        if len(leaders) != 1 or len(holders) != wanted:
-            return False
-        group = leaders[0].stream.group
-        return sorted(map(node_of, group.members)) == sorted(holders) and not group.learners
-
-    def _holders(self, stream: Stream) -> dict:
-        found = {}
-        for machine in self.world.used:
-            engine = machine.engine
-            if engine is not None and "$G" in engine.accounts:
-                served = engine.accounts["$G"].streams.get(stream.name)
-                if served is not None:
-                    found[machine.name] = served
-        return found
-
-    def _agreed(self) -> bool:
+    async def _check(self) -> None:
         for stream in self.streams:
-            tops = {served.stream.group.applied for served in self._holders(stream).values()}
-            commits = {served.stream.group.committed for served in self._holders(stream).values()}
-            if not self._placed(stream) or len(tops) != 1 or tops != commits:
-                return False
-        return True
-
-    async def _check(self, stream: Stream) -> None:
-        copies = {}
-        for name, served in self._holders(stream).items():
-            process = self.world.machine(name).process
-            assert process is not None
-            copies[name] = await process.spawn(_content(served))
-        first, held = next(iter(copies.items()))
-        for name, other in copies.items():
-            if other != held:
-                seqs = [seq for seq in sorted(held.keys() | other.keys()) if held.get(seq) != other.get(seq)]
-                raise Violation(f"{stream.name} differs on {first} and {name} at {seqs[:5]}")
-        messages = {seq: each[:2] for seq, each in held.items()}
-        check_publishes(stream, messages)
-        check_named(stream, [each for each in self.publishers if each.stream is stream], messages)
+            held, last = await inspection.same_everywhere(self.world, stream.name)
+            messages = {seq: message[:2] for seq, message in held.items()}
+            if stream is self.queue:
+                (consumer,) = (each for each in self.consumers if each.stream is stream)
+                check_queue(consumer, messages, last)
+                gone = {seq: (b"", payload) for seq, payload in consumer.delivered.items()}
+                messages = {**gone, **messages}
+            check_publishes(stream, messages, last)
+            check_named(stream, [each for each in self.publishers if each.stream is stream], messages)
+            for consumer in self.consumers:
+                if consumer.stream is stream:
+                    check_deliveries(consumer, messages)
+        if self.bucket is not None:
+            held, _ = await inspection.same_everywhere(self.world, self.bucket.stream)
+            check_bucket(self.bucket, held)
 
     def run(self) -> None:
         """Raises Violation, or whatever a bug raises."""
-        world = self.world
-        with watching(self.observer):
-            root = logging.getLogger("nimsnats")
-            level, propagate = root.level, root.propagate
-            root.addHandler(self.log)
-            root.propagate = False
-            root.setLevel(logging.DEBUG if world.trace.aloud else logging.INFO)
-            try:
-                world.loop.run(self._main(), 3600.0)
-            finally:
-                root.removeHandler(self.log)
-                root.propagate = propagate
-                root.setLevel(level)
-        self.observer.check()
-        if self.log.failures:
-            raise Violation(self.log.failures[0])
-        if world.loop.broken:
-            raise Violation(f"escaped: {world.loop.broken[0]}") from world.loop.broken[0].get("exception")
+        with ExitStack() as stack:
+            stack.enter_context(watching(self.observer))
+            stack.enter_context(small_limits(self.random))
+            stack.enter_context(self.nemesis.weather.over())
+            stack.enter_context(_logging(NodeLog(self.world)))
+            self.world.loop.run(self._main(), 3600.0)
 
 
-async def _content(served) -> dict[int, tuple[bytes, bytes, bytes, int]]:
-    stream = served.stream
-    held = {}
-    for seq in range(max(stream.first_seq, 1), stream.last_seq + 1):
-        if stream.live(seq):
-            message = stream.get(seq) or await stream.load(seq)
-            if message is None:
-                raise Violation(f"{stream.name} cannot read {seq}")
-            held[seq] = (message.subject, message.payload, message.headers, message.time)
-    return held
+@contextmanager
+def _logging(handler: NodeLog) -> Iterator[None]:
+    root = logging.getLogger("nimsnats")
+    level, propagate = root.level, root.propagate
+    root.addHandler(handler)
+    root.propagate = False
+    root.setLevel(logging.DEBUG if handler.world.trace.aloud else logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.propagate = propagate
+        root.setLevel(level)
 
 
 def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "") -> Result:
@@ -234,6 +221,10 @@ def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "
         history.run()
     except Violation as error:
         result.failure = str(error)
+    except Escaped as error:
+        cause = error.__cause__
+        whole = "".join(traceback.format_exception(cause)) if cause is not None else ""
+        result.failure = str(cause) if isinstance(cause, Violation) else f"{error}\n{whole}"
     except Exception as error:
         result.failure = f"{error!r}\n{''.join(traceback.format_exception(error))}"
     world = history.world
@@ -241,6 +232,8 @@ def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "
     result.trace, result.events, result.virtual = world.trace.hash, world.loop.events, world.loop.now
     result.cpu = time.process_time() - began
     result.acknowledged = sum(publisher.acknowledged for publisher in history.publishers)
+    result.delivered = sum(consumer.deliveries for consumer in history.consumers)
+    result.written = sum(writer.written for writer in history.writers)
     result.elections, result.applied = history.observer.elections, history.observer.applied
     KEPT.append(history)
     return result

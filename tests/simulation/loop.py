@@ -24,6 +24,10 @@ class Livelock(AssertionError):
     """Callbacks call each other without end while no time passes."""
 
 
+class Escaped(AssertionError):
+    """An exception that nobody has caught, or that somebody had to log."""
+
+
 class Process:
     """Everything that one process runs. `host` is where it lives on the network."""
 
@@ -180,6 +184,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             task = self.create_task(main)
             while not task.done():
                 self._turn()
+                if self.broken:
+                    raise Escaped(self.broken[0]) from self.broken[0].get("exception")
                 if self.now > until:
                     raise AssertionError(f"still running at {until:g} s: {task.get_stack(limit=1)}")
             return task.result()

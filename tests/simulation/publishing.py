@@ -91,12 +91,12 @@ class Publisher:
             await asyncio.sleep(0.1 + self.random.random() * 0.4)
 
 
-def check_publishes(stream: Stream, held: dict[int, tuple[bytes, bytes]]) -> None:
-    """`held` is the stream at the end: (subject, payload) by sequence. Raises Violation."""
+def check_publishes(stream: Stream, held: dict[int, tuple[bytes, bytes]], last: int) -> None:
+    """`held` is all that the stream has ever held, as far as anybody knows: (subject, payload) by sequence, up to
+    `last`. Raises Violation."""
     where: dict[bytes, list[int]] = {}
     for seq, (_, payload) in held.items():
         where.setdefault(payload, []).append(seq)
-    last = max(held, default=0)
     if len(held) != last:
         missing = sorted(set(range(1, last + 1)) - held.keys())
         raise Violation(f"{stream.name}: {last} sequences, {missing[:10]} are not there")

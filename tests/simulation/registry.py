@@ -6,7 +6,7 @@ directory behind it is production code, in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -60,37 +60,45 @@ class SimRegistry(RegistryMember):
         self._hub = hub
         self._host = host
 
-    async def _trip(self, request: Callable[[Directory], _T]) -> _T:
+    async def _trip(self, request: Callable[[Directory], Awaitable[_T]]) -> _T:
         hub, network = self._hub, self._hub.network
         if network.blocked(self._host, HOST):
             await self._lost()
         await self.runtime.sleep(network.latency(self._host, HOST))
         if hub.out:
             raise RegistryUnavailableError("simulated outage")
+        answer: _T | RegistryError
         try:
-            return request(hub.directory)
-        finally:
-            if network.blocked(HOST, self._host):
-                await self._lost()
-            await self.runtime.sleep(network.latency(HOST, self._host))
+            answer = await request(hub.directory)
+        except RegistryError as error:
+            answer = error
+        if network.blocked(HOST, self._host):
+            await self._lost()
+        await self.runtime.sleep(network.latency(HOST, self._host))
+        if isinstance(answer, RegistryError):
+            raise answer
+        return answer
 
     async def _lost(self) -> None:
         await self.runtime.sleep(_PATIENCE)
         raise RegistryUnavailableError("no answer in time")
 
     async def _send_register(self, info: NodeInfo) -> Grant:
-        await (await self._trip(lambda directory: directory.register(self.service, info)))
+        await self._trip(lambda directory: directory.register(self.service, info))
         return Grant(self._hub.directory.ttl)
 
     async def _send_heartbeat(self, info: NodeInfo) -> Grant:
-        await self._trip(lambda directory: directory.heartbeat(self.service, info.name, info.instance))
+        async def beat(directory: Directory) -> None:
+            directory.heartbeat(self.service, info.name, info.instance)
+
+        await self._trip(beat)
         return Grant(self._hub.directory.ttl)
 
     async def _send_deregister(self, info: NodeInfo) -> None:
-        await (await self._trip(lambda directory: directory.deregister(self.service, info.name, info.instance)))
+        await self._trip(lambda directory: directory.deregister(self.service, info.name, info.instance))
 
     async def _send_list(self) -> Listed:
-        return Listed(*await self._trip(lambda directory: directory.nodes(self.service)))
+        return Listed(*await self._trip(lambda directory: directory.listing(self.service)))
 
     async def watch_peers(self, known: Iterable[NodeInfo] = ()) -> AsyncGenerator[PeerEvent]:
         peers = PeerSet(known)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ import nimsnats.monitor.system  # noqa: F401  (a node imports it late: once for 
 from nimsnats.config.settings import for_node
 from nimsnats.node import Node
 from nimsnats.runtime import Runtime, StartError
+from nimsnats.storage import StorageError
 from tests.simulation.disk import Disk
 from tests.simulation.loop import Process, SimLoop, current
 from tests.simulation.network import Network
@@ -88,19 +90,24 @@ class Machine:
         )
         self.starting = process.spawn(self._start(self.node, process))
 
+    def _start_again(self, lives: int) -> None:
+        """What a service manager does."""
+        if self.process is None and self.lives == lives:
+            self.start()
+
     def _wall_clock(self) -> int:
         return EPOCH_NS + int(self.world.loop.now * 1e9) + self.clock_ns
 
     async def _start(self, node: Node, process: Process) -> None:
         try:
             await node.start()
-        except StartError as error:
+        except (StartError, StorageError) as error:
             self.world.trace(self.name, "does not start", error)
             if self.process is process:
-                self.process = self.node = self.starting = None
-                self.disk.crash()
-                process.kill()
-                self.world.network.killed(process)
+                self._ended(process)
+                self.world.loop.call_later(1.0, self._start_again, self.lives, context=Context())
+        except Exception as error:
+            self.world.loop.broken.append({"message": f"{self.name} cannot start: {error!r}", "exception": error})
         else:
             self.world.trace(self.name, "is up")
 
@@ -190,7 +197,6 @@ class NodeLog(logging.Handler):
         super().__init__()
         self.world = world
         self.level = logging.DEBUG
-        self.failures: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         process = current()
@@ -198,5 +204,5 @@ class NodeLog(logging.Handler):
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             text += f" [{record.exc_info[1]!r}]"
-            self.failures.append(f"{name}: {text}\n{logging.Formatter().formatException(record.exc_info)}")
+            self.world.loop.broken.append({"message": f"{name} logged: {text}", "exception": record.exc_info[1]})
         self.world.trace(name, record.levelname[:3], text)
