@@ -174,17 +174,14 @@ class Account:
         """Route by `to` but show `subject` to the receiver, as JetStream does; the number of receivers reached."""
         return self.dispatch(self.plan(to), subject, reply, headers, payload, None)
 
-    def acknowledge(self, consumer: bytes, seqs: list[int]) -> bool:
-        """Deliver plain acknowledgements of a consumer (`<stream>.<consumer>`) together. False when somebody wants
-        them one by one; then nobody has got any."""
+    def acks(self, consumer: bytes) -> Callable[[list[int]], None] | None:
+        """What takes plain acknowledgements of a consumer (`<stream>.<consumer>`) as stream sequences; None when
+        somebody wants them one by one."""
         found = self.interest.below(ACKS + consumer)
         if found is None:
-            return False
+            return None
         takers = [sub for each in found for sub in each if sub.acks is not indifferent]
-        if len(takers) != 1 or takers[0].acks is None or not takers[0].acks(consumer, seqs):
-            return False
-        takers[0].delivered += len(seqs)
-        return True
+        return takers[0].acks(consumer) if len(takers) == 1 and takers[0].acks is not None else None
 
     def dispatch(
         self,

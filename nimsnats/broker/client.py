@@ -294,13 +294,18 @@ class ClientConnection(Publisher):
         lane = None if plan is None or plan.way is None else plan.way[0]
         return lane if isinstance(lane, Internal) and lane.rows is not None else None
 
-    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
+    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
         """See `Commands.acks`."""
-        if not self.plain or not self.account.acknowledge(consumer, seqs):
-            return False
-        self.in_msgs += len(seqs)
-        self.in_bytes += size * len(seqs)
-        return True
+        take = self.account.acks(consumer) if self.plain else None
+        if take is None:
+            return None
+
+        def count(seqs: list[int], size: int) -> None:
+            self.in_msgs += len(seqs)
+            self.in_bytes += size * len(seqs)
+            take(seqs)
+
+        return count
 
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         """Each message of a run goes to a handler inside the server."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     RowsHandler: TypeAlias = Callable[[bytes, list[bytes], list[bytes]], None]
     """(subject, replies, payloads): many messages without headers, all asking for an answer, payloads of one size."""
 
-    AcksHandler: TypeAlias = Callable[[bytes, list[int]], bool]
-    """(`<stream>.<consumer>`, stream sequences): plain acknowledgements of deliveries. False: one by one, please."""
+    AcksHandler: TypeAlias = Callable[[bytes], Callable[[list[int]], None] | None]
+    """What takes plain acknowledgements of `<stream>.<consumer>` as stream sequences; None: they come one by one."""
 
 
 class Subscription:
@@ -46,17 +46,16 @@ class Subscription:
         self.rows = rows
         """Takes what `handler` takes, many at once."""
         self.acks = acks
-        """The same for acknowledgements."""
+        """Names what takes acknowledgements, many at once."""
         self.routed = routed or client is not None
         self.delivered = 0
         self.limit = 0
         """Auto-unsubscribe after that many messages, counted from the start; 0 means never."""
 
 
-def indifferent(consumer: bytes, seqs: list[int]) -> bool:
+def indifferent(consumer: bytes) -> None:
     """The `acks` of a subscription that is only there for peers to see: it takes nothing, one by one or together."""
-    del consumer, seqs
-    return True
+    del consumer
 
 
 class RemoteSubscription(Subscription):

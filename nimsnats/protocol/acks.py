@@ -51,12 +51,17 @@ class AckWatch:
     __slots__ = ("_consumer", "_kept", "_repeats")
 
     _ENOUGH: Final = 8
+    _LATER: Final = 512
     _KEPT: Final = 32
 
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, bytes], AckRun] = {}
         self._repeats = 0
         self._consumer = b""
+
+    def unwanted(self) -> None:
+        """They have to go one by one; do not ask again too soon."""
+        self._repeats = self._ENOUGH - self._LATER
 
     def seen(self, subject: bytes, digits: bytes, longest: int) -> AckRun | None:
         """A message to an acknowledgement subject has gone the usual way; the run to look for from now on, if any."""

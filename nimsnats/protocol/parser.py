@@ -20,6 +20,7 @@ control line limit, who may speak before CONNECT) so does this.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -99,9 +100,9 @@ class Commands(Protocol[L]):
         """Consecutive requests of one lane; `size` is that of each payload. The lists are the callee's."""
         ...
 
-    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
-        """Plain acknowledgements of a consumer (`<stream>.<consumer>`), of `size` bytes each. False when they have to
-        go one by one; then nothing has happened."""
+    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
+        """What takes plain acknowledgements of a consumer (`<stream>.<consumer>`) as stream sequences, and the size of
+        each payload; None when they have to go one by one."""
         ...
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
@@ -305,10 +306,7 @@ class Parser(Generic[L]):
         """Hand over the requests of one kind at `pos`; the position behind them."""
         commands = self._commands
         if isinstance(rows, AckRun):
-            seqs, after = rows.take(data, pos)
-            if len(seqs) < 2:
-                self._rows = None
-            return after if seqs and commands.acks(rows.consumer, seqs, rows.size) else pos
+            return self._acknowledged(rows, data, pos)
         lane = commands.rows(rows.subject)
         if lane is None:
             self._rows = None
@@ -318,6 +316,20 @@ class Parser(Generic[L]):
             self._rows = None
         if replies:
             commands.run_rows(lane, replies, payloads, rows.size)
+        return after
+
+    def _acknowledged(self, run: AckRun, data: bytes, pos: int) -> int:
+        """The same for acknowledgements."""
+        take = self._commands.acks(run.consumer)
+        if take is None:
+            self._ack_watch.unwanted()
+            self._rows = None
+            return pos
+        seqs, after = run.take(data, pos)
+        if len(seqs) < 2:
+            self._rows = None
+        if seqs:
+            take(seqs, run.size)
         return after
 
     # -- one line at a time -------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nimsnats.protocol.parser import Failure, Line, Parser, Way
 
 
@@ -55,12 +57,15 @@ class Recorder:
             assert len(body) == size
             self.events.append(("message", lane, reply, -1, body))
 
-    def acks(self, consumer: bytes, seqs: list[int], size: int) -> bool:
+    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
         if not self.routed or consumer.startswith(b"x"):
-            return False
-        self.in_columns += len(seqs)
-        self.events += [("ack", consumer, seq, size) for seq in seqs]
-        return True
+            return None
+
+        def take(seqs: list[int], size: int) -> None:
+            self.in_columns += len(seqs)
+            self.events += [("ack", consumer, seq, size) for seq in seqs]
+
+        return take
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         assert data[end : end + 2] == b"\r\n"

@@ -95,15 +95,12 @@ class Listening:
             return None
         return None
 
-    def _on_acks(self, name: bytes, seqs: list[int]) -> bool:
-        """Plain acknowledgements of the consumer `<stream>.<consumer>`, many at once."""
+    def _on_acks(self, name: bytes) -> Callable[[list[int]], None] | None:
+        """What takes plain acknowledgements of the consumer `<stream>.<consumer>`, many at once."""
         stream, _, consumer_name = name.partition(b".")
         consumers = self._streams.get(stream)
         consumer = consumers.get(consumer_name) if consumers is not None else None
-        if consumer is None or not consumer.plain_acks:
-            return False
-        consumer.acknowledged_many(seqs)
-        return True
+        return consumer.acknowledged_many if consumer is not None and consumer.plain_acks else None
 
     def _on_flow(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
