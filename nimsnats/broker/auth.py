@@ -62,6 +62,11 @@ class ConfiguredAuthenticator:
         elif options.no_auth_user in self._users:
             user = self._users[options.no_auth_user]
             self.default = Identity(user.account, user.name)
+        elif (
+            not options.no_auth_user and self._users and all(u.account == options.system_account for u in options.users)
+        ):
+            # users of the system account alone close no door that was open before (as in nats-server)
+            self.default = Identity(self._global)
 
     def authenticate(self, connect: ConnectOptions) -> Identity | Awaitable[Identity | None] | None:
         """See `Authenticator.authenticate`."""

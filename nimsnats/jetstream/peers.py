@@ -68,7 +68,7 @@ class PeerView:
         """PeerInfo of the other members; of this one, too, for `everyone`. Only the leader knows how far they are."""
         found: list[JsonObject] = []
         if everyone:
-            found.append(_peer(self._host.member, True, 0.0, 0))
+            found.append(_peer(self._host.member, True, _FOREVER, 0) | {"offline": False})
         if group.leading:
             found += [_peer(other.member, other.current, other.active, other.lag) for other in group.progress()]
         else:
@@ -120,7 +120,7 @@ def _peer(member: str, current: bool, active: float, lag: int, *, lost: bool = F
         "name": node_of(member),
         "current": current,
         "offline": lost or active == _FOREVER,
-        "active": 0 if active == _FOREVER else int(active * 1e9),
+        "active": 0 if active == _FOREVER else max(1, int(active * 1e9)),  # 0 says never
         "lag": lag,
     }
 

@@ -15,12 +15,14 @@ _HASH = "$2a$04$P/.bd.7unw9Ew7yWJqXsl.f4oNRLQGvadEL2YnqQXbbb.IVQajRdK"  # of "s3
 TOKEN = BrokerOptions(token="tok")
 USERS = BrokerOptions(users=[User("a", "b"), User("c", _HASH)])
 OPEN = BrokerOptions(users=[User("a", "b")], no_auth_user="a")
+SYSTEM = BrokerOptions(users=[User("a", "b", "$SYS")])
 
 _USERS = f'users: [{{user: a, password: b}}, {{user: c, password: "{_HASH}"}}]'
 CONFIGS: list[tuple[BrokerOptions, str]] = [
     (TOKEN, 'authorization { token: "tok" }'),
     (USERS, f"authorization {{\n {_USERS}\n}}"),
     (OPEN, "authorization {\n users: [{user: a, password: b}]\n}\nno_auth_user: a"),
+    (SYSTEM, "accounts { $SYS { users: [{user: a, password: b}] } }"),
 ]
 
 SCRIPTS = [
@@ -56,7 +58,7 @@ async def _answers(options: BrokerOptions, port: int) -> list[tuple[Transcript, 
         await ours.stop()
 
 
-@pytest.mark.parametrize(("options", "config"), CONFIGS, ids=["token", "users", "no_auth_user"])
+@pytest.mark.parametrize(("options", "config"), CONFIGS, ids=["token", "users", "no_auth_user", "system"])
 async def test_same_answers(options: BrokerOptions, config: str, configured_oracle: Oracle) -> None:
     configured_oracle.start(config)
     for script, (theirs, ours) in zip(SCRIPTS, await _answers(options, configured_oracle.port), strict=True):
