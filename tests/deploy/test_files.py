@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nimsnats import cli
 from nimsnats.config import ConfigError, NodeFlags, load_node
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -76,13 +77,15 @@ def test_the_template_is_a_set_of_settings_that_the_node_takes(tmp_path: Path) -
     ("NATS_DATA_DIR", "/dev/null/data", "cannot use data directory /dev/null/data: /dev/null is not a directory"),
 ])  # fmt: skip
 def test_a_broken_environment_file_is_one_clear_line_and_nothing_is_touched(
-    variable: str, text: str, message: str, tmp_path: Path
-) -> None:
-    given = {"NATS_DATA_DIR": str(tmp_path / "data"), variable: text}
-    node = run(sys.executable, "-m", "nimsnats", **given)
-    assert node.returncode == 1
-    assert node.stderr.count("\n") == 1
-    assert message in node.stderr
+    variable: str, text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("NATS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv(variable, text)
+    assert cli.main([]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert message in said
     assert list(tmp_path.iterdir()) == []
 
 
