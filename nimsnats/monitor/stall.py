@@ -104,5 +104,5 @@ class StallWatch:
         place = (stack[-1].filename, stack[-1].name)
         lines = "".join(traceback.format_list(stack)).rstrip()
         return self._repeats.log(
-            self._log, logging.ERROR, place, "Event loop has been stuck for %.1f s, in:\n%s", seconds, lines
+            self._log, logging.WARNING, place, "Event loop has been stuck for %.1f s, in:\n%s", seconds, lines
         )
