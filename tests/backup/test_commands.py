@@ -15,6 +15,7 @@ import pytest
 from nimsnats import cli
 from nimsnats.backup import files
 from nimsnats.backup.files import Manifest, segment_files
+from nimsnats.backup.progress import Progress
 from nimsnats.jetstream.snapshot import outflow
 from tests.jetstream.archives import Snapshot, ask, snapshot
 from tests.jetstream.stand import Stand, go_server, oracle, running
@@ -256,3 +257,19 @@ async def test_a_go_server_is_backed_up_and_restored_as_well(tmp_path: Path, run
         await ask(go, "STREAM.DELETE.S")
         assert (await run("restore", "-s", server, tmp_path / "backup"))[0] == 0
         assert (await snapshot(go, "S")).messages == before.messages
+
+
+def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    for terminal in (True, False):
+        progress = Progress("S", 4096, lambda: now[0], terminal=terminal, quiet=False)
+        for _ in range(8):
+            now[0] += 2.5
+            progress.move(512)
+        progress.end("S: done")
+        out, err = capsys.readouterr()
+        assert out == "S: done\n"
+        if terminal:
+            assert err.count("\r") == 9 and f"[{'#' * 15}{' ' * 15}]  50% 205 B/s" in err
+        else:
+            assert err.splitlines() == ["S: 2.0 KiB of 4.0 KiB, 205 B/s", "S: 4.0 KiB of 4.0 KiB, 205 B/s"]

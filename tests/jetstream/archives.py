@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nats.aio.client import Client
@@ -29,11 +30,8 @@ class Snapshot:
     answer: dict[str, Any]
     archive: bytes
     chunks: list[tuple[int, str, dict[str, str]]]
-
-    @property
-    def items(self) -> list[Any]:
-        """The decoded archive; it must be complete."""
-        return decoded(self.archive)
+    items: list[Any] = field(default_factory=list[Any])
+    """The decoded archive, if it is complete."""
 
     @property
     def messages(self) -> list[ArchivedMessage]:
@@ -93,6 +91,8 @@ async def snapshot(
             await client.publish(message.reply)
     await subscription.unsubscribe()
     taken.archive = b"".join(pieces)
+    if taken.chunks and taken.chunks[-1][2].get("Status", "204") == "204":
+        taken.items = await asyncio.to_thread(decoded, taken.archive)  # servers on this loop have to go on
     return taken
 
 

@@ -184,6 +184,7 @@ class Transfers:
                 await account.establish(record)
             else:
                 await self._mail.ask(meta.group.leader, "establish", record.fields(), _PATIENCE)
+                await self._entered(record)  # requests that come here now would be passed back to the leader
         except (Unreachable, errors.ApiError) as error:
             if isinstance(error, errors.ApiError) and error.err_code not in _IN_DOUBT:
                 loader.entered = False
@@ -193,7 +194,7 @@ class Transfers:
                 raise errors.CLUSTER_NOT_AVAIL() from error
 
     async def _entered(self, record: StreamRecord) -> bool:
-        """Whether the catalogue has taken up an entry of which nobody could tell."""
+        """Wait until the catalogue has taken up an entry, as this node hears of it; False when that does not happen."""
         runtime = self._engine.runtime
         deadline = runtime.monotonic() + _DOUBT
         while runtime.monotonic() < deadline:
