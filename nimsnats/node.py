@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.monitor.server import MonitorServer, Slot
     from nimsnats.monitor.stall import StallWatch
+    from nimsnats.registry.address import Advertised
+    from nimsnats.registry.address_watch import AddressWatch
     from nimsnats.registry.server import RegistryServer
 
 _JOIN_PATIENCE: Final = 10.0
@@ -75,6 +77,7 @@ class Node:
         self.pairs: Pairs | None = None
         self.forest: Forest | None = None
         self._find_registry = find_registry
+        self._address_watch: AddressWatch | None = None
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
         self._client: Client | None = None
@@ -137,6 +140,8 @@ class Node:
             if not await jetstream.cluster.settle(_JOIN_PATIENCE):
                 self.log.warning("JetStream is not yet one with all connected nodes: going on with what there is")
         self.cluster.jetstream_initialized()
+        if self._address_watch is not None:
+            self._address_watch.start()
 
     def _watch_pairs(self, cluster: ClusterManager, jetstream: JetStream) -> None:
         """Let this node go on alone where the registry is witness that the other of two has gone."""
@@ -159,10 +164,15 @@ class Node:
         address, port = _advertised(cluster.advertise, self.server.routes.port)
         if not address:
             from nimsnats.registry.address import find_address
+            from nimsnats.registry.address_watch import AddressWatch
 
             found = await find_address()
             address = found.address
             self.log.info("Advertising %s to other nodes (%s)", address, found.reason)
+            self._address_watch = AddressWatch(address, self._moved, self.server.runtime, self.log)
+        return self._at(address, port)
+
+    def _at(self, address: str, port: int) -> NodeInfo:
         storage, http = self.server.storage, self.server.monitor
         host = f"[{address}]" if ":" in address else address
         return NodeInfo(
@@ -172,6 +182,11 @@ class Node:
             instance=storage.identity.instance if storage is not None else "",
             http=f"http://{host}:{http.port}" if http is not None else "",
         )
+
+    async def _moved(self, found: Advertised) -> None:
+        """This machine has another address."""
+        assert self.cluster is not None
+        await self.cluster.move(self._at(found.address, self.cluster.info.port))
 
     async def _open_registry(self, info: NodeInfo) -> Registry:
         settings = self.settings.registry
@@ -346,6 +361,9 @@ class Node:
             await self._client.close()
             self._client = None
         self.progress("Stopping: handing over to other nodes and leaving the registry")
+        if self._address_watch is not None:
+            await self._address_watch.stop()
+            self._address_watch = None
         if self.pairs is not None:
             await self.pairs.stop()
             self.pairs = None

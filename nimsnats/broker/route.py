@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
 _FIRST_PING: Final = 1.0
+_DOUBT: Final = 5.0
+"""Seconds for the answer of a peer that is also connecting anew."""
 """Seconds after registration until the first PING, which measures the round trip."""
 _LINES: Final = 16
 """How much longer control lines may be than those of clients."""
@@ -70,7 +72,8 @@ class RouteConnection(Publisher):
     STALLS: ClassVar[bool] = False  # it carries everybody's messages: one slow client must not hold up all of them
 
     __slots__ = (
-        "_held", "_ping_sent", "_strange", "dial", "gone", "headers", "lines", "peer", "pings_out", "rtt", "stage",
+        "_doubted", "_held", "_ping_sent", "_strange", "dial", "gone", "headers", "lines", "peer", "pings_out", "rtt",
+        "stage",
         "subs", "table",
     )  # fmt: skip
 
@@ -94,6 +97,7 @@ class RouteConnection(Publisher):
         """Seconds; 0 until it has been measured."""
         self.pings_out = 0
         self._ping_sent = 0.0
+        self._doubted = False
         self._held = 0
 
     @property
@@ -366,6 +370,7 @@ class RouteConnection(Publisher):
         if self.stage is Stage.OFFERED:
             self._accepted()
         self.pings_out = 0
+        self._doubted = False
         if self._ping_sent:
             self.rtt = max(self.broker.runtime.monotonic() - self._ping_sent, 1e-9)
 
@@ -374,12 +379,20 @@ class RouteConnection(Publisher):
         if self.stage is not Stage.UP:
             self.refuse("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
             return
-        if self.pings_out + 1 > self.broker.options.ping_max:
+        if self._doubted or self.pings_out + 1 > self.broker.options.ping_max:
             self.broker.stats.stale_connections += 1
             self.refuse("Stale Connection", Reason.STALE)
             return
         self._send_ping()
         self.table.timers.set(self, self._interval())
+
+    def doubt(self) -> None:
+        """The peer is connecting anew: perhaps only this end of the connection is left, because an address has changed.
+        Without an answer to a PING it ends soon."""
+        if self.stage is Stage.UP and not self._doubted:
+            self._doubted = True
+            self._send_ping()
+            self.table.timers.set(self, _DOUBT)
 
     def _send_ping(self) -> None:
         self.pings_out += 1

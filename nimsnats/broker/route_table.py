@@ -216,6 +216,7 @@ class RouteTable:
             route.send(f"-ERR '{text}'\r\n".encode("utf-8", "replace"))
             route.close(Reason.DUPLICATE_ROUTE)
         elif info.server_id in self.routes:
+            self.routes[info.server_id].doubt()
             route.close(Reason.DUPLICATE_ROUTE)
         elif info.node is not None and not _NAME.fullmatch(info.server_name):
             self.complain(route, f"{quoted(info.server_name)} is no name for a node")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -149,6 +150,12 @@ class ClusterManager:
             await self.registry.deregister()
         except RegistryError as error:
             self._log.warning("Could not deregister, the entry will expire by itself: %s", error)
+
+    async def move(self, info: NodeInfo) -> None:
+        """This node is to be dialled elsewhere from now on: tell the registry, now or as soon as it answers."""
+        self.info = info
+        with suppress(RegistryError):
+            await self.registry.register(info)
 
     def jetstream_initialized(self) -> None:
         """Say what JetStream starts with; the node calls it when its streams are there."""

@@ -84,6 +84,16 @@ class Network:
         self._addresses[host] = address
         return address
 
+    def move(self, host: str) -> str:
+        """A host gets another address in place of the one that it had; returns it."""
+        before, address = self._addresses[host], f"{_SUBNET}.{len(self._addresses) + 100}"
+        with NetNS(self._prefix + host) as space:
+            index = self._device(space)
+            space.addr("delete", index=index, address=before, prefixlen=24)
+            space.addr("add", index=index, address=address, prefixlen=24)
+        self._addresses[host] = address
+        return address
+
     @staticmethod
     def _device(space: NetNS) -> int:
         (index,) = space.link_lookup(ifname="eth0")
