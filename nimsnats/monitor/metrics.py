@@ -21,14 +21,15 @@ from prometheus_client.registry import Collector
 
 from nimsnats.monitor.histogram import Histogram
 from nimsnats.monitor.jetmetrics import jetstream_metrics
+from nimsnats.monitor.raftmetrics import raft_metrics
 from nimsnats.monitor.view import NodeView
 from nimsnats.version import NATS_VERSION, __version__
 
 _PREFIX = "nimsnats_"
 
 
-async def expose(view: NodeView, accept: str) -> tuple[bytes, str]:
-    """The page and its content type, in the format that the Accept header asks for.
+async def expose(view: NodeView, accept: str, *, raft: bool = False) -> tuple[bytes, str]:
+    """The page and its content type, in the format that the Accept header asks for; `raft` adds a line for each group.
 
     Reads the node on its loop, with a pause after each bunch of consumers, and writes the text on another thread: a
     scrape of thousands of consumers must not hold up messages.
@@ -36,6 +37,7 @@ async def expose(view: NodeView, accept: str) -> tuple[bytes, str]:
     families = list(_families(view))
     if view.jetstream is not None:
         families += await jetstream_metrics(view.jetstream)
+        families += await raft_metrics(view.jetstream, each=raft)
     encode, content_type = choose_encoder(accept)
     return await asyncio.to_thread(_encoded, encode, families), content_type
 

@@ -18,7 +18,7 @@ from aiohttp import web
 from nimsnats.monitor import index
 from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
 from nimsnats.monitor.format import pretty
-from nimsnats.monitor.query import ParameterError, read_all
+from nimsnats.monitor.query import ParameterError, boolean, read_all
 from nimsnats.monitor.view import NodeView
 from nimsnats.runtime import StartError
 from nimsnats.version import __version__
@@ -126,7 +126,11 @@ class MonitorServer:
         )  # the first scrape pays for loading prometheus-client, not the start
 
         self.view.http_requests["/metrics"] += 1
-        body, content_type = await expose(self.view, request.headers.get("Accept", ""))
+        try:
+            raft = read_all(request.query, {"raft": boolean("raft")}).get("raft", False)
+        except ParameterError as error:
+            return web.Response(status=400, text=str(error))
+        body, content_type = await expose(self.view, request.headers.get("Accept", ""), raft=raft)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 

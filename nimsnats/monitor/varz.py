@@ -76,13 +76,13 @@ def _cluster(view: NodeView) -> JsonObject:
     if routes is None:
         return named
     options = routes.options
-    dialled = [parse_route(url) for url in options.routes]
+    urls = [f"{host}:{port}" for host, port, _, _ in map(parse_route, options.routes)]
     return {
         **named,
         "addr": options.host,
         "cluster_port": routes.port,
         "auth_timeout": number(options.auth_timeout),
-        **present({"urls": [f"{host}:{port}" for host, port, _, _ in dialled]}),
+        **present({"urls": urls or sorted(routes.connected().values())}),
         "tls_timeout": 2,
     }
 
@@ -145,6 +145,7 @@ def _health(view: NodeView) -> JsonObject:
         "http_req_stats": dict(sorted(view.http_requests.items())),
         "config_load_time": format_time(view.config_loaded_ns or view.started_ns),
         "config_digest": view.config_digest,
+        **present({"tags": view.broker.options.tags}),
         "system_account": view.broker.system_account.name,
         "slow_consumer_stats": {**_NO_DETAIL, "clients": stats.slow_consumers},
         "stale_connection_stats": {**_NO_DETAIL, "clients": stats.stale_connections},
