@@ -7,6 +7,7 @@ Owns what is printed. Results go to standard output, progress and complaints to 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ def _run(work: Callable[[Runtime], Coroutine[Any, Any, int]]) -> int:
         return asyncio.run(main())
     except (Refused, Damaged, StorageError) as error:
         return _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has enough (`| head`); nothing is to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _fail(f"{error.filename or 'error'}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -229,10 +233,9 @@ def verify(directory: Path, quiet: bool) -> int:
     A data directory in use is refused: stop its node first. Checked are all checksums, the Raft logs, the density of
     the sequences and the positions of the consumers.
     """
-    from nimsnats.storage.directory import DATABASE
-
-    if (directory / DATABASE).exists():
-        return _run(lambda runtime: _verify_data(directory, runtime, quiet))
+    data = _data(directory)
+    if data is not None:
+        return _run(lambda runtime: _verify_data(data, runtime, quiet))
 
     async def work(runtime: Runtime) -> int:
         from nimsnats.backup.put import check
@@ -249,6 +252,13 @@ def verify(directory: Path, quiet: bool) -> int:
         return failed
 
     return _run(work)
+
+
+def _data(directory: Path) -> Path | None:
+    """The data directory that is meant, also by the `store_dir` around it; None when it is none."""
+    from nimsnats.storage.directory import DATABASE
+
+    return next((path for path in (directory, directory / "jetstream") if (path / DATABASE).exists()), None)
 
 
 async def _verify_data(directory: Path, runtime: Runtime, quiet: bool) -> int:
@@ -306,7 +316,7 @@ def export(
             elif from_data is not None:
                 from nimsnats.backup.datadir import messages
 
-                for name, message in messages(from_data, runtime, frozenset(streams)):
+                for name, message in messages(_data(from_data) or from_data, runtime, frozenset(streams)):
                     write(name, message)
             else:
                 from nimsnats.backup.take import each_message

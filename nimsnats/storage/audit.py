@@ -31,8 +31,9 @@ _SELECT: Final = "SELECT id, crc, term, kind, messages, total, data FROM entries
 @contextmanager
 def auditing(path: Path) -> Generator[Audit]:
     """Open the data directory of a node that does not run. Raises StorageError: InUse, Foreign, Corrupt and others."""
-    if peek(path) is None and not (path / DATABASE).exists():
+    if not (path / DATABASE).exists():
         raise Unwritable(f"{path} is no data directory: there is no {DATABASE} in it")
+    peek(path)
     lock = _lock(path)
     try:
         with _private(path) as database:

@@ -191,7 +191,11 @@ async def test_a_data_directory_is_verified_without_a_change(tmp_path: Path, run
     code, out, err = await run("verify", data)
     assert code == 1 and "is damaged" in err and "S-$G-S" in err
     assert fingerprint(tmp_path) == before
-    assert (await run("verify", tmp_path))[0] == 1
+    (tmp_path / "store").mkdir()
+    data.rename(tmp_path / "store" / "jetstream")
+    assert (await run("verify", tmp_path / "store"))[0] == 1
+    code, _, err = await run("export", "--from-data", tmp_path)
+    assert code == 1 and "is no data directory" in err
 
 
 async def test_a_killed_nodes_data_is_read_with_its_log(tmp_path: Path, run: Run) -> None:
