@@ -178,8 +178,8 @@ class Cluster:
             for account in self.engine.accounts.values():
                 for served in account.streams.values():
                     served.announce()
-        if self.joining or not self.group.leader:
-            # an election; or the others have let us go while we were away, and nobody has told us
+        if self.joining or not self.group.leader or any(map(self._has_no_place, others.values())):
+            # an election; or the others have let us go while we were away, and nobody else has told us
             await self._ask_for_place(others)
         if self.group.leading:
             await self._keep_up()
@@ -212,7 +212,11 @@ class Cluster:
         connected = list(self._connected())
         self._hellos = {name: hello for name, hello in self._hellos.items() if name in connected}
         settled = own.joined and own.leader
-        known = {name for name, hello in self._hellos.items() if hello.joined and hello.cluster == own.cluster}
+        known = {
+            name
+            for name, hello in self._hellos.items()
+            if hello.joined and hello.cluster == own.cluster and not self._has_no_place(hello)
+        }
         asked = [name for name in connected if not (settled and name in known)]
         await asyncio.gather(*(self._ask_who(name, own) for name in asked))
         return {name: self._hellos[name] for name in connected if name in self._hellos}
@@ -234,9 +238,15 @@ class Cluster:
             self.mail.refused += 1
             raise errors.CLUSTER_NOT_LEADER() from error
         self._meet(sender)
-        if theirs.cluster != self.group.name:
+        if theirs.cluster != self.group.name or self._has_no_place(theirs):
+            self._hellos.pop(node_of(sender), None)
             self._wake.set()
         return self.hello().pack()
+
+    def _has_no_place(self, theirs: Hello) -> bool:
+        """Whether a member of our cluster that has a leader does not count us among its members."""
+        same = theirs.joined and theirs.cluster == self.group.name and self.me in self.group.members
+        return same and bool(theirs.leader) and self.me not in theirs.members
 
     def _meet(self, member: str) -> None:
         """A member speaks: what its node has said with another disk is of no account any more."""

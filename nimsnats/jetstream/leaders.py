@@ -58,7 +58,7 @@ class Leaders:
             "check": self._check,
             "settled": self._settled,
             "info": self._info,
-            "members": lambda served, _: list(served.stream.group.members),
+            "members": lambda served, _: list(served.stream.group.attached),
         }
         if mail is not None:
             mail.listen("api", self._on_api)
@@ -214,7 +214,7 @@ class Leaders:
         return False
 
     async def members(self, record: StreamRecord) -> list[str]:
-        """The members of a stream's group, as its leader knows them; this node among them when nobody tells."""
+        """Who may be needed in a stream's group, as its leader knows; this node among them when nobody tells."""
         try:
             return await self.ask(record, "members", None, 0.5)
         except ApiError:

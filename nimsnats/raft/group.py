@@ -117,6 +117,12 @@ class HostedGroup:
         return tuple(sorted(self.core.membership.learners))
 
     @property
+    def attached(self) -> tuple[str, ...]:
+        """Everybody who may still be needed; see `machine.Group`."""
+        core = self.core
+        return tuple(sorted(core.membership.everyone | core.membership_at(core.log.committed).everyone))
+
+    @property
     def leaving(self) -> tuple[str, ...]:
         """Voters that are about to be removed, sorted."""
         return tuple(sorted(self.core.membership.leaving))

@@ -202,6 +202,12 @@ class Group(Protocol):
         ...
 
     @property
+    def attached(self) -> tuple[str, ...]:
+        """Voters and learners of the newest membership and, while that is not committed, of the one before it: it may
+        yet be what counts. Who is not among them is not needed any more. Sorted."""
+        ...
+
+    @property
     def leaving(self) -> tuple[str, ...]:
         """Voters that know that they are about to be removed; sorted."""
         ...

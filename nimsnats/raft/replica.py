@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
+from nimsnats.raft import quorum
 from nimsnats.raft.core import Core
 from nimsnats.raft.home import Durable
 from nimsnats.raft.leader import Leadership
@@ -149,11 +150,14 @@ class Replica:
         self.after()
 
     def _at_rest(self, leading: Leadership) -> bool:
-        """Whether everybody who is there has everything."""
+        """Whether everybody who is there has everything, and they are a majority: a leader that has lost that is to
+        notice it."""
         log = self.core.log
         if not log.last == log.committed == log.applied == log.durable or self._waiting or leading.transferring:
             return False
-        lost = self.group.host.lost_peers
+        lost, voters = self.group.host.lost_peers, self.core.membership.voters
+        if quorum.majority(len(voters)) > len(voters - lost):
+            return False
         return all(known.match == log.last or name in lost for name, known in leading.members.items())
 
     def _say_goodnight(self, leading: Leadership) -> None:
