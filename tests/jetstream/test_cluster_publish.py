@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from nats.aio.client import Client
@@ -11,18 +13,17 @@ from nats.js.errors import APIError
 from pytest_asyncio import fixture
 
 from tests.broker.peer import until
-from tests.jetstream.test_cluster_api import Trio, trio
-
-__all__ = ["trio"]
+from tests.jetstream.trio import Trio, trio
 
 
 @fixture
-async def stream(trio: Trio) -> Trio:
+async def stream(tmp_path: Path) -> AsyncIterator[Trio]:
     """Three nodes that all hold the stream S."""
-    await trio.contexts[0].add_stream(name="S", subjects=["s.>"], num_replicas=3)
-    await until(lambda: sum(node.leads("S") for node in trio.nodes) == 1)
-    await until(lambda: all((served := node.served("S")) and served.stream.group.leader for node in trio.nodes))
-    return trio
+    async with trio(tmp_path) as cluster:
+        await cluster.contexts[0].add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        await until(lambda: sum(node.leads("S") for node in cluster.nodes) == 1)
+        await until(lambda: all((held := node.served("S")) and held.stream.group.leader for node in cluster.nodes))
+        yield cluster
 
 
 async def outcome(js: JetStreamContext, subject: str, data: bytes, headers: dict[str, Any] | None) -> object:
@@ -84,7 +85,7 @@ async def flood(client: Client, js: JetStreamContext, stop: asyncio.Event) -> di
 
 
 async def test_publishers_at_other_nodes_wait_for_the_next_leader(stream: Trio) -> None:
-    leader = stream.leader("S")
+    leader = stream[await stream.led("S")]
     others = [at for at, node in enumerate(stream.nodes) if node is not leader]
     stop = asyncio.Event()
     floods = [asyncio.create_task(flood(stream.clients[at], stream.contexts[at], stop)) for at in others]
@@ -113,9 +114,9 @@ async def test_a_handed_over_lead_refuses_nothing(stream: Trio) -> None:
         asyncio.create_task(flood(client, js, stop)) for client, js in zip(stream.clients, stream.contexts, strict=True)
     ]
     for _ in range(3):
-        before = stream.leader("S")
-        await stream.ask(0, "$JS.API.STREAM.LEADER.STEPDOWN.S")
-        await until(lambda before=before: any(node.leads("S") and node is not before for node in stream.nodes))
+        before = await stream.led("S")
+        await stream.ask(0, "STREAM.LEADER.STEPDOWN.S")
+        await until(lambda before=before: stream.leader("S") not in ("", before))
     stop.set()
     acknowledged = await asyncio.gather(*floods)
     assert all(acknowledged)

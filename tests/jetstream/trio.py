@@ -14,11 +14,13 @@ from typing import Any
 import aiohttp
 import nats
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from benchmarks.go_cluster import SYSTEM_USER
 from nimsnats.broker.options import User
 from nimsnats.config.settings import AccountSettings
 from nimsnats.jetstream.account import JetStreamAccount
+from nimsnats.jetstream.serving import ServedStream
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
 from tests.broker.peer import until
@@ -51,10 +53,9 @@ class TrioNode(HubNode):
         """The application's streams on this node."""
         return self.engine.accounts[APP]
 
-    def leads(self, stream: str) -> bool:
-        """Whether the node leads a stream."""
-        served = self.app.streams.get(stream)
-        return served is not None and served.stream.leading
+    def served(self, stream: str) -> ServedStream | None:
+        """The node's replica of a stream of the application."""
+        return self.app.streams.get(stream)
 
     @property
     def http(self) -> str:
@@ -79,6 +80,11 @@ class Trio:
 
     def __getitem__(self, name: str) -> TrioNode:
         return next(node for node in self.nodes if node.name == name)
+
+    @property
+    def contexts(self) -> list[JetStreamContext]:
+        """The JetStream of each client."""
+        return [client.jetstream() for client in self.clients]
 
     @property
     def running(self) -> list[TrioNode]:
