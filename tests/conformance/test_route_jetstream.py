@@ -53,9 +53,7 @@ async def _three(stack: AsyncExitStack, directory: Path) -> list[Server]:
     return [node.server for node in nodes]
 
 
-@pytest_asyncio.fixture(
-    params=[pytest.param(_one, id="one node"), pytest.param(_three, id="three nodes", marks=pytest.mark.extended)]
-)
+@pytest_asyncio.fixture(params=[_one, _three], ids=["one node", "three nodes"])
 async def mesh(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
     """The Go server dials the first node and hears of the others by gossip."""
     async with AsyncExitStack() as stack:
