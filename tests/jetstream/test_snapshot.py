@@ -15,7 +15,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 
-from nimsnats.jetstream.snapshot import inflow, outflow
+from nimsnats.jetstream.snapshot import inflow, loader, outflow
 from nimsnats.jetstream.snapshot.view import SnapshotView
 from nimsnats.protocol.archive import ArchivedConsumer, ArchivedMessage
 from tests.broker.peer import until
@@ -355,3 +355,36 @@ async def test_the_nats_cli_backs_up_and_restores(tmp_path: Path) -> None:
         assert after.messages == before.messages
         assert after.consumers["C"]["state"] == before.consumers["C"]["state"]
         assert (await ask(stand.client, "STREAM.NAMES"))["streams"] == ["EMPTY", "S"]
+
+
+async def test_a_restored_stream_outlives_restarts_and_compaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "FULL_MESSAGES", 3)  # many small blocks, which compaction merges
+    monkeypatch.setattr(outflow, "FRAME_BYTES", 2000)
+    async with running(tmp_path / "a") as stand:
+        await fill(stand.client, 100)
+        taken = await snapshot(stand.client, "S")
+    async with running(tmp_path / "b") as stand:
+        groups = stand.host.groups()
+        answer = await ask(stand.client, "STREAM.RESTORE.S", {"config": taken.answer["config"]})
+        half = len(taken.archive) // 2
+        await stand.client.request(answer["deliver_subject"], taken.archive[:half])
+        for group in set(stand.host.groups()) - set(groups):
+            group.compact()  # of the provisional group, in the middle
+        await stand.client.request(answer["deliver_subject"], taken.archive[half:])
+        final = json.loads((await stand.client.request(answer["deliver_subject"], b"")).data)
+        assert final["state"]["messages"] == 96
+    for _ in range(3):
+        async with running(tmp_path / "b") as stand:
+            for _ in range(2):
+                assert (await snapshot(stand.client, "S")).messages[:96] == taken.messages
+                await stand.client.jetstream().publish("s.0", b"so that there is something to take a snapshot of")
+                compact(stand)
+                await stand.database.idle()
+                work = [task for task in stand.engine.runtime.tasks if task.get_name() == "compact blocks"]
+                await asyncio.gather(*work)
+            again = await snapshot(stand.client, "S")
+            assert again.messages[:96] == taken.messages
+            assert again.consumers["C"]["nimsnats"]["state"] == taken.consumers["C"]["nimsnats"]["state"]
+            assert len(stand.stream("S").store.blocks) < 32
