@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
-from nimsnats.broker.subscription import Subscription, indifferent
+from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.parser import Line
 from nimsnats.protocol.subject import has_wildcard, is_valid
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
     from nimsnats.broker.subscription import AcksHandler, Handler, RowsHandler
+    from nimsnats.protocol.acks import AckRun
+    from nimsnats.protocol.parser import AcksTaker
 
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
@@ -174,14 +176,31 @@ class Account:
         """Route by `to` but show `subject` to the receiver, as JetStream does; the number of receivers reached."""
         return self.dispatch(self.plan(to), subject, reply, headers, payload, None)
 
-    def acks(self, consumer: bytes) -> Callable[[list[int]], None] | None:
-        """What takes plain acknowledgements of a consumer (`<stream>.<consumer>`) as stream sequences; None when
-        somebody wants them one by one."""
-        found = self.interest.below(ACKS + consumer)
+    def acks(self, run: AckRun, *, onward: bool = True) -> AcksTaker | None:
+        """What takes a consumer's plain acknowledgements together, `onward` also at peers; None when somebody wants
+        them one by one."""
+        found = self.interest.below(ACKS + run.consumer)
         if found is None:
             return None
-        takers = [sub for each in found for sub in each if sub.acks is not indifferent]
-        return takers[0].acks(consumer) if len(takers) == 1 and takers[0].acks is not None else None
+        takers: list[Callable[[list[int]], None]] = []
+        remotes: list[RemoteSubscription] = []
+        for sub in [sub for each in found for sub in each]:
+            if isinstance(sub, RemoteSubscription) and not sub.queue:
+                remotes.append(sub)
+                continue
+            named = onward or not sub.queue  # a peer names the queue groups that its messages are for
+            take = sub.acks(run.consumer) if named and sub.acks is not None else None
+            if take is None:
+                return None
+            takers.append(take)
+
+        def give(seqs: list[int], text: bytes) -> None:
+            for take in takers:
+                take(seqs)
+            for remote in remotes if onward else ():
+                remote.route.pass_on(remote, run, len(seqs), text)
+
+        return give
 
     def dispatch(
         self,

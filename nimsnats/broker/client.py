@@ -19,7 +19,7 @@ from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.broker.trace import TRACE, quoted, readable
 from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
-from nimsnats.protocol.parser import Failure, Parser, Way
+from nimsnats.protocol.parser import AcksTaker, Failure, Parser, Way
 from nimsnats.protocol.subject import is_literal
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.connection import Connection
     from nimsnats.broker.server import Broker
     from nimsnats.broker.tls import TlsOptions
+    from nimsnats.protocol.acks import AckRun
 
 _OK: Final = b"+OK\r\n"
 _PONG: Final = b"PONG\r\n"
@@ -294,16 +295,16 @@ class ClientConnection(Publisher):
         lane = None if plan is None or plan.way is None else plan.way[0]
         return lane if isinstance(lane, Internal) and lane.rows is not None else None
 
-    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
+    def acks(self, run: AckRun) -> AcksTaker | None:
         """See `Commands.acks`."""
-        take = self.account.acks(consumer) if self.plain else None
+        take = self.account.acks(run) if self.plain else None
         if take is None:
             return None
 
-        def count(seqs: list[int], size: int) -> None:
+        def count(seqs: list[int], text: bytes) -> None:
             self.in_msgs += len(seqs)
-            self.in_bytes += size * len(seqs)
-            take(seqs)
+            self.in_bytes += run.size * len(seqs)
+            take(seqs, text)
 
         return count
 

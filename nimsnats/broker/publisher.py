@@ -6,7 +6,6 @@ Owns the run path into the receivers' output queues, the same for clients and fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.connection import Connection
@@ -67,11 +66,6 @@ class Publisher(Connection):
         lane.rows(lane.subject, replies, payloads)
         self.in_msgs += count
         self.in_bytes += count * size
-
-    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
-        """See `Commands.acks`: one by one, unless a kind of connection says otherwise."""
-        del consumer
-        return None
 
     def _share(self, lane: Group, pieces: list[bytes]) -> None:
         """Each message of a run goes to one member of a queue group, whoever is drawn."""

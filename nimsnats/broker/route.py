@@ -22,7 +22,7 @@ from nimsnats.broker.route_outward import marked, shown_subject
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.broker.trace import quoted, readable
 from nimsnats.protocol.connect import BadConnect
-from nimsnats.protocol.parser import Failure, Line, Way
+from nimsnats.protocol.parser import AcksTaker, Failure, Line, Way
 from nimsnats.protocol.route import RouteParser
 from nimsnats.protocol.route_info import RouteConnect, RouteInfo, encode_connect
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.connection import Connection
     from nimsnats.broker.route_dial import Solicitation
     from nimsnats.broker.route_table import RouteTable
+    from nimsnats.protocol.acks import AckRun
 
 _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
@@ -303,6 +304,29 @@ class RouteConnection(Publisher):
         if plan.stranded is not None:
             message = Outgoing(plan, subject, reply, body[:header], body[header:], None)
             plan.stranded.send(message, routing.account.draw, self)
+
+    def acks(self, run: AckRun) -> AcksTaker | None:
+        """See `Commands.acks`."""
+        routing = self.table.routings.get(run.verb.split(b" ")[1]) if self.stage is Stage.UP else None
+        take = routing.account.acks(run, onward=False) if routing is not None else None
+        if take is None:
+            return None
+
+        def count(seqs: list[int], text: bytes) -> None:
+            self.in_msgs += len(seqs)
+            self.in_bytes += run.size * len(seqs)
+            take(seqs, text)
+
+        return count
+
+    def pass_on(self, sub: RemoteSubscription, run: AckRun, count: int, text: bytes) -> None:
+        """Send a client's acknowledgements to the peer as they came."""
+        if self.closed:
+            return
+        sub.delivered += count
+        self.out_msgs += count
+        self.out_bytes += count * run.size
+        self.send(text.replace(run.head, b"RMSG " + sub.account + b" " + run.head[len(run.verb) :]))
 
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         subject, handler, headers = lane.subject, lane.handler, lane.headers

@@ -53,9 +53,15 @@ class Subscription:
         """Auto-unsubscribe after that many messages, counted from the start; 0 means never."""
 
 
-def indifferent(consumer: bytes) -> None:
+def nobody(seqs: list[int]) -> None:
+    """Takes acknowledgements of a consumer that is not here: as if the subscription did not exist."""
+    del seqs
+
+
+def indifferent(consumer: bytes) -> Callable[[list[int]], None]:
     """The `acks` of a subscription that is only there for peers to see: it takes nothing, one by one or together."""
     del consumer
+    return nobody
 
 
 class RemoteSubscription(Subscription):

@@ -5,6 +5,8 @@ way costs every acknowledgement its own look-ups; a consumer that acknowledges w
 else. Like `rows`, this is about form only: who may acknowledge what is decided by the `Commands`.
 
     PUB $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending> 4 CRLF +ACK CRLF
+
+Between servers it is the same behind `RMSG <account> ` instead of `PUB `.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ _PAYLOADS: Final = {b"4": b"+ACK", b"0": b""}
 
 
 class AckRun:
-    """Acknowledgements of one consumer, `<stream>.<consumer>`, that are all of one size."""
+    """Acknowledgements of one consumer, `<stream>.<consumer>`, that are all of one size; `verb` is what each begins
+    with."""
 
-    __slots__ = ("_seqs", "_span", "consumer", "head", "least", "size")
+    __slots__ = ("_seqs", "_span", "consumer", "head", "least", "size", "verb")
 
-    def __init__(self, consumer: bytes, digits: bytes) -> None:
+    def __init__(self, consumer: bytes, digits: bytes, verb: bytes = b"PUB ") -> None:
         payload = _PAYLOADS[digits]
         self.consumer = consumer
         self.size = len(payload)
-        self.head: Final = b"PUB " + PREFIX + consumer + b"."
+        self.verb = verb
+        self.head: Final = verb + PREFIX + consumer + b"."
         numbers = rb"\.".join((_NUMBER, rb"(%b)" % _NUMBER, _NUMBER, _NUMBER, _NUMBER))
         line = rb"%b%b %b\r\n%b\r\n" % (re.escape(self.head), numbers, digits, re.escape(payload))
         self.least: Final = 2 * (len(self.head) + len(payload) + 14)
@@ -55,7 +59,7 @@ class AckWatch:
     _KEPT: Final = 32
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[bytes, bytes], AckRun] = {}
+        self._kept: dict[tuple[bytes, bytes, bytes], AckRun] = {}
         self._repeats = 0
         self._consumer = b""
 
@@ -63,20 +67,20 @@ class AckWatch:
         """They have to go one by one; do not ask again too soon."""
         self._repeats = self._ENOUGH - self._LATER
 
-    def seen(self, subject: bytes, digits: bytes, longest: int) -> AckRun | None:
+    def seen(self, subject: bytes, digits: bytes, longest: int, verb: bytes = b"PUB ") -> AckRun | None:
         """A message to an acknowledgement subject has gone the usual way; the run to look for from now on, if any."""
         tokens = subject.split(b".")
         if len(tokens) != _TOKENS or digits not in _PAYLOADS:
             return None
         consumer = tokens[2] + b"." + tokens[3]
-        if consumer != self._consumer:
-            self._consumer, self._repeats = consumer, 0
+        if verb + consumer != self._consumer:
+            self._consumer, self._repeats = verb + consumer, 0
         self._repeats += 1
         if self._repeats < self._ENOUGH:
             return None
-        run = self._kept.get((consumer, digits))
-        if run is None and len(PREFIX) + len(consumer) + _NUMBERS + 8 <= longest:
+        run = self._kept.get((verb, consumer, digits))
+        if run is None and len(verb) + len(PREFIX) + len(consumer) + _NUMBERS + 4 <= longest:
             if len(self._kept) >= self._KEPT:
                 self._kept.clear()
-            run = self._kept[consumer, digits] = AckRun(consumer, digits)
+            run = self._kept[verb, consumer, digits] = AckRun(consumer, digits, verb)
         return run

@@ -71,6 +71,10 @@ Line = tuple[L, Tally, bytes, int, int]
 """A way, then payload size and the offset of the tail in the control line."""
 
 
+AcksTaker = Callable[[list[int], bytes], None]
+"""Takes acknowledgements as stream sequences, and as they came."""
+
+
 class Commands(Protocol[L]):
     """What a parser drives: one connection. A call may close it by setting `Parser.stopped`."""
 
@@ -100,9 +104,8 @@ class Commands(Protocol[L]):
         """Consecutive requests of one lane; `size` is that of each payload. The lists are the callee's."""
         ...
 
-    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
-        """What takes plain acknowledgements of a consumer (`<stream>.<consumer>`) as stream sequences, and the size of
-        each payload; None when they have to go one by one."""
+    def acks(self, run: AckRun) -> AcksTaker | None:
+        """What takes the acknowledgements of a run together; None when they have to go one by one."""
         ...
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
@@ -320,7 +323,7 @@ class Parser(Generic[L]):
 
     def _acknowledged(self, run: AckRun, data: bytes, pos: int) -> int:
         """The same for acknowledgements."""
-        take = self._commands.acks(run.consumer)
+        take = self._commands.acks(run)
         if take is None:
             self._ack_watch.unwanted()
             self._rows = None
@@ -329,7 +332,7 @@ class Parser(Generic[L]):
         if len(seqs) < 2:
             self._rows = None
         if seqs:
-            take(seqs, run.size)
+            take(seqs, data[pos:after])
         return after
 
     # -- one line at a time -------------------------------------------------------------------------------------

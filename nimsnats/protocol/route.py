@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final, Protocol, TypeVar
 
+from nimsnats.protocol.acks import PREFIX
 from nimsnats.protocol.parser import LINES_KEPT, Commands, Failure, Line, Parser, Way, parse_size
 
 L = TypeVar("L")
@@ -164,6 +165,9 @@ class RouteParser(Parser[L]):
         if end + 2 > len(data) or data[end] != 13 or data[end + 1] != 10:
             return self._unfinished(data, pos, end)
         self._announced = False
+        if count == 2 and sizes == 1 and verb == b"RMSG" and words[1].startswith(PREFIX):
+            run = self._ack_watch.seen(words[1], words[2], self.max_control_line, b"RMSG " + words[0] + b" ")
+            self._rows = run or self._rows
         self._route.routed(words[0], words[1], queues, reply, header, data[lf + 1 : end])
         return -1 if self.stopped else end + 2
 

@@ -13,17 +13,36 @@ from nats.js.errors import APIError
 from pytest_asyncio import fixture
 
 from tests.broker.peer import until
-from tests.jetstream.trio import Trio, trio
+from tests.jetstream.trio import Trio, TrioNode, trio
+
+
+class Stream:
+    """Three nodes that all hold the stream S, and a client on each."""
+
+    def __init__(self, nodes: Trio) -> None:
+        self.trio = nodes
+        self.nodes = nodes.nodes
+        self.clients = nodes.clients
+        self.contexts = [client.jetstream() for client in nodes.clients]
+
+    def last(self, node: TrioNode) -> int:
+        """The last sequence of a node's replica."""
+        return node.app.streams["S"].stream.store.last_seq
+
+    async def leader(self) -> TrioNode:
+        """Who leads, once somebody does."""
+        return self.trio[await self.trio.led("S")]
 
 
 @fixture
-async def stream(tmp_path: Path) -> AsyncIterator[Trio]:
-    """Three nodes that all hold the stream S."""
-    async with trio(tmp_path) as cluster:
-        await cluster.contexts[0].add_stream(name="S", subjects=["s.>"], num_replicas=3)
-        await until(lambda: sum(node.leads("S") for node in cluster.nodes) == 1)
-        await until(lambda: all((held := node.served("S")) and held.stream.group.leader for node in cluster.nodes))
-        yield cluster
+async def stream(tmp_path: Path) -> AsyncIterator[Stream]:
+    async with trio(tmp_path) as nodes:
+        made = Stream(nodes)
+        await made.contexts[0].add_stream(name="S", subjects=["s.>"], num_replicas=3)
+        await nodes.led("S")
+        await until(lambda: all("S" in node.app.streams for node in nodes.nodes))
+        await until(lambda: all(node.app.streams["S"].stream.group.leader for node in nodes.nodes))
+        yield made
 
 
 async def outcome(js: JetStreamContext, subject: str, data: bytes, headers: dict[str, Any] | None) -> object:
@@ -34,7 +53,7 @@ async def outcome(js: JetStreamContext, subject: str, data: bytes, headers: dict
     return ack.seq, ack.duplicate
 
 
-async def test_answers_do_not_depend_on_the_node(stream: Trio) -> None:
+async def test_answers_do_not_depend_on_the_node(stream: Stream) -> None:
     """Stored, duplicate, wrong expectation, too large: each through every node, alone and in one batch."""
     await stream.contexts[0].update_stream(name="S", subjects=["s.>"], num_replicas=3, max_msg_size=2000)
     wanted: list[object] = []
@@ -62,7 +81,7 @@ async def test_answers_do_not_depend_on_the_node(stream: Trio) -> None:
         assert together == [(last + 1 + one, None) for one in range(500)], "in the order of publishing"
         last += 500
     for node in stream.nodes:
-        await until(lambda node=node: (served := node.served("S")) and served.stream.store.last_seq == last)
+        await until(lambda node=node: stream.last(node) == last)
 
 
 async def flood(client: Client, js: JetStreamContext, stop: asyncio.Event) -> dict[int, bytes]:
@@ -84,20 +103,17 @@ async def flood(client: Client, js: JetStreamContext, stop: asyncio.Event) -> di
     return acknowledged
 
 
-async def test_publishers_at_other_nodes_wait_for_the_next_leader(stream: Trio) -> None:
-    leader = stream[await stream.led("S")]
+async def test_publishers_at_other_nodes_wait_for_the_next_leader(stream: Stream) -> None:
+    leader = await stream.leader()
     others = [at for at, node in enumerate(stream.nodes) if node is not leader]
     stop = asyncio.Event()
     floods = [asyncio.create_task(flood(stream.clients[at], stream.contexts[at], stop)) for at in others]
-    served = leader.served("S")
-    assert served is not None
-    await until(lambda: served.stream.store.last_seq > 200)
-    reached = served.stream.store.last_seq
+    await until(lambda: stream.last(leader) > 200)
+    reached = stream.last(leader)
     await leader.kill()
-    rest = [stream.nodes[at] for at in others]
-    await until(lambda: any(node.leads("S") for node in rest))
-    after = next(found for node in rest if node.leads("S") and (found := node.served("S")))
-    await until(lambda: after.stream.store.last_seq > reached + 400)
+    await until(lambda: any(node.leads("S") for node in stream.trio.running))
+    after = await stream.leader()
+    await until(lambda: stream.last(after) > reached + 400)
     stop.set()
     acknowledged: dict[int, bytes] = {}
     for found in await asyncio.gather(*floods):
@@ -108,16 +124,41 @@ async def test_publishers_at_other_nodes_wait_for_the_next_leader(stream: Trio) 
         assert (await js.get_msg("S", seq)).data == acknowledged[seq]
 
 
-async def test_a_handed_over_lead_refuses_nothing(stream: Trio) -> None:
+async def test_a_handed_over_lead_refuses_nothing(stream: Stream) -> None:
     stop = asyncio.Event()
     floods = [
         asyncio.create_task(flood(client, js, stop)) for client, js in zip(stream.clients, stream.contexts, strict=True)
     ]
     for _ in range(3):
-        before = await stream.led("S")
-        await stream.ask(0, "STREAM.LEADER.STEPDOWN.S")
-        await until(lambda before=before: stream.leader("S") not in ("", before))
+        before = await stream.leader()
+        await stream.trio.ask(0, "STREAM.LEADER.STEPDOWN.S")
+        await until(lambda before=before: any(node.leads("S") and node is not before for node in stream.nodes))
     stop.set()
     acknowledged = await asyncio.gather(*floods)
     assert all(acknowledged)
     assert sum(map(len, acknowledged)) == len({seq for found in acknowledged for seq in found})
+
+
+async def test_acknowledgements_travel_to_the_leader_in_a_row(stream: Stream) -> None:
+    """A consumer's clients are at nodes that do not lead: whatever they acknowledge in one write arrives."""
+    count = 1000
+    await asyncio.gather(*(stream.contexts[0].publish("s.x", b"%d" % number) for number in range(count)))
+    await stream.contexts[0].add_consumer("S", durable_name="C", ack_policy="explicit", max_ack_pending=count)
+    leader = await stream.leader()
+    for at, node in enumerate(stream.nodes):
+        if node is leader:
+            continue
+        js, client = stream.contexts[at], stream.clients[at]
+        before = (await js.consumer_info("S", "C")).num_pending or 0
+        messages = await (await js.pull_subscribe_bind("C", "S")).fetch(count // 2, timeout=5)
+        assert [int(message.data) for message in messages] == [count - before + step for step in range(count // 2)]
+        for message in messages:
+            await client.publish(message.reply, b"+ACK")
+        await client.flush()
+        floor = count - before + count // 2
+        reached = 0
+        while reached < floor:
+            info = await js.consumer_info("S", "C")
+            assert info.ack_floor is not None
+            reached = info.ack_floor.stream_seq
+        assert (reached, info.num_ack_pending) == (floor, 0)

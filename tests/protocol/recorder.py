@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from nimsnats.protocol.parser import Failure, Line, Parser, Way
+from nimsnats.protocol.acks import AckRun
+from nimsnats.protocol.parser import AcksTaker, Failure, Line, Parser, Way
 
 
 class Recorder:
@@ -57,13 +56,14 @@ class Recorder:
             assert len(body) == size
             self.events.append(("message", lane, reply, -1, body))
 
-    def acks(self, consumer: bytes) -> Callable[[list[int], int], None] | None:
-        if not self.routed or consumer.startswith(b"x"):
+    def acks(self, run: AckRun) -> AcksTaker | None:
+        if not self.routed or run.consumer.startswith(b"x"):
             return None
 
-        def take(seqs: list[int], size: int) -> None:
+        def take(seqs: list[int], text: bytes) -> None:
+            assert text.count(run.head) == len(seqs) and text.startswith(run.head) and text.endswith(b"\r\n")
             self.in_columns += len(seqs)
-            self.events += [("ack", consumer, seq, size) for seq in seqs]
+            self.events += [("ack", run.consumer, seq, run.size) for seq in seqs]
 
         return take
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from nimsnats.broker.subscription import nobody
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.routed import nodes_group
@@ -100,7 +101,9 @@ class Listening:
         stream, _, consumer_name = name.partition(b".")
         consumers = self._streams.get(stream)
         consumer = consumers.get(consumer_name) if consumers is not None else None
-        return consumer.acknowledged_many if consumer is not None and consumer.plain_acks else None
+        if consumer is None or consumer.unacknowledged:
+            return nobody
+        return consumer.acknowledged_many if consumer.plain_acks else None
 
     def _on_flow(
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
