@@ -14,6 +14,7 @@ from typing import Final
 
 from tests.simulation.child import run_seed, run_seeds
 from tests.simulation.history import Result
+from tests.simulation.mutations import MUTATIONS
 
 STEPS: Final = 20
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="the history to replay")
     parser.add_argument("--steps", type=int, default=STEPS, help="how many faults")
+    parser.add_argument("--mutation", default="", choices=["", *MUTATIONS], help="a bug to plant")
     parser.add_argument("--trace", action="store_true", help="print every event as it happens")
     commands = parser.add_subparsers(dest="command")
     campaign = commands.add_parser("campaign", help="run many seeds")
@@ -30,12 +32,20 @@ def main() -> int:
     campaign.add_argument("--steps", type=int, default=STEPS, help="how many faults")
     campaign.add_argument("--jobs", type=int, default=1, help="histories at a time")
     campaign.add_argument("--minutes", type=float, default=0.0, help="begin no new one after so long")
+    bugs = commands.add_parser("mutations", help="plant bugs, and see that they are found")
+    bugs.add_argument("names", nargs="*", help="which (default: all)")
+    bugs.add_argument("--first", type=int, default=1, help="the first seed")
+    bugs.add_argument("--most", type=int, default=300, help="seeds for each")
+    bugs.add_argument("--steps", type=int, default=STEPS, help="how many faults")
+    bugs.add_argument("--jobs", type=int, default=1, help="histories at a time")
     arguments = parser.parse_args()
     if arguments.command == "campaign":
         return _campaign(arguments)
+    if arguments.command == "mutations":
+        return _mutations(arguments)
     if arguments.seed is None:
         parser.error("which --seed?")
-    result = run_seed(arguments.seed, arguments.steps, aloud=arguments.trace)
+    result = run_seed(arguments.seed, arguments.steps, aloud=arguments.trace, mutation=arguments.mutation)
     _report(result)
     return 1 if result.failure else 0
 
@@ -59,6 +69,24 @@ def _campaign(arguments: argparse.Namespace) -> int:
         f" virtual s, {acknowledged} publishes acknowledged; commit {_commit()}"
     )
     return 1 if failed else 0
+
+
+def _mutations(arguments: argparse.Namespace) -> int:
+    missed: list[str] = []
+    for name in arguments.names or MUTATIONS:
+        seeds = range(arguments.first, arguments.first + arguments.most)
+        tried, cpu, caught = 0, 0.0, False
+        for result in run_seeds(seeds, arguments.steps, jobs=arguments.jobs, mutation=name):
+            tried, cpu = tried + 1, cpu + result.cpu
+            caught = bool(result.failure)
+            if caught:
+                what = result.failure.partition("\n")[0][:160]
+                print(f"{name}: seed {result.seed}, the {tried}., {cpu:.0f} CPU s: {what}", flush=True)
+                break
+        if not caught:
+            missed.append(name)
+            print(f"{name}: not found by {tried} seeds, {cpu:.0f} CPU s", flush=True)
+    return 1 if missed else 0
 
 
 def _report(result: Result) -> None:

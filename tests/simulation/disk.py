@@ -61,7 +61,9 @@ class Disk:
         self.breaks = False
         """The next sync fails for good, as after an I/O error: nobody knows what of it is on disk."""
         self.lies = False
-        """Syncs are reported and not done (a planted bug)."""
+        """Syncs are reported and only done now and then (a planted bug)."""
+        self._unsynced = 0
+        self._safe: dict[int, Kept] = {}
         self.storage: SimStorage | None = None
 
     def open(self, runtime: Runtime) -> SimStorage:
@@ -76,7 +78,9 @@ class Disk:
         if storage is not None and not storage.closed:
             under_way = storage.under_way
             storage.closed = True
-            if under_way and not self.lies and self.random.random() < 0.5:
+            if self.lies:
+                self.groups = {number: kept.copy() for number, kept in self._safe.items()}
+            elif under_way and self.random.random() < 0.5:
                 self.write(under_way)
 
     def suffer(self) -> str:
@@ -105,6 +109,9 @@ class Disk:
         """Make steps durable."""
         for step in steps:
             step(self.groups)
+        self._unsynced += 1
+        if self.lies and self._unsynced % 10 == 0:
+            self._safe = {number: kept.copy() for number, kept in self.groups.items()}
 
 
 class SimStorage:
@@ -173,8 +180,7 @@ class SimStorage:
             self._refuse(done, error)
             return
         self.full = False
-        if not disk.lies:
-            disk.write(steps)
+        disk.write(steps)
         self._go_on()
         for each in done:
             each(None)

@@ -25,6 +25,7 @@ from tests.simulation.inspection import Wanted
 from tests.simulation.keyvalue import Bucket, Writer, check_bucket
 from tests.simulation.limits import small_limits
 from tests.simulation.loop import Escaped
+from tests.simulation.mutations import planted
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.observer import Observer, watching
 from tests.simulation.publishing import Publisher, Stream, check_named, check_publishes
@@ -123,7 +124,7 @@ class History:
     async def _create(self) -> None:
         for stream in self.streams:
             config: dict[str, Any] = {"name": stream.name, "subjects": [f"{stream.name}.>"]}
-            config |= {"num_replicas": stream.replicas}
+            config |= {"num_replicas": stream.replicas, "duplicate_window": 3600 * 10**9}
             if stream is self.queue:
                 config["retention"] = "workqueue"
             await self._ask(f"$JS.API.STREAM.CREATE.{stream.name}", config)
@@ -185,9 +186,10 @@ class History:
             held, _ = await inspection.same_everywhere(self.world, self.bucket.stream)
             check_bucket(self.bucket, held)
 
-    def run(self) -> None:
-        """Raises Violation, or whatever a bug raises."""
+    def run(self, mutation: str) -> None:
+        """Raises Violation, or whatever a bug raises. `mutation` is a planted one."""
         with ExitStack() as stack:
+            stack.enter_context(planted(mutation))
             stack.enter_context(watching(self.observer))
             stack.enter_context(small_limits(self.random))
             stack.enter_context(self.nemesis.weather.over())
@@ -218,7 +220,7 @@ def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "
     history = History(seed, steps, aloud=aloud)
     result = Result(seed, steps)
     try:
-        history.run()
+        history.run(mutation)
     except Violation as error:
         result.failure = str(error)
     except Escaped as error:

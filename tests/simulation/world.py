@@ -169,6 +169,7 @@ class World:
         self.loop = SimLoop()
         self.trace = Trace(self.loop.time, aloud)
         self.network = Network(self.loop, Random(self.random.getrandbits(64)), self.trace)
+        self.network.delay = self.network.jitter = self.random.choice([0.0003, 0.0003, 0.003, 0.02])
         self.processes: list[Process] = []
         registry = Process(self.loop, HOST, HOST)
         self.processes.append(registry)
