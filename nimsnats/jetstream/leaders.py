@@ -30,6 +30,8 @@ _SETTLE: Final = 2.0
 """Seconds that an answer waits for all replicas to be there; clients wait for five."""
 _ELECTION: Final = 3.0
 """Seconds that a request waits for somebody to lead: an election takes less, and clients wait longer."""
+_USAGE: Final = 0.5
+"""Seconds that a node has to tell what an account uses there."""
 _AGAIN: Final = 0.05
 _MOST_HOPS: Final = 4
 _CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER"})
@@ -63,6 +65,7 @@ class Leaders:
         if mail is not None:
             mail.listen("api", self._on_api)
             mail.listen("stream", self._on_question)
+            mail.listen("usage", lambda sender, account: self._usage(account))
 
     # API requests
 
@@ -221,6 +224,28 @@ class Leaders:
             return [self._engine.host.member]
 
     # What is told
+
+    async def usage(self, account: str) -> list[int]:
+        """What an account has in the cluster: bytes of all replicas in memory and in files, consumers. A node that does
+        not answer is left out."""
+
+        async def ask(member: str) -> list[int]:
+            if member == self._engine.host.member or self._mail is None:
+                return self._usage(account)
+            try:
+                return await self._mail.ask(member, "usage", account, _USAGE)
+            except (Unreachable, ApiError):
+                return [0, 0, 0]
+
+        found = await asyncio.gather(*map(ask, self._engine.meta.group.members))
+        return [sum(column) for column in zip(*found, strict=True)]
+
+    def _usage(self, account: str) -> list[int]:
+        """This node's part; consumers count where their stream is led."""
+        held = self._engine.accounts.get(account)
+        if held is None:
+            return [0, 0, 0]
+        return [*held.usage(), sum(len(stream.consumers) for stream in held if stream.leading)]
 
     async def info(self, record: StreamRecord, *, wait: bool = False) -> JsonObject:
         """StreamInfo from the leader; `wait` until all replicas are there. Raises ApiError."""

@@ -137,6 +137,23 @@ async def test_a_stream_moves_and_is_scaled_without_loss_under_load(cluster: Tri
     await cluster.ask(0, "STREAM.DELETE.M")
 
 
+async def test_an_account_is_told_what_it_uses_on_all_nodes(cluster: Trio) -> None:
+    await create(cluster, "U", 3, max_bytes=100_000)
+    await create(cluster, "V", storage="memory", max_bytes=5000)
+    for stream in ("U", "V"):
+        config = {"durable_name": "D", "name": "D", "ack_policy": "explicit"}
+        await cluster.ask(1, f"CONSUMER.CREATE.{stream}.D", {"stream_name": stream, "config": config})
+        await cluster.clients[1].jetstream().publish(f"{stream}.x", b"x" * 1000)
+    await until(lambda: all(node.app.stream("U").store.messages == 1 for node in cluster.nodes))
+    expected = {"reserved_storage": 100_000, "reserved_memory": 5000, "streams": 2, "consumers": 2}
+    for at in range(3):
+        info = await cluster.ask(at, "INFO")
+        assert {key: info[key] for key in expected} == expected
+        assert 1000 < info["memory"] < 1100 and info["storage"] == 3 * cluster["n1"].app.stream("U").store.bytes
+    for stream in ("U", "V"):
+        await cluster.ask(0, f"STREAM.DELETE.{stream}")
+
+
 REFUSALS: list[tuple[str, Any, tuple[int, str]]] = [
     ("STREAM.LEADER.STEPDOWN.R", {"placement": {"preferred": "n9"}}, (10005, 'preferred server "n9" not known')),
     ("STREAM.LEADER.STEPDOWN.R", {"placement": {"tags": ["no"]}}, (10005, "no replacement peer connected")),
@@ -179,7 +196,8 @@ async def test_what_cannot_be_is_refused_in_nats_servers_words(cluster: Trio) ->
 
 async def test_leaders_step_down_in_favour_of_a_server(cluster: Trio) -> None:
     await create(cluster, "S", 3)
-    for name in ("n2", "n3", "n1"):
+    leader = await cluster.led("S")
+    for name in (*(node.name for node in cluster.nodes if node.name != leader), leader):
         body = {"placement": {"preferred": name}}
         assert (await cluster.ask(0, "STREAM.LEADER.STEPDOWN.S", body))["success"]
         await until(lambda name=name: cluster.leader("S") == name)

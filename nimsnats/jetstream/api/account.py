@@ -5,6 +5,7 @@ Owns AccountInfo. It changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream import errors
@@ -45,25 +46,36 @@ class AccountApi:
         """What to register with the dispatcher."""
         return [Endpoint("INFO", "account_info_response", self.info, Body.OPTIONAL)]
 
-    def info(self, request: ApiRequest) -> JsonObject:
+    def info(self, request: ApiRequest) -> JsonObject | Awaitable[JsonObject]:
         """`INFO`."""
         account = self._account
-        memory, file = account.usage()
-        reserved_memory, reserved_file = account.reserved()
+        if account.engine.peers.several:
+            return self._info_of_all(self._dispatcher.total - 1)
+        used = [*account.usage(), sum(len(stream.consumers) for stream in account)]
+        return self._info(used, self._dispatcher.total - 1)
+
+    async def _info_of_all(self, total: int) -> JsonObject:
+        """With what all nodes hold."""
+        return self._info(await self._account.engine.leaders.usage(self._account.name), total)
+
+    def _info(self, used: list[int], total: int) -> JsonObject:
+        account = self._account
+        reserved = {"memory": 0, "file": 0}
+        for record in account.records():
+            reserved[record.config["storage"]] += max(record.config["max_bytes"], 0)
+        memory, file, consumers = used
         body: JsonObject = {
             "memory": memory,
             "storage": file,
-            "reserved_memory": reserved_memory,
-            "reserved_storage": reserved_file,
+            "reserved_memory": reserved["memory"],
+            "reserved_storage": reserved["file"],
             "streams": len(account.records()),
-            "consumers": sum(len(stream.consumers) for stream in account),
+            "consumers": consumers,
             "limits": dict(_LIMITS),
         }
         if account.engine.options.domain:
             body["domain"] = account.engine.options.domain
-        counters = {"level": API_LEVEL, "total": self._dispatcher.total - 1, "errors": self._dispatcher.failed}
-        body["api"] = counters
-        return body
+        return {**body, "api": {"level": API_LEVEL, "total": total, "errors": self._dispatcher.failed}}
 
 
 def system_endpoints(engine: JetStream) -> list[Endpoint]:
