@@ -43,6 +43,8 @@ _JOIN_PATIENCE: Final = 10.0
 """Seconds that a starting node waits to become a member of its peers' JetStream."""
 _LEAVE_PATIENCE: Final = 2.5
 """Seconds that a stopping node spends on leaving its groups in order."""
+_ADJUST_AGAIN: Final = 2.0
+"""Seconds after which the forest's streams are asked again to follow the cluster."""
 _FOREST_PATIENCE: Final = 2.0
 """Seconds that the forest gets at the stop to finish what is under way; what it cannot finish is redelivered."""
 
@@ -258,6 +260,8 @@ class Node:
             await forest.start()
         except ForestError as error:
             raise StartError(f"the forest cannot start: {error}") from error
+        if self.cluster.replication_factor != options.replicas:
+            self._cluster_changed(self.cluster.state)  # it has grown while the forest was starting
         self.server.view.application = Application(forest.metrics.samples, HELP)
         self.server.view.problems = self._forest_problems
         if self._webhooks is not None:
@@ -320,12 +324,19 @@ class Node:
         return name not in cluster.members and all(peer.name != name for peer in cluster.known_peers)
 
     async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
+        """Have the forest's streams follow the cluster, as often as it takes while the cluster stays as it is."""
         from forest.errors import ForestError
 
-        try:
-            await forest.adjust_replicas(replicas)
-        except ForestError as error:
-            self.log.warning("The forest's streams keep their replicas for now: %s", error)
+        told = False
+        while forest.running and self.cluster is not None and self.cluster.replication_factor == replicas:
+            try:
+                await forest.adjust_replicas(replicas)
+                return
+            except ForestError as error:
+                if not told:
+                    self.log.warning("The forest's streams keep their replicas for now: %s", error)
+                told = True
+            await self.server.runtime.sleep(_ADJUST_AGAIN)
 
     def _forest_problems(self) -> Sequence[str]:
         return self.forest.problems() if self.forest is not None else ()
