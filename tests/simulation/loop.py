@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
 _OWNER: Final[ContextVar[Process | None]] = ContextVar("owner", default=None)
+_NUMBERS: Final = itertools.count()
 _MOST_TURNS: Final = 20_000
 """Turns of the loop at one moment of virtual time: more is an endless loop."""
 
@@ -100,7 +102,12 @@ class Timer(asyncio.TimerHandle):
 class SimTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on where it is in memory."""
 
-    _number = 0
+    _number: int
+
+    def __new__(cls, *_: Any, **__: Any) -> SimTask:
+        task: SimTask = super().__new__(cls)
+        task._number = next(_NUMBERS)  # asyncio puts it into a set before anybody else sees it
+        return task
 
     def __hash__(self) -> int:
         return self._number
@@ -157,8 +164,6 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         task = SimTask(coro, loop=self, name=name, context=context)
-        self._number += 1
-        task._number = self._number
         owner = _OWNER.get()
         (self._tasks if owner is None else owner.tasks).append(task)
         return task
