@@ -80,7 +80,9 @@ async def test_a_node_tells_its_service_manager_what_it_is_at(tmp_path: Path) ->
             heard = manager.drain()
             assert "STOPPING=1" in heard
             assert heard.index("STOPPING=1") < heard.index("EXTEND_TIMEOUT_USEC=60000000")
-            assert heard[-1] == "STATUS=Stopping: the server and its storage"
+            # a stop that takes longer on a busy machine asks for more time again
+            steps = [line for line in heard if line.startswith("STATUS=")]
+            assert steps[-1] == "STATUS=Stopping: the server and its storage"
 
 
 _STUCK = """
