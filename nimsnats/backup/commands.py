@@ -264,7 +264,7 @@ def _data(directory: Path) -> Path | None:
 async def _verify_data(directory: Path, runtime: Runtime, quiet: bool) -> int:
     from nimsnats.backup.datadir import verify as look
 
-    report = look(directory, runtime)
+    report = await look(directory, runtime)
     if not quiet:
         for line in report.contents:
             click.echo(line)
@@ -316,7 +316,7 @@ def export(
             elif from_data is not None:
                 from nimsnats.backup.datadir import messages
 
-                for name, message in messages(_data(from_data) or from_data, runtime, frozenset(streams)):
+                async for name, message in messages(_data(from_data) or from_data, runtime, frozenset(streams)):
                     write(name, message)
             else:
                 from nimsnats.backup.take import each_message

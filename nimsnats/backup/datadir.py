@@ -7,7 +7,7 @@ out is compared with itself. Reading and row checksums are `nimsnats.storage.aud
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,26 +59,26 @@ class _Unreadable(Exception):
     """A group whose record ends in the middle."""
 
 
-def verify(path: Path, runtime: Runtime) -> Report:
+async def verify(path: Path, runtime: Runtime) -> Report:
     """Check a data directory. Raises StorageError when it cannot be looked at: in use, not ours, of a newer version."""
     report = Report()
     with auditing(path) as audit:
         report.problems += audit.damage()
         replay = _Replay(audit, runtime, report.problems)
         for group in audit.groups():
-            report.contents.append(replay.check(group))
+            report.contents.append(await replay.check(group))
         report.problems += replay.compare_catalogue()
     report.problems = list(dict.fromkeys(report.problems))
     return report
 
 
-def messages(path: Path, runtime: Runtime, wanted: frozenset[str]) -> Iterator[tuple[str, ArchivedMessage]]:
+async def messages(path: Path, runtime: Runtime, wanted: frozenset[str]) -> AsyncIterator[tuple[str, ArchivedMessage]]:
     """The messages of the streams (all when none is wanted), with their stream's name. Damaged ones are left out; use
     `verify` to hear of them. Raises StorageError."""
     with auditing(path) as audit:
         replay = _Replay(audit, runtime, [])
         for group in audit.groups():
-            if group.name.startswith(_STREAM) and (stream := replay.stream(group)) is not None:
+            if group.name.startswith(_STREAM) and (stream := await replay.stream(group)) is not None:
                 if wanted and stream.name not in wanted:
                     continue
                 for message in _messages(audit, group, stream):
@@ -113,17 +113,17 @@ class _Replay:
         self._seen: set[str] = set()
         self._catalogue: Meta | None = None
 
-    def check(self, group: StoredGroup) -> str:
+    async def check(self, group: StoredGroup) -> str:
         """Bring a group back and look at it; what it is, in a line."""
         name = group.name
         try:
             if name.startswith(_STREAM):
                 self._seen.add(name)
-                stream = self.stream(group)
+                stream = await self.stream(group)
                 return f"{name}: unreadable" if stream is None else self._check_stream(name, stream, group)
             if name.startswith(META_PREFIX):
                 meta = Meta(self._runtime.loop, self._log)
-                self._bring_back(group, meta)
+                await self._bring_back(group, meta)
                 self._catalogue = meta
                 return f"{name}: catalogue of {len(meta.streams)} streams, {self._raft(group)}"
         except _Unreadable as error:
@@ -136,11 +136,11 @@ class _Replay:
         }
         return f"{name}: {marks.get(name[0], 'unknown')}"
 
-    def stream(self, group: StoredGroup) -> Stream | None:
+    async def stream(self, group: StoredGroup) -> Stream | None:
         """A stream as its group has it; None when nothing tells its configuration."""
         stream = Stream(self._account, StreamConfig("?"), 0, self._environment())
         try:
-            self._bring_back(group, stream)
+            await self._bring_back(group, stream)
         except _Unreadable as error:
             self._problems.append(f"group {group.name}: {error}")
         return stream if stream.configured else None
@@ -153,14 +153,14 @@ class _Replay:
 
         return Environment(self._runtime, BlockCache(_CACHE), self._log, consumers)
 
-    def _bring_back(self, group: StoredGroup, machine: StateMachine) -> None:
+    async def _bring_back(self, group: StoredGroup, machine: StateMachine) -> None:
         """Snapshot, then log. Raises _Unreadable where a log ends too early."""
         audit = self._audit
         if group.snapshot_index:
             if group.state is None:
                 raise _Unreadable("; ".join(group.damage))
             blocks = [StoredBlock(i, note, load=partial(audit.block, group, i)) for i, note in group.blocks]
-            machine.restore(group.state, blocks)
+            await machine.restore(group.state, blocks)
         self._check_members(group, group.members)
         expected, term = group.snapshot_index + 1, group.snapshot_term
         for stored in audit.log(group):

@@ -175,7 +175,7 @@ class Meta:
         records = [record.fields() for record in self.streams.values()]
         return Snapshot(pack([records, sorted(self.removed), self.given_up]))
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot."""
         assert not blocks
         records, removed, *more = unpack(state)  # what is recorded may be older than the third

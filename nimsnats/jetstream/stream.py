@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.set import ConsumerSet
 
 _STATE_VERSION: Final = 1
+_BREATH: Final = 16
+"""Blocks of a snapshot that are taken back before the rest of the node has its turn."""
 
 Outcome = int | Duplicate | ApiError
 """What became of one published message: its sequence, or why it was not stored."""
@@ -534,7 +536,7 @@ class Stream(StreamView):
             self._compactor.begin()
         return Snapshot(pack(state), notes, dropped)
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
         fields = unpack(state)
         store = self.store
@@ -551,11 +553,13 @@ class Stream(StreamView):
         store.last_seq = fields["last"]
         store.last_time = fields["time"]
         store.lost, store.lost_bytes = fields["lost"], fields.get("lost_bytes", 0)
-        for stored in blocks:
+        for count, stored in enumerate(blocks, 1):
             if stored.note:
                 self._restore_block(stored)
             else:
                 store.dropped.append(stored.index)
+            if count % _BREATH == 0:
+                await asyncio.sleep(0)
         store.first_seq = fields["first"]
         if store.messages or store.first_seq:
             store.advance()

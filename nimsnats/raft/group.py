@@ -470,10 +470,10 @@ class HostedGroup:
         """Whether a snapshot is on its way to the disk."""
         return self._compacting
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Have the machine become a snapshot that came from the leader."""
         try:
-            self.machine.restore(state, blocks)
+            await self.machine.restore(state, blocks)
         except Exception:
             self.host.log.exception("Group %s stops: a snapshot cannot be restored", self._name)
             self.stop("the group has failed")

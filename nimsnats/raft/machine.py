@@ -111,9 +111,9 @@ class LogDamage:
 
 
 class StateMachine(Protocol):
-    """What a group replicates. All methods are called on the loop, in log order, and must not block."""
+    """What a group replicates. All methods are called on the loop, in log order, and must not block it."""
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is
         none); see below for later.
 
@@ -122,6 +122,9 @@ class StateMachine(Protocol):
 
         In a group of several members it may also come later, on a follower that was away for too long: forget
         everything and become this state. Only `restore` and `apply` decide what a member holds.
+
+        The one method that may take its time: it gives way to the rest of the node (other groups have a leader
+        to hear) between blocks. Nothing else is asked of the machine before it returns.
         """
         ...
 

@@ -71,7 +71,7 @@ async def _rejoin(
     group.membership = membership
     blocks = _Blocks(storage, stored)
     if stored.snapshot_index and stored.state:
-        group.machine.restore(stored.state, blocks.all())
+        await group.machine.restore(stored.state, blocks.all())
     if stored.snapshot_index and (not stored.state or blocks.damaged):
         forget(group, stored)
         _mark_loss(group, stored, loss)
@@ -172,7 +172,7 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
             StoredBlock(index, note, load=partial(storage.read_block_now, stored.id, index))
             for index, note in stored.blocks
         ]
-        group.machine.restore(stored.state or b"", blocks)
+        await group.machine.restore(stored.state or b"", blocks)
     state = HardState(stored.term, stored.vote)
     group.position(state, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
     replay = Replay(group, stored, log)

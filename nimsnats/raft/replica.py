@@ -44,8 +44,8 @@ class Replica:
     def __init__(self, group: HostedGroup) -> None:
         self.group = group
         self.quiet = False
-        self.frozen = False
-        """A snapshot is taking this member's place: nothing is heard, ticked or written."""
+        self.installing = False
+        """A snapshot is taking this member's place."""
         self.removed: set[str] = set()
         """Former members. They are not listened to, unless they come back."""
         self.source = Source(self)
@@ -82,6 +82,11 @@ class Replica:
     def tasks(self) -> list[asyncio.Task[Any]]:
         """What is still under way, for the host to wait for."""
         return list(self._tasks)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing is heard, ticked or written: a snapshot comes, or the disk has refused."""
+        return self.installing or self._retrying
 
     def holding(self) -> bool:
         """Whether the snapshot must stay as it is for now."""
@@ -233,12 +238,15 @@ class Replica:
         if core.leading is not None:
             core.become_follower(core.term, "")
         if not self._retrying:
-            self._retrying = self.frozen = True
+            self._retrying = True
             group.host.runtime.call_later(_RETRY_SECONDS, self._write_again)
 
     def _write_again(self) -> None:
         group = self.group
-        self._retrying = self.frozen = False
+        if self.installing:  # what comes replaces the log: nothing of it may be cut meanwhile
+            group.host.runtime.call_later(_RETRY_SECONDS, self._write_again)
+            return
+        self._retrying = False
         if group.stopped:
             return
         if isinstance(group.home, Durable):
@@ -254,7 +262,7 @@ class Replica:
             self._leader = core.leader
             if group.on_leader is not None:
                 group.on_leader()
-        if group.apply_ready():
+        if not self.installing and group.apply_ready():
             self.trim()
         if group.stopped or self.frozen:
             return

@@ -271,7 +271,7 @@ class Download:
     async def _take_over(self, offer: Message, manifest: Manifest) -> None:
         """Become the snapshot. Nothing else happens in the group meanwhile."""
         replica, group, core = self._replica, self._replica.group, self._replica.core
-        replica.frozen = True
+        replica.installing = True
         try:
             await group.host.synced()
             if core.install is not offer or offer.index <= core.log.committed:
@@ -286,13 +286,14 @@ class Download:
                 )
                 home.total = manifest.total
             self._here.clear()
+            if not group.stopped:
+                await group.restore(manifest.state, blocks)
+            if group.stopped:
+                return
+            group.installed(offer.index, offer.log_term, manifest.total)
+            core.installed(offer)
         finally:
-            replica.frozen = False
-        if group.stopped:
-            return
-        group.restore(manifest.state, blocks)
-        group.installed(offer.index, offer.log_term, manifest.total)
-        core.installed(offer)
+            replica.installing = False
         group.host.log.info("Group %s: took the snapshot at %d from %s", group.name, offer.index, offer.sender)
 
     async def _replace(self, home: Durable, offer: Message, manifest: Manifest) -> list[StoredBlock]:

@@ -30,11 +30,11 @@ class Disk:
         for index in taken.dropped:
             self.notes.pop(index, None)
 
-    def restart(self, log: Log, config: dict[str, Any]) -> Stream:
+    async def restart(self, log: Log, config: dict[str, Any]) -> Stream:
         stream, other = new_stream(**config)
         other.entries = log.entries
         blocks = [StoredBlock(index, self.notes[index], log.entries[index - 1].data) for index in sorted(self.notes)]
-        stream.restore(self.state, blocks)
+        await stream.restore(self.state, blocks)
         for entry in log.entries[self.index :]:
             stream.apply(entry)
         return stream
@@ -54,15 +54,15 @@ async def test_a_restart_at_any_point_finds_the_same_stream(config: dict[str, An
     for _ in range(4):
         random_history(stream, log, source)
         disk.snapshot(stream, log)
-        await same(disk.restart(log, config), stream)
+        await same(await disk.restart(log, config), stream)
         task = stream._compactor._task
         if task is not None:
             await task
-        await same(disk.restart(log, config), stream)
+        await same(await disk.restart(log, config), stream)
         random_history(stream, log, source)
-        await same(disk.restart(log, config), stream)
+        await same(await disk.restart(log, config), stream)
         stream.store.close()  # nothing is cached: payloads come from the rewritten bytes
-        await same(disk.restart(log, config), stream)
+        await same(await disk.restart(log, config), stream)
 
 
 async def test_single_publishes_and_overwrites_end_in_few_blocks(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ async def test_replay_and_snapshots_make_the_same_stream(config: dict[str, Any],
     restored, restored_log = new_stream(**config)
     restored_log.entries = log.entries
     blocks = [StoredBlock(note.index, note.note, log.entries[note.index - 1].data) for note in snapshot.blocks]
-    restored.restore(snapshot.state, blocks)
+    await restored.restore(snapshot.state, blocks)
     assert stream_state(restored) == stream_state(half)
     for entry in log.entries[at:]:
         restored.apply(entry)
@@ -185,7 +185,7 @@ async def test_damage_is_named_and_sequences_are_not_used_again() -> None:
     blocks = [StoredBlock(note.index, note.note, log.entries[note.index - 1].data) for note in snapshot.blocks]
     blocks[1] = StoredBlock(blocks[1].index, blocks[1].note, None)
     blocks[3] = StoredBlock(blocks[3].index, blocks[3].note, b"garbage")
-    again.restore(snapshot.state, blocks)
+    await again.restore(snapshot.state, blocks)
     state = stream_state(again)
     assert (state["messages"], state["first_seq"], state["last_seq"]) == (30, 1, 50)
     assert state["lost"] == {

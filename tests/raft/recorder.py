@@ -36,7 +36,7 @@ class Recorder:
         self._fresh_blocks: list[int] = []
         self._blocks: set[int] = set()
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         self.state_lost = not state
         kept: Any = {"entries": {}, "lost": {}} if not state else msgpack.unpackb(state, strict_map_key=False)
         self.restored = True

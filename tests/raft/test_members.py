@@ -232,11 +232,11 @@ class Merging(Recorder):
         note = BlockRecord(first, b"merged " + self.merged)
         return Snapshot(taken.state, [*(each for each in taken.blocks if each.index != first), note], others)
 
-    def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         for block in blocks:
             if block.note.startswith(b"merged"):
                 assert block.data == block.note.removeprefix(b"merged "), "its own bytes under the leader's note"
-        super().restore(state, [block for block in blocks if not block.note.startswith(b"merged")])
+        await super().restore(state, [block for block in blocks if not block.note.startswith(b"merged")])
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])
@@ -389,6 +389,63 @@ def test_a_way_that_breaks_and_is_there_again_changes_no_leader() -> None:
                     node.host.suspect(first.name)
             await cluster.runtime.sleep(0.1)
         assert await cluster.elected() is first and cluster.group(first.name).term == 1
+        await cluster.stop()
+
+    run(test)
+
+
+class Slow(Recorder):
+    """Takes its time to become a snapshot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halfway = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
+        await super().restore(state, blocks[: len(blocks) // 2])
+        self.halfway.set()
+        await self.go_on.wait()
+        await super().restore(state, blocks)
+
+
+@pytest.mark.parametrize("end", ["it goes on", "the node stops", "the node crashes"])
+def test_a_member_that_is_becoming_a_snapshot_stands_still_and_holds_up_nobody(end: str) -> None:
+    async def test() -> None:
+        cluster = await _three(13)
+        for name in "abc":
+            await cluster.nodes[name].open("other", cluster.members("abc"))
+        leader = await cluster.elected()
+        away = next(node for node in cluster.nodes.values() if node is not leader)
+        away.crash()
+        for number in range(300):
+            await cluster.write(b"%d" % number)
+        _compact(leader)
+        await away.start()
+        assert away.host is not None
+        slow = away.machines["S"] = Slow()
+        await away.host.open_group("S", slow, members=cluster.members("abc"))
+        await away.open("other", cluster.members("abc"))
+        await slow.halfway.wait()
+        before = cluster.group(away.name).applied
+        await cluster.write(b"while it is half there")
+        await cluster.write(b"goes on", "other")
+        await cluster.agreed("abc", "other")
+        group = cluster.group(away.name)
+        assert group.applied == before < 300 and not group.leading and len(slow.entries) < 300
+        group.compact()  # as the host does at its own times: nothing half-done may become a snapshot
+        if end == "it goes on":
+            slow.go_on.set()
+        else:
+            if end == "the node stops":
+                await away.stop()
+            else:
+                away.crash()
+            await away.start()
+            for name in ("S", "other"):
+                await away.open(name, cluster.members("abc"))
+        held = await cluster.agreed("abc")
+        assert list(held.values()) == [*(b"%d" % number for number in range(300)), b"while it is half there"]
         await cluster.stop()
 
     run(test)
