@@ -79,6 +79,7 @@ class Node:
         self.pairs: Pairs | None = None
         self.forest: Forest | None = None
         self._find_registry = find_registry
+        self._adjusting: asyncio.Task[None] | None = None
         self._address_watch: AddressWatch | None = None
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
@@ -312,9 +313,9 @@ class Node:
     def _cluster_changed(self, state: ClusterState) -> None:
         if self._is_ready:
             self._tell_state()
-        if self.forest is not None and self.forest.running:
-            replicas = state.replication_factor
-            self.server.runtime.spawn(self._adjust_replicas(self.forest, replicas), "forest replicas")
+        if self.forest is not None and self.forest.running and (self._adjusting is None or self._adjusting.done()):
+            work = self._adjust_replicas(self.forest)
+            self._adjusting = self.server.runtime.spawn(work, "forest replicas")
 
     def _is_gone(self, name: str) -> bool:
         """Whether a node has neither a route nor a registration, as far as this node can tell."""
@@ -323,20 +324,22 @@ class Node:
             return False
         return name not in cluster.members and all(peer.name != name for peer in cluster.known_peers)
 
-    async def _adjust_replicas(self, forest: Forest, replicas: int) -> None:
-        """Have the forest's streams follow the cluster, as often as it takes while the cluster stays as it is."""
+    async def _adjust_replicas(self, forest: Forest) -> None:
+        """Have the forest's streams follow the cluster, as often as it takes. One at a time: an earlier factor must not
+        be asked for behind a later one."""
         from forest.errors import ForestError
 
-        told = False
-        while forest.running and self.cluster is not None and self.cluster.replication_factor == replicas:
+        told, reached = False, 0
+        while forest.running and self.cluster is not None and reached != self.cluster.replication_factor:
+            wanted = self.cluster.replication_factor
             try:
-                await forest.adjust_replicas(replicas)
-                return
+                await forest.adjust_replicas(wanted)
+                reached = wanted
             except ForestError as error:
                 if not told:
                     self.log.warning("The forest's streams keep their replicas for now: %s", error)
                 told = True
-            await self.server.runtime.sleep(_ADJUST_AGAIN)
+                await self.server.runtime.sleep(_ADJUST_AGAIN)
 
     def _forest_problems(self) -> Sequence[str]:
         return self.forest.problems() if self.forest is not None else ()
