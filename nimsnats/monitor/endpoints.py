@@ -18,6 +18,7 @@ from nimsnats.monitor.connz import connz
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.healthz import healthz
 from nimsnats.monitor.jsz import jsz
+from nimsnats.monitor.page.facts import nodez
 from nimsnats.monitor.query import Reader, boolean, connection_state, integer, subscriptions, text, unsigned
 from nimsnats.monitor.subsz import subsz
 from nimsnats.monitor.varz import varz
@@ -228,6 +229,7 @@ ENDPOINTS: Final = (
         indent=3,
         missing="No Raft nodes registered",
     ),
+    Endpoint(nodez, "NODEZ"),
     Endpoint(health.overall, paths=("/health",)),
     Endpoint(health.cluster, paths=("/health/cluster",)),
     Endpoint(health.registry, paths=("/health/registry",)),

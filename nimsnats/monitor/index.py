@@ -1,4 +1,4 @@
-"""The page at `/`: links to everything the HTTP port has."""
+"""The links to everything the HTTP port has, and the plain page of them that tools get at `/`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-_LINKS: Final = (
+LINKS: Final = (
     ("General", "varz"),
     ("JetStream", "jsz"),
     ("Connections", "connz"),
@@ -21,6 +21,7 @@ _LINKS: Final = (
     ("Health", "health"),
     ("Cluster Health", "health/cluster"),
     ("Registry Health", "health/registry"),
+    ("Cluster Overview", "statusz"),
     ("Prometheus Metrics", "metrics"),
 )
 
@@ -31,7 +32,7 @@ a:hover { text-decoration: underline }
 span { color: #888; font-family: monospace; font-size: 12px; margin-left: .5em }"""
 
 
-def page(title: str, version: str, links: Iterable[tuple[str, str]] = _LINKS) -> str:
+def page(title: str, version: str, links: Iterable[tuple[str, str]] = LINKS) -> str:
     """The page as HTML; `title` is the node's name."""
     rows = "\n".join(f'<a href="./{escape(p)}">{escape(text)}<span>/{escape(p)}</span></a>' for text, p in links)
     head = f'<head><meta charset="utf-8"><title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style></head>'

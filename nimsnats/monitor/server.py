@@ -1,8 +1,8 @@
 """The HTTP server of a node: monitoring endpoints, health, metrics, and what other parts of the node add.
 
 Owns the listener and the answers' HTTP side (status, headers, request counts). What is in the answers is made by the
-modules beside it. This is the only module of the monitor that imports aiohttp, which takes a good part of a node's
-start-up time: import it when a node has a monitor port, not before.
+modules beside it. This module and the status page's are the only ones of the monitor that import aiohttp, which takes
+a good part of a node's start-up time: import it when a node has a monitor port, not before.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from nimsnats.monitor import index
 from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
 from nimsnats.monitor.format import pretty
+from nimsnats.monitor.page.site import StatusPage
 from nimsnats.monitor.query import ParameterError, boolean, read_all
 from nimsnats.monitor.view import NodeView
 from nimsnats.runtime import StartError
-from nimsnats.version import __version__
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Install = Callable[[web.Application], Any]
@@ -61,6 +60,7 @@ class MonitorServer:
         self._tls = tls
         self._installs: list[Install] = []
         self._runner: web.AppRunner | None = None
+        self._page: StatusPage | None = None
 
     def add_routes(self, install: Install) -> None:
         """Have `install` put its routes into the application when the server starts. Call before `start`."""
@@ -80,7 +80,8 @@ class MonitorServer:
         for endpoint in ENDPOINTS:
             for path in endpoint.paths:
                 app.router.add_route("*", self.base_path + path, partial(self._answer, endpoint))
-        app.router.add_route("*", self.base_path + "/", self._index)
+        self._page = StatusPage(self.view)
+        self._page.add_routes(app, self.base_path)
         app.router.add_get(self.base_path + "/metrics", self._metrics)
         for install in self._installs:
             install(app)
@@ -100,6 +101,8 @@ class MonitorServer:
 
     async def stop(self) -> None:
         """Close the listener and the connections. Idempotent."""
+        if self._page is not None:
+            self._page.close()
         if self._runner is not None:
             runner, self._runner = self._runner, None
             await runner.cleanup()
@@ -114,11 +117,6 @@ class MonitorServer:
             return web.Response(status=404, text=endpoint.missing)
         status = data.pop("status_code", 200)
         return web.Response(status=status, body=pretty(data, endpoint.indent), headers=_ANY_ORIGIN)
-
-    async def _index(self, request: web.Request) -> web.StreamResponse:
-        self.view.http_requests["/"] += 1
-        page = index.page(self.view.broker.server_name, __version__)
-        return web.Response(text=page, content_type="text/html")
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         from nimsnats.monitor.metrics import (

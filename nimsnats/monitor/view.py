@@ -16,6 +16,7 @@ from nimsnats.broker.stats import BrokerStats
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.histogram import Histogram
 from nimsnats.monitor.lag import LagMeter
+from nimsnats.monitor.page.journal import Journal
 from nimsnats.monitor.process import CpuMeter
 from nimsnats.monitor.stall import StallWatch
 
@@ -95,6 +96,9 @@ class NodeView:
     http_base_path: str = ""
     http_requests: Counter[str] = field(default_factory=Counter[str])
     commits: CommitMeter = field(default_factory=CommitMeter)
+    journal: Journal = field(default_factory=Journal)
+    facts: tuple[float, JsonObject] | None = None
+    """What `NODEZ` said last, and when on the monotonic clock: many may ask, it is built once for all."""
     started_ns: int = field(init=False)
     cpu: CpuMeter = field(init=False)
     lag: LagMeter = field(init=False)
@@ -106,12 +110,14 @@ class NodeView:
 
     def start(self) -> None:
         """Begin to measure."""
+        self.journal.start()
         self.lag.start()
         if self.storage is not None:
             self.storage.observers.append(self.commits.observe)
 
     def stop(self) -> None:
         """Stop measuring. Idempotent."""
+        self.journal.stop()
         self.lag.stop()
         if self.storage is not None and self.commits.observe in self.storage.observers:
             self.storage.observers.remove(self.commits.observe)

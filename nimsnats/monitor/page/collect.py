@@ -1,0 +1,143 @@
+"""Asks all nodes of the cluster what they have to say, over the system account, and keeps their latest answers.
+
+Owns the asking: one request that every node hears, and a subscription for the answers. A node that does not answer is
+known by what others say of it and by what it said last; it never holds up the rest for long. Nothing is asked while
+nobody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from nimsnats.identity import nuid
+from nimsnats.monitor.format import JsonObject
+from nimsnats.monitor.page.facts import EXAMPLE, fits, nodez
+from nimsnats.monitor.page.merge import Answer, overview
+from nimsnats.monitor.view import NodeView
+
+if TYPE_CHECKING:
+    from nimsnats.broker.subscription import Subscription
+
+_ALL: Final = b"$SYS.REQ.SERVER.PING.NODEZ"
+_PERIOD: Final = 0.9
+"""Seconds that an overview serves; then all nodes are asked again. Less than what browsers get events at."""
+_PATIENCE: Final = 0.4
+"""Seconds that the first look waits for answers."""
+_REMEMBERED: Final = 120.0
+"""Seconds after which a node that nobody names any more is forgotten."""
+_MOST_NODES: Final = 256
+
+
+@dataclass(slots=True)
+class _Known:
+    """A node that has answered. `heard` is when, on the monotonic clock; `previous` its answer before the latest."""
+
+    latest: JsonObject
+    heard: float
+    previous: JsonObject | None = None
+
+
+class Collector:
+    """The cluster as seen from one node. `close` at the end."""
+
+    def __init__(self, view: NodeView) -> None:
+        self._view = view
+        self._runtime = view.broker.runtime
+        self._known: dict[str, _Known] = {}
+        self._inbox: Subscription | None = None
+        self._answered = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
+        self._asked = float("-inf")
+        self._built = float("-inf")
+        self._overview: JsonObject = {}
+        self._refused = False
+
+    async def overview(self) -> JsonObject:
+        """What is known now, at most a second old; not to be changed. See `merge.overview` for its shape."""
+        if self._asking is None and self._runtime.monotonic() - self._asked >= _PERIOD:
+            self._asking = self._runtime.spawn(self._ask(), "status page")
+            self._asking.add_done_callback(self._done)
+        if self._asking is not None:
+            await asyncio.shield(self._asking)
+        return self._overview
+
+    def close(self) -> None:
+        """Ask no more. Idempotent."""
+        if self._asking is not None:
+            self._asking.cancel()
+        if self._inbox is not None:
+            self._view.broker.system_account.unsubscribe(self._inbox)
+            self._inbox = None
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._asking = None
+
+    async def _ask(self) -> None:
+        self._asked = self._runtime.monotonic()
+        expected = self._expected()
+        self._publish()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while any(self._age(name) > self._runtime.monotonic() - self._asked for name in expected):
+                    self._answered.clear()
+                    await self._answered.wait()
+        except TimeoutError:
+            pass  # whoever is late is shown as silent
+        self._build()
+
+    def _publish(self) -> None:
+        account = self._view.broker.system_account
+        if self._inbox is None:
+            subject = f"_INBOX.{nuid(self._runtime.random)}".encode()
+            self._inbox = account.subscribe(subject, self._receive, routed=True)
+        account.publish(_ALL, b"", reply=self._inbox.subject)
+
+    def _expected(self) -> list[str]:
+        """Peers that will answer at once: connected nodes of our kind, less those that were silent last time."""
+        table = self._view.broker.routes
+        connected = list(table.connected()) if table is not None else []
+        return [name for name in connected if name not in self._known or self._age(name) < 3 * _PERIOD]
+
+    def _age(self, name: str) -> float:
+        """Seconds since a node's latest answer."""
+        known = self._known.get(name)
+        return self._runtime.monotonic() - known.heard if known is not None else float("inf")
+
+    def _receive(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: object) -> bool | None:
+        """An answer, whenever it comes. What is no answer is refused, once in the log."""
+        try:
+            data: Any = json.loads(payload)["data"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            data = None
+        if not fits(data, EXAMPLE) or (data["name"] not in self._known and len(self._known) >= _MOST_NODES):
+            if not self._refused:
+                self._refused = True
+                log = logging.getLogger("nimsnats.monitor")
+                log.warning("An answer for the status page makes no sense: a node of another version?")
+            return None
+        if data["name"] != self._view.broker.server_name:
+            self._take(data)
+        return None
+
+    def _take(self, data: JsonObject) -> None:
+        known = self._known.get(data["name"])
+        if known is None:
+            self._known[data["name"]] = _Known(data, self._runtime.monotonic())
+        else:
+            if known.latest["now"] != data["now"]:
+                known.previous, known.latest = known.latest, data
+            known.heard = self._runtime.monotonic()
+        self._answered.set()
+
+    def _build(self) -> None:
+        own = nodez(self._view)
+        self._take(own)
+        named = {own["name"]}.union(own["known"], (route["name"] for route in own["routes"]))
+        for name in [name for name in self._known if name not in named and self._age(name) > _REMEMBERED]:
+            del self._known[name]
+        answers = [Answer(one.latest, one.previous, self._age(name)) for name, one in self._known.items()]
+        self._overview = overview(self._view, own, answers)
