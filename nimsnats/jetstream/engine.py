@@ -103,6 +103,8 @@ class JetStream:
         self._transport = RaftMail(broker.system_account, host) if clustered else None
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
         self.transfers = Transfers(self, self.mail, self._advisories)
+        self._behind: dict[Key, str] = {}
+        """Streams that could not be made what the catalogue says, and why."""
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -217,10 +219,16 @@ class JetStream:
             self._opens(self._settle(account, key[1]))
 
     async def _settle(self, account: JetStreamAccount, name: str) -> None:
+        key = (account.name, name)
         try:
             await account.settle(name)
         except Exception as error:
-            self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
+            if self._behind.get(key) != str(error):
+                self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
+            self._behind[key] = str(error)
+        else:
+            if self._behind.pop(key, None) is not None:
+                self.log.info("Stream '%s > %s' follows the catalogue again", account.name, name)
 
     def strays(self) -> list[str]:
         """Stored groups of streams that the catalogue does not know: damage, or news that have not come here yet."""
@@ -268,7 +276,10 @@ class JetStream:
         await asyncio.gather(*(group.transfer() for group in led), return_exceptions=True)
 
     async def tidy(self) -> None:
-        """Remove what the catalogue has struck out, and replicas whose group has let them go."""
+        """Remove what the catalogue has struck out, and replicas whose group has let them go; try again what the disk
+        had no room for."""
+        for key in list(self._behind):
+            await self._settle(self.accounts[key[0]], key[1])
         recorded = set(self.host.recorded_groups())
         for group in sorted(self.meta.removed & recorded):
             await self.host.remove_group(group)
