@@ -210,7 +210,7 @@ class JetStreamAccount:
                 served = None
             if record is not None and served is not None:
                 served.follow(record)
-            elif record is not None and self.engine.holds(record) and not self.engine.ended.found(record):
+            elif record is not None and self.engine.keeps(record) and not self.engine.ended.found(record):
                 store = (await self.open(record)).stream.store
                 if store.messages:  # it was ours before: the rest comes from the others
                     self.engine.log.info("Restored %d messages for stream '%s > %s'", store.messages, self.name, name)

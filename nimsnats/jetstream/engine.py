@@ -186,6 +186,10 @@ class JetStream:
         """Whether this node is to have a replica of a stream."""
         return not record.members or self.host.member in record.members
 
+    def keeps(self, record: StreamRecord) -> bool:
+        """Whether a replica is to be open here: also one that is to go, as long as its group may count on it."""
+        return self.holds(record) or record.group in self.host.recorded_groups()
+
     def founders(self, record: StreamRecord) -> list[str] | None:
         """Who begins a stream's group, if nothing of it is recorded here: this node, or another (we join)."""
         begins = not record.members or record.founder == self.host.member
@@ -433,7 +437,7 @@ class JetStream:
             return
         if self.ended.found(record):
             return
-        if not self.holds(record):
+        if not self.keeps(record):
             return
         served = await account.open(record)
         store = served.stream.store

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import pytest
 
 from tests.simulation.child import run_seed, run_seeds
 
-SEEDS = range(1, 17)
+SEEDS = (*range(1, 13), 190, 326, 1073)
+"""Any; and some that have found something once."""
 
 
-def check(seeds: range, steps: int) -> None:
+def check(seeds: Iterable[int], steps: int) -> None:
     """Run them, and fail with what was violated."""
     failures = [f"seed {result.seed}: {result.failure}" for result in run_seeds(seeds, steps) if result.failure]
     assert not failures, "\n".join(failures)
