@@ -190,19 +190,28 @@ def registry(
 
 @node.command()
 @click.option("--url", default="http://127.0.0.1:8222", show_default=True, help="The node's HTTP port.")
-@click.option("--json", "as_json", is_flag=True, help="Print the node's answer as it is.")
-def status(url: str, as_json: bool) -> int:
-    """Say how a running node is: exit code 1 when it is unhealthy or not there."""
-    from nimsnats.status import NoAnswer, ask, summary
+@click.option("--json", "as_json", is_flag=True, help="Print the node's health, with its cluster below `overview`.")
+@click.option("--watch", is_flag=True, help="Print it again every second, until Ctrl-C.")
+def status(url: str, as_json: bool, watch: bool) -> int:
+    """Say how a running node and its cluster are: exit code 1 when the node is unhealthy or not there."""
+    from nimsnats.status import NoAnswer, status
 
     try:
-        health = ask(url)
+        return status(url, as_json=as_json, watch=watch)
     except NoAnswer as error:
         return _fail(_PROGRAM, str(error))
-    import json
 
-    click.echo(json.dumps(health, indent=2) if as_json else summary(health))
-    return 1 if health.get("status") == "unhealthy" else 0
+
+@node.command()
+@click.option("--url", default="http://127.0.0.1:8222", show_default=True, help="The node's HTTP port.")
+def top(url: str) -> int:
+    """Watch a cluster from a terminal; q ends it. Without a terminal: print it once."""
+    from nimsnats.status import NoAnswer, top
+
+    try:
+        return top(url)
+    except NoAnswer as error:
+        return _fail(_PROGRAM, str(error))
 
 
 @node.command()

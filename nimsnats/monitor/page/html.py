@@ -61,9 +61,9 @@ _FIGURES: Final = (
     ("Entries behind", ""), ("Round trip", ""), ("Loop lag", ""), ("Disk sync", ""),
 )  # fmt: skip
 _TILES: Final = (
-    ("nodes", "Nodes", ""), ("in", "Messages in", "in-bytes"), ("out", "Messages out", "out-bytes"),
-    ("streams", "Streams", ""), ("consumers", "Consumers", ""), ("connections", "Connections", ""),
-    ("replication", "Replication factor", ""),
+    ("nodes", "Nodes", "replication"), ("in", "Messages in", "in-bytes"), ("out", "Messages out", "out-bytes"),
+    ("streams", "Streams", "stored"), ("consumers", "Consumers", "pending"),
+    ("connections", "Connections", "subscriptions"),
 )  # fmt: skip
 
 
@@ -131,7 +131,8 @@ def _summary(facts: JsonObject, problems: list[list[Any]]) -> str:
 
 def _tile(name: str, title: str, below: str, facts: JsonObject) -> str:
     more = f'<dd class="below">{_fact(below, facts)}</dd>' if below else ""
-    spark = f'<dd class="spark" aria-hidden="true"><svg id="spark-{name}"></svg></dd>' if below else ""
+    moves = name in ("in", "out")
+    spark = f'<dd class="spark" aria-hidden="true"><svg id="spark-{name}"></svg></dd>' if moves else ""
     return f'<div class="tile"><dt>{title}</dt><dd class="figure">{_fact(name, facts)}</dd>{more}{spark}</div>'
 
 

@@ -62,7 +62,7 @@ def _facts(overview: JsonObject) -> dict[str, Cell]:
         "headline": _cell(_headline(present, len(nodes), overview)),
         "time": _cell(overview["time"][11:19] + " UTC"),
         "nodes": _cell(f"{present} of {len(nodes)}" if not everybody else str(present), "" if everybody else "bad"),
-        "replication": _cell(str(overview["replication_factor"])),
+        "replication": _cell(f"replication factor {overview['replication_factor']}"),
         "in": _cell(rate(traffic["in_msgs"])),
         "in-bytes": _cell(_per_second(traffic["in_bytes"])),
         "out": _cell(rate(traffic["out_msgs"])),
@@ -70,6 +70,9 @@ def _facts(overview: JsonObject) -> dict[str, Cell]:
         "streams": _cell(count(overview["streams"]["total"])),
         "consumers": _cell(count(overview["consumers"]["total"])),
         "connections": _cell(count(overview["connections"]["total"])),
+        "stored": _cell(f"{size(sum(one['bytes'] for one in overview['streams']['list']))} stored"),
+        "pending": _cell(f"{count(sum(one['pending'] for one in overview['consumers']['list']))} messages pending"),
+        "subscriptions": _cell(f"{count(sum(one.get('subscriptions', 0) for one in nodes))} subscriptions"),
         **{f"{name}-note": _cell(_left_out(overview[name])) for name in ("streams", "consumers", "connections")},
     }
 
@@ -142,7 +145,7 @@ def _stream(stream: JsonObject, nodes: Iterable[JsonObject]) -> Row:
         f"{stream['name']} {stream['account']}",
         _STATES[state],
         stream["name"],
-        "" if stream["account"] == "$G" else stream["account"],
+        stream["account"],
         _cell("current" if state == "ok" else state, _STATES[state]),
         stream["leader"] or _NONE,
         ", ".join(others) or _NONE,

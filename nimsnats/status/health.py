@@ -1,6 +1,6 @@
-"""`nimsnats status`: a running node's `GET /health`, in a few lines for people.
+"""A running node's `GET /health` in a few lines for people, and its `GET /statusz`.
 
-Owns: asking and wording. Knows of a node only what its HTTP port says.
+Owns: asking, and the wording of the few lines. Knows of a node only what its HTTP port says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Final, TypeAlias, cast
+
+from nimsnats.monitor.format import JsonObject
 
 Health: TypeAlias = Mapping[str, object]
 
@@ -22,8 +25,7 @@ class NoAnswer(Exception):
 
 def ask(url: str) -> Health:
     """The health of the node whose HTTP port is at `url`, healthy or not. Raises NoAnswer."""
-    if not url.startswith(("http://", "https://")):
-        url = f"http://{url}"
+    url = _complete(url)
     address = url.rstrip("/") + "/health"
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:
@@ -40,6 +42,20 @@ def ask(url: str) -> Health:
     if not isinstance(health, dict) or "status" not in health:
         raise NoAnswer(f"what answers at {url} is not a nimsnats node")
     return cast("Health", health)
+
+
+def ask_overview(url: str) -> JsonObject | None:
+    """What the node at `url` sees of its cluster; None where there is no such answer. See `monitor.page.merge`."""
+    try:
+        with urllib.request.urlopen(_complete(url).rstrip("/") + "/statusz", timeout=_TIMEOUT) as answer:
+            overview: object = json.loads(answer.read())
+    except (OSError, ValueError, HTTPException):
+        return None
+    return cast("JsonObject", overview) if isinstance(overview, dict) else None
+
+
+def _complete(url: str) -> str:
+    return url if url.startswith(("http://", "https://")) else f"http://{url}"
 
 
 def summary(health: Health) -> str:
