@@ -30,13 +30,13 @@ class _Table:
 
 
 _STREAMS: Final = _Table(
-    "streams", "Streams", "Streams of all accounts, where they are and how they grow", "There are no streams yet.",
+    "streams", "Streams", "Where they are and how they grow, all accounts", "There are no streams yet.",
     (("Stream", ""), ("Account", _WIDE), ("State", _BADGE), ("Leader", ""), ("Replicas", _WIDE),
      ("Messages", _NUMBER), ("Size", f"{_NUMBER} {_WIDE}"), ("Stored", _NUMBER), ("Consumers", f"{_NUMBER} {_WIDE}")),
 )  # fmt: skip
 _CONSUMERS: Final = _Table(
     "consumers", "Consumers", "Consumers with what they still have to do", "There are no consumers yet.",
-    (("Consumer", ""), ("Stream", ""), ("Kind", _WIDE), ("Pending", _NUMBER), ("Unacknowledged", _NUMBER),
+    (("Consumer", ""), ("Stream", ""), ("Kind", _WIDE), ("Pending", _NUMBER), ("Unacknowledged", f"{_NUMBER} {_WIDE}"),
      ("Redelivered", f"{_NUMBER} {_WIDE}"), ("Waiting pulls", f"{_NUMBER} {_WIDE}"),
      ("Delivered", f"{_NUMBER} {_WIDE}"), ("Rate", _NUMBER)),
 )  # fmt: skip
@@ -181,7 +181,7 @@ def _table(table: _Table, rows: list[list[Any]], facts: JsonObject) -> str:
     blank: list[Any] = ["", "", [["", ""]] * len(table.columns)]
     body = "".join(_table_row(table, row) for row in rows)
     return f"""<section aria-labelledby="{table.name}"><h2 id="{table.name}">{table.title}</h2>
-<div class="scroll" role="region" aria-label="{table.title}" tabindex="0">
+<div class="scroll" role="group" aria-label="{table.title}, table" tabindex="0">
 <table data-table="{table.name}"{" hidden" if not rows else ""}>
 <caption>{table.caption}</caption>
 <thead><tr>{head}</tr></thead>
