@@ -165,7 +165,7 @@ def test_top_without_a_terminal_prints_once(port: Port, capsys: pytest.CaptureFi
     output = capsys.readouterr().out
     assert "degraded" in output and "! n2 is away" in output
     assert "evil?[2Jname" in output and "\x1b" not in output
-    assert "The 1 busiest of 250." in output
+    assert "Shown: 1 of 250." in output
 
 
 def test_watching_goes_on_until_it_is_interrupted(port: Port) -> None:

@@ -87,7 +87,7 @@ def _headline(present: int, nodes: int, overview: JsonObject) -> str:
 
 def _left_out(listed: JsonObject) -> str:
     shown = len(listed["list"])
-    return f"The {count(shown)} busiest of {count(listed['total'])}." if shown < listed["total"] else ""
+    return f"Shown: {count(shown)} of {count(listed['total'])}." if shown < listed["total"] else ""
 
 
 def _node(node: JsonObject) -> Row:
