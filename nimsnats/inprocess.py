@@ -15,6 +15,7 @@ from urllib.parse import ParseResult
 from nats.aio.client import Client
 from nats.aio.transport import Transport
 
+from nimsnats.broker.auth import Identity
 from nimsnats.broker.local import LocalConnection
 from nimsnats.broker.server import Broker
 
@@ -22,8 +23,9 @@ from nimsnats.broker.server import Broker
 class MemoryTransport(Transport):
     """nats-py's transport interface over a `LocalConnection`; connects as often as the client asks."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, trusted: Identity | None = None) -> None:
         self._broker = broker
+        self._trusted = trusted
         self._reader = StreamReader()
         self._connection: LocalConnection | None = None
 
@@ -31,7 +33,7 @@ class MemoryTransport(Transport):
         """Open a new connection; the address is not looked at. Raises ConnectionError when the broker is stopped."""
         reader = StreamReader(limit=buffer_size)
         self._reader = reader
-        self._connection = self._broker.connect_local(reader.feed_data, reader.feed_eof)
+        self._connection = self._broker.connect_local(reader.feed_data, reader.feed_eof, trusted=self._trusted)
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
@@ -77,10 +79,13 @@ class MemoryTransport(Transport):
         return True
 
 
-async def connect(broker: Broker, **options: Any) -> Client:
-    """A connected nats-py client. `options` are those of `nats.connect` (name, user, token, callbacks…)."""
+async def connect(broker: Broker, *, trusted: Identity | None = None, **options: Any) -> Client:
+    """A connected nats-py client. `options` are those of `nats.connect` (name, user, token, callbacks…).
+
+    `trusted`: as whom the program itself connects, where strangers need credentials.
+    """
     client = Client()
-    client._transport = MemoryTransport(broker)  # pyright: ignore[reportPrivateUsage] - nats-py offers no public way
+    client._transport = MemoryTransport(broker, trusted)  # pyright: ignore[reportPrivateUsage] - nats-py offers no public way
     dial = cast("Callable[..., Any]", client.connect)
     await dial(servers=["nats://in-process:4222"], **options)
     return client

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from nimsnats.broker.auth import Identity
 from nimsnats.cluster import ClusterManager, ClusterState, Pairs, cluster_health, registry_health
 from nimsnats.config import Settings, for_node, split_address
 from nimsnats.monitor.view import Application, ClusterView
@@ -244,10 +245,13 @@ class Node:
         from forest.metrics import HELP
         from forest.options import ForestOptions
         from forest.wind import DEFAULT_SUBJECTS
+        from nimsnats.inprocess import connect
 
         assert self.cluster is not None and self.server.view is not None
         self.progress("Steps 6 and 7 of 8: opening the forest's streams and starting the forest")
-        self._client = await self.client(name="nimsforest")
+        broker = self.server.broker
+        own = Identity(broker.global_account.name)  # the node's users and tokens are for others
+        self._client = await connect(broker, trusted=own, name="nimsforest")
         options = ForestOptions(
             trees=settings.trees,
             nims=settings.nims,

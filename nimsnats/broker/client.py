@@ -53,16 +53,18 @@ class ClientConnection(Publisher):
     """One client, and the `Commands` of its parser."""
 
     __slots__ = (
-        "_connected", "_first_pong", "_ping_sent", "auth_task", "echo", "headers", "identity",
-        "kind", "lines", "local", "no_responders", "options", "pings_out", "plain", "rtt", "subs", "trace", "verbose",
+        "_connected", "_first_pong", "_ping_sent", "auth_task", "echo", "headers", "identity", "kind", "lines",
+        "local", "no_responders", "options", "pings_out", "plain", "rtt", "subs", "trace", "trusted", "verbose",
     )  # fmt: skip
 
-    def __init__(self, broker: Broker, cid: int, *, local: bool = False) -> None:
+    def __init__(self, broker: Broker, cid: int, *, local: bool = False, trusted: Identity | None = None) -> None:
         super().__init__(broker, cid)
         options = broker.options
         self.parser: Parser[Lane] = Parser(self, options.max_payload, options.max_control_line)
         self.kind = "Client"
         self.local = local
+        self.trusted = trusted
+        """As whom a connection of the program's own is let in, without credentials."""
         self.options = ConnectOptions()
         self.identity: Identity | None = None
         self.account: Account = broker.global_account
@@ -186,7 +188,7 @@ class ClientConnection(Publisher):
         if self.options.account or self.options.new_account:
             self._refuse()
             return
-        proven = self.broker.authenticator.authenticate(self.options)
+        proven = self.trusted or self.broker.authenticator.authenticate(self.options)
         if isinstance(proven, Awaitable):
             self.parser.paused = True
             if self.transport is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from nimsnats import identity
 from nimsnats.broker.account import Account
-from nimsnats.broker.auth import Authenticator, ConfiguredAuthenticator
+from nimsnats.broker.auth import Authenticator, ConfiguredAuthenticator, Identity
 from nimsnats.broker.client import ClientConnection
 from nimsnats.broker.connection import Connection
 from nimsnats.broker.local import LocalConnection
@@ -169,10 +169,17 @@ class Broker:
             await self._sleep(pause * (0.5 + self.runtime.random.random() / 2))
 
     def connect_local(
-        self, received: Callable[[bytes], None], closed: Callable[[], None] | None = None
+        self,
+        received: Callable[[bytes], None],
+        closed: Callable[[], None] | None = None,
+        *,
+        trusted: Identity | None = None,
     ) -> LocalConnection:
-        """A client connection through memory: `received` gets what the server sends, `closed` its end."""
-        client = ClientConnection(self, self._next_cid(), local=True)
+        """A client connection through memory: `received` gets what the server sends, `closed` its end.
+
+        With `trusted` it is that identity and needs no credentials; else it has to prove who it is, like any other.
+        """
+        client = ClientConnection(self, self._next_cid(), local=True, trusted=trusted)
         return LocalConnection(self.runtime, client, received, closed)
 
     # -- what connections ask for -------------------------------------------------------------------------------
