@@ -304,8 +304,15 @@ class Node:
 
     def _cluster_view(self) -> ClusterView:
         assert self.cluster is not None
-        state = self.cluster.state
-        return ClusterView(state.size, state.peers, state.replication_factor)
+        state, listed = self.cluster.state, self.cluster.known_peers
+        return ClusterView(
+            state.size,
+            state.peers,
+            state.replication_factor,
+            listed=len(listed),
+            connected=sum(map(self.cluster.is_connected, self.cluster.members)),
+            waiting=len(self.pairs.waiting) if self.pairs is not None else 0,
+        )
 
     def _tell_state(self) -> None:
         assert self.cluster is not None

@@ -1,4 +1,8 @@
-"""The JetStream part of `/metrics`: totals, and one line for each stream and consumer."""
+"""The JetStream part of `/metrics`: totals, and one line for each stream and consumer while there are not too many.
+
+A node may hold many thousands of streams and consumers. Beyond `MOST_LINES` of a kind that kind has no lines of its own
+unless a scrape asks for them (`/metrics?streams=1`), and a gauge says how many are left out; totals are always there.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.jetstream.stream import Stream
 
+MOST_LINES: Final = 1000
 _BUNCH: Final = 50
 _STREAM: Final = ("account", "stream")
 _CONSUMER: Final = ("account", "stream", "consumer")
@@ -35,15 +40,31 @@ _CONSUMER_GAUGES: Final = (
 )
 
 
-async def jetstream_metrics(jetstream: JetStream) -> list[Metric]:
-    """All families; other work gets its turn between bunches of consumers."""
+async def jetstream_metrics(jetstream: JetStream, *, each: bool | None = None) -> list[Metric]:
+    """All families; `each` has streams and consumers listed one by one, None up to `MOST_LINES` of a kind. Other work
+    gets its turn between bunches of consumers."""
     accounts = list(jetstream.accounts.values())
-    return [*_accounts(jetstream, accounts), *_streams(accounts), *await _consumers(accounts)]
+    streams = sum(len(account.streams) for account in accounts)
+    consumers = sum(len(stream.consumers) for account in accounts for stream in account)
+    unlisted = GaugeMetricFamily(
+        "nimsnats_jetstream_unlisted", "Streams and consumers without lines of their own here.", labels=["kind"]
+    )
+    listed: list[list[JetStreamAccount]] = []
+    for kind, count in (("stream", streams), ("consumer", consumers)):
+        shown = count <= MOST_LINES if each is None else each
+        unlisted.add_metric([kind], 0 if shown else count)
+        listed.append(accounts if shown else [])
+    return [*_accounts(jetstream, accounts), unlisted, *_streams(listed[0]), *await _consumers(listed[1])]
 
 
 def _accounts(jetstream: JetStream, accounts: list[JetStreamAccount]) -> Iterator[Metric]:
     streams = GaugeMetricFamily("nimsnats_jetstream_streams", "Streams of the account.", labels=["account"])
     consumers = GaugeMetricFamily("nimsnats_jetstream_consumers", "Consumers of the account.", labels=["account"])
+    messages = GaugeMetricFamily("nimsnats_jetstream_messages", "Messages stored here.", labels=["account"])
+    size = GaugeMetricFamily("nimsnats_jetstream_size_bytes", "Size of the messages stored here.", labels=["account"])
+    lost = GaugeMetricFamily(
+        "nimsnats_jetstream_lost_messages", "Messages whose stored bytes here were damaged.", labels=["account"]
+    )
     requests = CounterMetricFamily(
         "nimsnats_jetstream_api_requests_total", "JetStream API requests answered.", labels=["account"]
     )
@@ -53,10 +74,13 @@ def _accounts(jetstream: JetStream, accounts: list[JetStreamAccount]) -> Iterato
     for account in accounts:
         streams.add_metric([account.name], len(account.streams))
         consumers.add_metric([account.name], sum(len(stream.consumers) for stream in account))
+        messages.add_metric([account.name], sum(stream.store.messages for stream in account))
+        size.add_metric([account.name], sum(account.usage()))
+        lost.add_metric([account.name], sum(len(stream.store.lost) for stream in account))
         answered, failed = jetstream.api_requests(account.name)
         requests.add_metric([account.name], answered)
         failures.add_metric([account.name], failed)
-    yield from (streams, consumers, requests, failures)
+    yield from (streams, consumers, messages, size, lost, requests, failures)
 
 
 def _streams(accounts: list[JetStreamAccount]) -> Iterator[Metric]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -19,24 +21,32 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from nimsnats.monitor.health import overall
 from nimsnats.monitor.histogram import Histogram
 from nimsnats.monitor.jetmetrics import jetstream_metrics
 from nimsnats.monitor.raftmetrics import raft_metrics
 from nimsnats.monitor.view import NodeView
+from nimsnats.storage.space import space_of
 from nimsnats.version import NATS_VERSION, __version__
+
+if TYPE_CHECKING:
+    from nimsnats.storage.scrub import Scrub
 
 _PREFIX = "nimsnats_"
 
 
-async def expose(view: NodeView, accept: str, *, raft: bool = False) -> tuple[bytes, str]:
-    """The page and its content type, in the format that the Accept header asks for; `raft` adds a line for each group.
+async def expose(view: NodeView, accept: str, *, raft: bool = False, streams: bool | None = None) -> tuple[bytes, str]:
+    """The page and its content type, in the format that the Accept header asks for; `raft` adds a line for each group,
+    `streams` says whether streams and consumers are listed one by one (None: unless there are too many).
 
     Reads the node on its loop, with a pause after each bunch of consumers, and writes the text on another thread: a
     scrape of thousands of consumers must not hold up messages.
     """
     families = list(_families(view))
+    if view.storage is not None:
+        families += await asyncio.to_thread(_space, view.storage.path)
     if view.jetstream is not None:
-        families += await jetstream_metrics(view.jetstream)
+        families += await jetstream_metrics(view.jetstream, each=streams)
         families += await raft_metrics(view.jetstream, each=raft)
     encode, content_type = choose_encoder(accept)
     return await asyncio.to_thread(_encoded, encode, families), content_type
@@ -66,6 +76,7 @@ def _families(view: NodeView) -> Iterator[Metric]:
     yield from _storage(view)
     yield from _registry(view)
     yield from _cluster(view)
+    yield from _health(view)
     yield from _application(view)
 
 
@@ -151,6 +162,35 @@ def _storage(view: NodeView) -> Iterator[Metric]:
     )
     yield counter("storage_damaged_reads_total", "Reads that found damaged bytes or none.", view.storage.damaged_reads)
     yield gauge("storage_damage_reports", "Places where stored data was found damaged.", len(view.damage()))
+    yield gauge("storage_full", "1 when the latest write was refused for want of space.", view.storage.full)
+    yield from _scrub(view.storage.scrub)
+
+
+def _scrub(scrub: Scrub | None) -> Iterator[Metric]:
+    if scrub is None:
+        return
+    yield counter("storage_scrub_passes_total", "Passes over all stored entries that were finished.", scrub.passes)
+    yield counter("storage_scrub_entries_total", "Stored entries whose checksums were checked.", scrub.rows)
+    yield gauge("storage_scrub_pass_bytes", "Bytes that the current or latest pass has checked.", scrub.pass_size)
+    yield gauge("storage_scrub_damaged_entries", "Damaged entries that the scrub has found.", len(scrub.damaged))
+    finished = scrub.finished_ns / 1e9
+    yield gauge(
+        "storage_scrub_finished_time_seconds", "When the latest pass ended, since the epoch; 0: none.", finished
+    )
+
+
+def _space(path: Path) -> list[Metric]:
+    """Sizes; none of a disk that is gone, whose other metrics are then all the more wanted."""
+    try:
+        space = space_of(path)
+    except OSError:
+        return []
+    return [
+        gauge("storage_database_bytes", "Size of the database file, free pages included.", space.database),
+        gauge("storage_wal_bytes", "Size of the write-ahead log's file.", space.wal),
+        gauge("storage_free_bytes", "Space left in the data directory's file system.", space.free),
+        gauge("storage_filesystem_bytes", "Size of the data directory's file system.", space.total),
+    ]
 
 
 def _registry(view: NodeView) -> Iterator[Metric]:
@@ -164,6 +204,10 @@ def _registry(view: NodeView) -> Iterator[Metric]:
     yield connected
     yield gauge("registry_registered", "1 when the registry lists this node.", status.registered)
     yield gauge("registry_failures", "Failed requests since the registry's latest answer.", status.failures)
+    answered = status.last_success.timestamp() if status.last_success is not None else 0
+    yield gauge(
+        "registry_answered_time_seconds", "When the registry last answered, since the epoch; 0: never.", answered
+    )
 
 
 def _cluster(view: NodeView) -> Iterator[Metric]:
@@ -171,6 +215,22 @@ def _cluster(view: NodeView) -> Iterator[Metric]:
     yield gauge("cluster_size", "Nodes in the cluster, this one included.", seen.size)
     yield gauge("cluster_replication_factor", "Replicas that streams of the forest have.", seen.replication_factor)
     yield gauge("cluster_problems", "Reasons why the cluster cannot work as it should.", len(seen.problems))
+    yield gauge("cluster_listed_peers", "Other nodes that the registry lists.", seen.listed)
+    yield gauge("cluster_connected_peers", "Other nodes of the cluster that a route leads to.", seen.connected)
+    yield gauge(
+        "cluster_waiting_peers", "Nodes that are away and without which groups of two do not go on.", seen.waiting
+    )
+
+
+def _health(view: NodeView) -> Iterator[Metric]:
+    """What `/health` says, so that no alert needs a second probe."""
+    page = overall(view)
+    yield gauge("healthy", "1 unless /health says that this node cannot do its work.", page["status"] != "unhealthy")
+    yield gauge(
+        "health_problems",
+        "Problems that /health names, those that it can live with included.",
+        len(page.get("problems", ())),
+    )
 
 
 def _application(view: NodeView) -> Iterator[Metric]:

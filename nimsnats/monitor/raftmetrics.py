@@ -25,16 +25,21 @@ _BUNCH: Final = 100
 _PREFIX: Final = "nimsnats_raft_"
 _ROLES: Final = ("alone", "leader", "follower", "candidate")
 _COUNTS: Final = (
+    ("elections_total", "Elections that this node called: votes asked for in a new term.", "campaigns"),
     ("leaderships_total", "How often this node became the leader of a group of several members.", "led"),
     ("depositions_total", "How often this node ceased to lead a group.", "deposed"),
     ("snapshots_taken_total", "Snapshots of groups that this node stored.", "snapshots taken"),
     ("snapshots_received_total", "Snapshots that this node took over from a leader.", "snapshots received"),
+    ("damaged_logs_total", "Groups that were found to have lost entries here.", "impaired"),
+    ("repaired_logs_total", "Groups whose lost entries the other members gave back.", "repaired"),
 )
 _GROUP: Final[tuple[tuple[str, str, Callable[[GroupStatus], float]], ...]] = (
     ("term", "The group's term.", lambda status: status.term),
     ("leader", "1 when this node leads the group.", lambda status: status.serving),
+    ("leader_known", "1 when this node knows who leads the group.", lambda status: bool(status.leader)),
     ("commit_index", "Index of the last entry known to be committed.", lambda status: status.committed),
     ("applied_index", "Index of the last entry applied here.", lambda status: status.applied),
+    ("snapshot_index", "Index of the last entry in the latest snapshot.", lambda status: status.snapshot),
     ("members", "Members that vote.", lambda status: len(status.members)),
 )
 
@@ -54,6 +59,8 @@ async def raft_metrics(jetstream: JetStream, *, each: bool) -> list[Metric]:
         totals["silent"] += status.silent
         totals["impaired"] += status.impaired
         totals["unapplied"] += max(0, status.committed - status.applied)
+        totals["entries"] += status.pending_entries
+        totals["bytes"] += status.pending_bytes
         for other in group.progress():
             name = node_of(other.member)
             lag[name] = max(lag[name], other.lag)
@@ -80,6 +87,8 @@ def _groups(roles: Counter[str], totals: Counter[str]) -> list[Metric]:
         _gauge("groups_silent", "Groups in which nothing happens, so that they cost nothing.", totals["silent"]),
         _gauge("groups_impaired", "Groups that lost entries here and are being repaired.", totals["impaired"]),
         _gauge("unapplied_entries", "Entries that are committed and not applied here yet.", totals["unapplied"]),
+        _gauge("unsnapshotted_entries", "Entries applied since the groups' latest snapshots.", totals["entries"]),
+        _gauge("unsnapshotted_bytes", "Size of these entries.", totals["bytes"]),
     ]
 
 

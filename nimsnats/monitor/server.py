@@ -125,10 +125,10 @@ class MonitorServer:
 
         self.view.http_requests["/metrics"] += 1
         try:
-            raft = read_all(request.query, {"raft": boolean("raft")}).get("raft", False)
+            asked = read_all(request.query, {"raft": boolean("raft"), "streams": boolean("streams")})
         except ParameterError as error:
             return web.Response(status=400, text=str(error))
-        body, content_type = await expose(self.view, request.headers.get("Accept", ""), raft=raft)
+        body, content_type = await expose(self.view, request.headers.get("Accept", ""), **asked)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
 

@@ -35,12 +35,19 @@ _BYTES: Final = tuple(4096 * 4**n for n in range(8))
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster as this node sees it. `problems` say in words why it cannot work as it should; empty is healthy."""
+    """The cluster as this node sees it. `problems` say in words why it cannot work as it should; empty is healthy.
+
+    `listed` and `connected` count the other nodes that the registry lists and that a route leads to; `waiting` counts
+    those without which groups of two do not go on.
+    """
 
     size: int = 1
     peers: Sequence[str] = ()
     replication_factor: int = 1
     problems: Sequence[str] = ()
+    listed: int = 0
+    connected: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from nimsnats.raft.core import MEMBERSHIP, NOOP, Core, HardState
+from nimsnats.raft.core import MEMBERSHIP, NOOP, Core, HardState, Role
 from nimsnats.raft.home import Durable, Memory
 from nimsnats.raft.log import RaftLog
 from nimsnats.raft.machine import (
@@ -257,6 +257,7 @@ class HostedGroup:
         self.core = self._new_core()
         self.alone = False
         if impaired:
+            self.host.counts["impaired"] += 1
             self.core.impaired = self.host.runtime.random.getrandbits(56) | 1
             self.core.pledge = pledge
         return self.core
@@ -297,6 +298,7 @@ class HostedGroup:
         core = self.core
         if core.hard_state_changed:
             core.hard_state_changed = False
+            self.host.counts["campaigns"] += core.role is Role.CANDIDATE
             if self.home.number:
                 self.home.storage.set_hard_state(self.home.number, *self.hard_state())
 
@@ -416,6 +418,7 @@ class HostedGroup:
         elif kind == NOOP:
             if entry.data and entry.data == b"%d" % self.core.impaired:
                 self.host.log.info("Group %s: everything that was lost here is back", self._name)
+                self.host.counts["repaired"] += 1
                 self.core.restored()
         elif not self.alone:
             self.replica.membership_applied(entry)

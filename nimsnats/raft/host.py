@@ -64,7 +64,8 @@ class Host:
         self.lost_peers: set[str] = set()
         """Peers that have been silent for longer than an election takes."""
         self.counts: Counter[str] = Counter()
-        """How often groups of several were led and left here, and snapshots were taken and received."""
+        """How often groups of several asked for votes, were led and left here, lost entries and got them back, and
+        snapshots were taken and received."""
         self._ticking: dict[HostedGroup, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ticks = 0

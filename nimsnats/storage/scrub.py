@@ -36,8 +36,12 @@ class Scrub:
         rest: float,
     ) -> None:
         self.passes = 0
+        self.finished_ns = 0
+        """When the latest pass ended, nanoseconds since the epoch; 0 before the first."""
         self.rows = 0
         """Rows checked since start."""
+        self.pass_size = 0
+        """Bytes of entries that the current pass has checked so far, or the latest one did."""
         self.damaged: set[tuple[int, int]] = set()
         """(group, index) of rows whose checksum failed."""
         self._read = read
@@ -68,7 +72,7 @@ class Scrub:
     async def check_all(self) -> None:
         """One pass over all entries. Raises Corrupt when pages cannot be read at all, StorageFailed when
         closed."""
-        row = 0
+        row = self.pass_size = 0
         while rows := await self._read(_QUERY, (row,)):
             size = 0
             for found in rows:
@@ -77,8 +81,10 @@ class Scrub:
                 self.rows += 1
                 if found[1] != layout.LOST and not layout.holds(layout.entry_crc, found):
                     self._found(row >> INDEX_BITS, row & INDEX_MASK)
+            self.pass_size += size
             await self._runtime.sleep(size / self._rate)
         self.passes += 1
+        self.finished_ns = self._runtime.time_ns()
 
     def _found(self, group: int, index: int) -> None:
         if (group, index) not in self.damaged:

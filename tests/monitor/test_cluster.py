@@ -122,6 +122,7 @@ async def test_metrics_say_how_the_groups_are_without_a_line_for_each(cluster: T
     assert found["nimsnats_raft_meta_members", ()] == 3 and found["nimsnats_raft_meta_applied_index", ()] > 0
     assert found["nimsnats_raft_peer_lost", (("peer", "n3"),)] == 0
     assert found["nimsnats_raft_leaderships_total", ()] >= 1
+    assert found["nimsnats_raft_elections_total", ()] >= 1 and found["nimsnats_raft_meta_leader_known", ()] == 1
     assert 'group="' not in short and long.count("nimsnats_raft_group_term{") == 2
 
 

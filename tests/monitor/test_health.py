@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +111,8 @@ class _Storage:
         self.damage = damage
         self.damaged_reads = damaged_reads
         self.observers: list[object] = []
+        self.path = Path("/a disk that is gone")
+        self.scrub = None
 
 
 async def test_failed_storage_makes_every_probe_say_no(ours: Side, view: NodeView) -> None:

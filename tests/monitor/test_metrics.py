@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import shutil
+from asyncio.subprocess import PIPE
 
 import nats
 from prometheus_client.parser import text_string_to_metric_families
@@ -90,6 +93,9 @@ async def test_a_node_with_streams_passes_the_lint_and_counts() -> None:
         answer = await side.ask("/metrics")
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
         assert lint(answer.text) == []
+        if shutil.which("promtool"):
+            check = await asyncio.create_subprocess_exec("promtool", "check", "metrics", stdin=PIPE, stderr=PIPE)
+            assert await check.communicate(answer.text.encode()) == (None, b"") and check.returncode == 0
         got = values(answer.text)
         labels = (("account", "$G"), ("stream", "ORDERS"))
         consumer = (("account", "$G"), ("consumer", "worker"), ("stream", "ORDERS"))
@@ -101,7 +107,10 @@ async def test_a_node_with_streams_passes_the_lint_and_counts() -> None:
         assert got["nimsnats_storage_commit_seconds_count", ()] >= 3
         assert got["nimsnats_storage_commit_messages_sum", ()] == 3
         assert got["nimsnats_registry_connected", (("url", "http://registry:8500"),)] == 1
-        assert got["nimsnats_cluster_size", ()] == 1
+        assert got["nimsnats_cluster_size", ()] == got["nimsnats_healthy", ()] == 1
+        assert 0 < got["nimsnats_storage_free_bytes", ()] < got["nimsnats_storage_filesystem_bytes", ()]
+        assert got["nimsnats_storage_wal_bytes", ()] > 0 and got["nimsnats_storage_database_bytes", ()] > 0
+        assert got["nimsnats_jetstream_messages", (("account", "$G"),)] == 3
         assert got["forest_items_total", (("worker", "tree"),)] == 3
         assert got["process_resident_memory_bytes", ()] > 0
         await message.ack()

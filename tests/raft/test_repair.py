@@ -31,6 +31,7 @@ def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
         group = await node.open("S", cluster.members("abc"))
         assert group.impaired
         await cluster.until(lambda: not group.impaired)
+        assert (node.host.counts["impaired"], node.host.counts["repaired"]) == (1, 1)
         await cluster.write(b"after")
         assert list((await cluster.agreed("abc")).values()) == [*(b"%d" % number for number in range(20)), b"after"]
         assert await group.read_block(list(held)[5]) == b"5"

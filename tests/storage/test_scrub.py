@@ -22,6 +22,7 @@ async def test_damage_is_found_and_named(tmp_path: Path) -> None:
     assert scrub is not None
     await scrub.check_all()
     assert (scrub.passes, scrub.rows, scrub.damaged) == (1, 30, set())
+    assert scrub.pass_size > 0 and scrub.finished_ns > 0
     connection = sqlite3.connect(tmp_path / "nimsnats.db")
     connection.execute("UPDATE entries SET data = zeroblob(499) || x'01' WHERE id & 31 = 7")
     connection.commit()
