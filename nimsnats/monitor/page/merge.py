@@ -21,6 +21,7 @@ _LONGEST: Final = 30e9
 _MOST: Final = 100
 """Streams, consumers and connections in an overview."""
 _EVENTS: Final = 30
+_HEALTH: Final = ("healthy", "degraded", "unhealthy")
 _STAGES: Final = ("river", "tree", "wind", "nim", "humus", "decomposer", "soil")
 
 Key = tuple[str, ...]
@@ -73,7 +74,7 @@ def overview(view: NodeView, own: JsonObject, answers: Sequence[Answer]) -> Json
         "node": own["name"],
         "cluster": view.broker.options.cluster_name,
         "time": format_time(own["now"]),
-        "status": _status(own, nodes, problems),
+        "status": _status(own, nodes, streams, problems),
         "problems": problems,
         "size": own["size"],
         "replication_factor": own["replication_factor"],
@@ -127,7 +128,8 @@ def _state(answer: Answer | None, connected: bool) -> str:
     if answer is None:
         return "core" if connected else "away"
     if answer.fresh and connected:
-        return answer.latest["health"]
+        said = answer.latest["health"]
+        return said if said in _HEALTH else "degraded"
     return "silent" if connected else "away"
 
 
@@ -259,10 +261,13 @@ def _stream_problems(streams: Iterable[JsonObject]) -> Iterator[str]:
             yield f"stream {stream['name']} has lost {stream['lost']} messages to damage"
 
 
-def _status(own: JsonObject, nodes: Sequence[JsonObject], problems: Sequence[str]) -> str:
-    away = sum(node["state"] in ("away", "silent") for node in nodes)
-    if own["health"] == "unhealthy" or 2 * away >= len(nodes) or (own["clustered"] and not own["leader"]):
+def _status(
+    own: JsonObject, nodes: Iterable[JsonObject], streams: Iterable[JsonObject], problems: Sequence[str]
+) -> str:
+    """Unhealthy is a cluster that cannot serve something; one that can, but should be looked at, is degraded."""
+    stuck = any(stream["state"] in ("offline", "no leader") for stream in streams)
+    if stuck or own["health"] == "unhealthy" or (own["clustered"] and not own["leader"]):
         return "unhealthy"
-    if problems or any(node["state"] == "degraded" for node in nodes):
+    if problems or any(node["state"] not in ("healthy", "core") for node in nodes):
         return "degraded"
     return "healthy"
