@@ -111,6 +111,22 @@ async def test_events_move_with_what_happens(ours: Side, view: NodeView) -> None
     assert [row[2][0] for row in second["lists"]["connections"]] == [["app", ""]]
 
 
+async def test_a_failure_costs_one_event_and_is_logged(
+    ours: Side, view: NodeView, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([ZeroDivisionError("a bug")])
+
+    def problems() -> list[str]:
+        for failure in failures:
+            raise failure
+        return []
+
+    view.problems = problems
+    (event,) = await events(f"http://127.0.0.1:{ours.http_port}/-/events", 1)
+    assert event["facts"]["status"] == ["healthy", "ok"]
+    assert "The status page cannot be made" in caplog.text
+
+
 async def test_only_so_many_may_look_and_stopping_sends_them_away(ours: Side, http: MonitorServer) -> None:
     url = f"http://127.0.0.1:{ours.http_port}/-/events"
     connector = aiohttp.TCPConnector(limit=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from aiohttp import web
 from nimsnats.monitor.page.present import page
 
 if TYPE_CHECKING:
+    from nimsnats.monitor.format import JsonObject
     from nimsnats.monitor.page.collect import Collector
     from nimsnats.runtime import Runtime
 
@@ -22,6 +24,7 @@ MOST_VIEWERS: Final = 32
 _PERIOD: Final = 1.0
 _PATIENCE: Final = 15.0
 """Seconds that a browser may take nothing."""
+_log: Final = logging.getLogger("nimsnats.monitor")
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -89,13 +92,20 @@ class Viewers:
         except (ConnectionError, TimeoutError):
             pass  # the browser has gone, or reads nothing
 
+    def _tell(self, cells: JsonObject) -> None:
+        self._number += 1
+        data = json.dumps(cells, separators=(",", ":"), ensure_ascii=False)
+        self._event = f"retry: 2000\nid: {self._number}\ndata: {data}\n\n".encode("utf-8", "replace")
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
     async def _make(self) -> None:
         while True:
             begun = self._runtime.monotonic()
-            cells = page(await self._collector.overview())
-            self._number += 1
-            data = json.dumps(cells, separators=(",", ":"), ensure_ascii=False)
-            self._event = f"retry: 2000\nid: {self._number}\ndata: {data}\n\n".encode("utf-8", "replace")
-            news, self._news = self._news, asyncio.Event()
-            news.set()
+            try:
+                cells = page(await self._collector.overview())
+            except Exception:  # our bug costs an event, not all that follow
+                _log.exception("The status page cannot be made")
+            else:
+                self._tell(cells)
             await self._runtime.sleep(max(0.1, begun + _PERIOD - self._runtime.monotonic()))
