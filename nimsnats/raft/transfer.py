@@ -183,12 +183,21 @@ class Download:
         except (Interrupted, Malformed, StorageError) as error:
             level = logging.DEBUG if isinstance(error, Interrupted) else logging.WARNING
             group.host.log.log(level, "Group %s: no snapshot from %s: %s", group.name, offer.sender, error)
+            if isinstance(error, StorageError):
+                self._begin_anew()
             if replica.core.install is offer:
                 replica.core.install = None
         finally:
             self._running = False
         if not group.stopped:
             replica.after()
+
+    def _begin_anew(self) -> None:
+        """The disk has refused, perhaps some of the blocks that were staged: nothing of them counts."""
+        if self._staged:
+            self._replica.group.host.storage.remove_group(self._staged)
+            self._staged = 0
+        self._here.clear()
 
     async def _ask(self, offer: Message, offset: int = 0, blocks: Sequence[int] = ()) -> Piece:
         replica, runtime = self._replica, self._replica.group.host.runtime

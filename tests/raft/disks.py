@@ -95,7 +95,7 @@ class MemoryDisk:
         return number
 
     def remove_group(self, group: int) -> None:
-        self._queue_step(lambda groups: groups.__delitem__(group))
+        self._queue_step(lambda groups: groups.pop(group, None) and None)
 
     def rename_group(self, group: int, name: str) -> None:
         self._queue_step(lambda groups: setattr(groups[group], "name", name))

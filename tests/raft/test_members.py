@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nimsnats.raft.machine import BlockRecord, NotLeader, ProposalDropped, Snapshot, StoredBlock, TransferFailed
+from nimsnats.storage import StorageFull
 from tests.raft.cluster import Cluster, Node, run
 from tests.raft.recorder import MESSAGES, Recorder
 
@@ -446,6 +447,35 @@ def test_a_member_that_is_becoming_a_snapshot_stands_still_and_holds_up_nobody(e
                 await away.open(name, cluster.members("abc"))
         held = await cluster.agreed("abc")
         assert list(held.values()) == [*(b"%d" % number for number in range(300)), b"while it is half there"]
+        await cluster.stop()
+
+    run(test)
+
+
+def test_a_disk_that_fills_up_while_a_snapshot_comes_leaves_no_hole_in_it() -> None:
+    async def test() -> None:
+        cluster = await _three(17)
+        leader = await cluster.elected()
+        away = next(node for node in cluster.nodes.values() if node is not leader)
+        away.crash()
+        for number in range(300):
+            await cluster.write(b"%d" % number * 2000)  # some answers full of blocks
+        _compact(leader)
+        await away.start()
+        group = await away.open("S", cluster.members("abc"))
+        staged = f"^{group.name}"
+
+        def arriving() -> bool:
+            kept = next((each for each in away.disk.seen.values() if each.name == staged), None)
+            return kept is not None and bool(kept.rows)
+
+        await cluster.until(arriving)
+        away.disk.error = StorageFull("no space left")
+        await cluster.until(lambda: group.core.install is None)
+        away.disk.error = None
+        held = await cluster.agreed("abc")
+        assert list(held.values()) == [b"%d" % number * 2000 for number in range(300)]
+        assert away.machines["S"].restored and not away.machines["S"].damaged_blocks
         await cluster.stop()
 
     run(test)

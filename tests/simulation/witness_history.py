@@ -155,7 +155,7 @@ class PairHistory(History):
         for number in range(self.random.choice([1, 2, 3])):
             self.publishers.append(Publisher(self.world, stream, number + 1))
 
-    def run(self) -> None:
+    def run(self, mutation: str) -> None:
         seize = HostedGroup.seize
 
         def counted(group: HostedGroup) -> None:
@@ -164,7 +164,7 @@ class PairHistory(History):
             seize(group)
 
         with patch.object(HostedGroup, "seize", counted):
-            super().run()
+            super().run(mutation)
 
 
 def _without(*conditions: witness.Condition) -> Callable[[], AbstractContextManager[Any]]:
