@@ -34,7 +34,8 @@ _USAGE: Final = 0.5
 """Seconds that a node has to tell what an account uses there."""
 _AGAIN: Final = 0.05
 _MOST_HOPS: Final = 4
-_CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER"})
+_CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER", "RESTORE"})
+"""Requests about streams that only the leader of the catalogue answers: it alone knows at once what is gone."""
 _NOT_AVAIL: Final = 10008
 _NOT_LEADER: Final = 10009
 

@@ -224,5 +224,25 @@ async def test_restored_streams_are_placed_like_new_ones_and_failed_ones_leave_n
         assert leaders == {"n1", "n2", "n3"}
 
 
+async def test_a_name_is_free_for_a_restore_as_soon_as_its_stream_is_deleted(tmp_path: Path) -> None:
+    async with trio(tmp_path / "nodes") as cluster:
+        await cluster.ask(0, "STREAM.CREATE.S", {"name": "S", "subjects": ["s"], "num_replicas": 3})
+        taken = await snapshot(cluster.clients[0], "S")
+        catalogue = cluster.meta_leader()
+        assert catalogue is not None
+        for at, node in enumerate(cluster.nodes):
+            if node is catalogue:
+                continue
+            await until(lambda: cluster.leader("S") != "")
+            if cluster.leader("S") != node.name:
+                placement = {"placement": {"preferred": node.name}}
+                stepped = await cluster.ask(at, "STREAM.LEADER.STEPDOWN.S", placement)
+                assert stepped["success"], stepped
+                await until(lambda node=node: cluster.leader("S") == node.name)
+            assert (await cluster.ask(at, "STREAM.DELETE.S"))["success"]
+            answer = await restore(cluster.clients[at], taken.answer["config"], taken.archive)
+            assert "error" not in answer
+
+
 def storage_of(node: TrioNode) -> Storage:
     return node.engine.host.storage
