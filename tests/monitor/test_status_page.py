@@ -114,7 +114,7 @@ async def test_events_move_with_what_happens(ours: Side, view: NodeView) -> None
 async def test_a_failure_costs_one_event_and_is_logged(
     ours: Side, view: NodeView, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = iter([ZeroDivisionError("a bug")])
+    failures = iter([ZeroDivisionError("a bug")] * 2)  # when others ask this node, and when it builds its own page
 
     def problems() -> list[str]:
         for failure in failures:
