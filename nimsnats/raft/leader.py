@@ -120,14 +120,19 @@ class Leadership:
         core = self._core
         self._heartbeat += 1
         if self._heartbeat >= core.settings.heartbeat_ticks:
-            self._heartbeat = 0
-            for name, progress in self.members.items():
-                commit = min(progress.match, core.log.committed)
-                core.urgent.append(Message(Kind.HEARTBEAT, name, core.name, core.term, commit=commit))
+            self.call_out()
         if self.transferring:
             self._transfer_ticks += 1
             if self._transfer_ticks >= core.settings.election_ticks:
                 self.transferring = ""
+
+    def call_out(self) -> None:
+        """Send every member a heartbeat now; who lives answers."""
+        core = self._core
+        self._heartbeat = 0
+        for name, progress in self.members.items():
+            commit = min(progress.match, core.log.committed)
+            core.urgent.append(Message(Kind.HEARTBEAT, name, core.name, core.term, commit=commit))
 
     # Hearing --------------------------------------------------------------------------------------
 

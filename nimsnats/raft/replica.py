@@ -369,6 +369,8 @@ class Replica:
         await self._until(self.membership_committed)
         self._must_lead()
         core = self.core
+        if after.voters != core.membership.voters:
+            await self._hear_from_majority(after.voters)
         try:
             self.group.host.enlist(self.group)
             core.change_membership(after)
@@ -381,6 +383,26 @@ class Replica:
         self.group.host.tick_on(self.group)
         self.group.host.mark(self.group)
         await self._until(self.membership_committed)
+
+    async def _hear_from_majority(self, voters: frozenset[str]) -> None:
+        """Wait until a majority of these has answered just now. New voters count from the moment they are in the log
+        (4.1): should the only ones left be gone, nobody could commit the change, nor lead without it."""
+        core, peers, runtime = self.core, self.group.host.peers, self.group.host.runtime
+        asked = runtime.monotonic()
+
+        def heard() -> bool:
+            since = runtime.monotonic() - asked
+            alive = {name: True for name in voters if name == core.name or peers.silence(name) < since}
+            return quorum.election(voters, alive) is quorum.Verdict.WON
+
+        if heard():
+            return
+        self.wake()
+        if core.leading is not None:
+            core.leading.call_out()
+            self.after()
+        await self._until(lambda: not self.group.serving or heard())
+        self._must_lead()
 
     def _next(self, target: frozenset[str]) -> Membership | None:
         """The membership that comes next on the way; None when there is none, or a learner must catch up."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.child import run_seed, run_seeds
 
-SEEDS = (*range(1, 13), 190, 326, 1073)
+SEEDS = (*range(1, 13), 190, 326, 1073, 1125, 2210, 2308, 3009)
 """Any; and some that have found something once."""
 
 
