@@ -245,6 +245,7 @@ class Download:
                 block = await read_block(home.storage, home.number, index)
                 if block is not None:
                     self._stage(block, notes[index])
+                    await self._replica.group.host.synced()  # asked for in the same turn, or a refusal goes unnoticed
         else:
             for index in wanted:
                 if home.notes.get(index) == notes[index] and index in home.blocks:
