@@ -186,10 +186,9 @@ class History:
             held, _ = await inspection.same_everywhere(self.world, self.bucket.stream)
             check_bucket(self.bucket, held)
 
-    def run(self, mutation: str) -> None:
-        """Raises Violation, or whatever a bug raises. `mutation` is a planted one."""
+    def run(self) -> None:
+        """Raises Violation, or whatever a bug raises."""
         with ExitStack() as stack:
-            stack.enter_context(planted(mutation))
             stack.enter_context(watching(self.observer))
             stack.enter_context(small_limits(self.random))
             stack.enter_context(self.nemesis.weather.over())
@@ -217,10 +216,12 @@ def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "
     killed processes leave behind is not fit to be run (see `child.py`)."""
     gc.disable()
     began = time.process_time()
-    history = History(seed, steps, aloud=aloud)
     result = Result(seed, steps)
+    bug = ExitStack()
+    bug.enter_context(planted(mutation))
+    history = History(seed, steps, aloud=aloud)
     try:
-        history.run(mutation)
+        history.run()
     except Violation as error:
         result.failure = str(error)
     except Escaped as error:
@@ -237,5 +238,5 @@ def run_history(seed: int, steps: int, *, aloud: bool = False, mutation: str = "
     result.delivered = sum(consumer.deliveries for consumer in history.consumers)
     result.written = sum(writer.written for writer in history.writers)
     result.elections, result.applied = history.observer.elections, history.observer.applied
-    KEPT.append(history)
+    KEPT.extend((history, bug))
     return result

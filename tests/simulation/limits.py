@@ -1,4 +1,4 @@
-"""Small limits, so that a history of seconds meets what production meets after hours: snapshots, chunks, gaps.
+"""Small limits, so that a history of seconds meets what production meets after hours: snapshots, chunks, split votes.
 
 Owns which constants of the product are changed for a history, and how.
 """
@@ -11,7 +11,8 @@ from random import Random
 from unittest.mock import patch
 
 from nimsnats.jetstream import compaction
-from nimsnats.raft import group, recovery, replica, transfer
+from nimsnats.raft import group, host, recovery, replica, transfer
+from nimsnats.raft.core import Settings
 
 
 @contextmanager
@@ -30,4 +31,10 @@ def small_limits(random: Random) -> Iterator[None]:
         for module, name, values in choices:
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
             stack.enter_context(patch.object(module, name, random.choice(values)))
+        settings = Settings(
+            election_ticks=random.choice([10, 10, 3]),
+            max_message_bytes=random.choice([1 << 20, 300]),
+            max_inflight_messages=random.choice([64, 2]),
+        )
+        stack.enter_context(patch.object(host, "Settings", lambda: settings))
         yield
