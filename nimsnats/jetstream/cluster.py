@@ -24,6 +24,7 @@ from nimsnats.jetstream.replicas import Replicas
 from nimsnats.jetstream.roster import Roster
 from nimsnats.raft.machine import NotLeader
 from nimsnats.raft.transport import node_of
+from nimsnats.storage import StorageError
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
@@ -152,6 +153,8 @@ class Cluster:
                 await self._look()
             except (ApiError, NotLeader, Unreachable) as error:
                 self.engine.log.debug("Cluster: %s", error)
+            except StorageError as error:
+                self.engine.log.warning("The cluster's membership has to wait: %s", error)
             except Exception:
                 self.engine.log.exception("The cluster's membership cannot be kept up")
             pause = _CALM if self._settled() and not self._roster.restless else _BUSY

@@ -41,6 +41,8 @@ class Roster:
         """Silent members that evade or leave with others; if they are heard of again they stay."""
         self._halting: dict[str, float] = {}
         """Members that stop and stay members, and when they said so."""
+        self._said: dict[str, float] = {}
+        """Members that want to evade or leave, and when they said so last."""
         self._absent: dict[str, float] = {}
 
     def forget(self) -> None:
@@ -50,6 +52,7 @@ class Roster:
         self._leaving.clear()
         self._swept.clear()
         self._halting.clear()
+        self._said.clear()
         self._absent.clear()
 
     @property
@@ -115,6 +118,7 @@ class Roster:
 
     def _goes(self, member: str, group: Group, chosen: set[str]) -> bool:
         self._coming.pop(member, None)
+        self._said[member] = self._runtime.monotonic()
         if member not in group.members or member in chosen:
             return False
         # those who are away cannot agree to anything: they leave first, or the rest has no majority
@@ -128,6 +132,9 @@ class Roster:
         """Look for members that registry and routes have lost; returns those that leave because of it since now."""
         now = self._runtime.monotonic()
         back = {member for member in self._swept if not self._is_away(member)}
+        # whoever is here so long after it wanted to go could not leave in time, has stopped all the same, and is back
+        back |= {member for member, at in self._said.items() if now - at > _HALT and not self._is_lost(member)}
+        self._said = {member: at for member, at in self._said.items() if member in group.members and member not in back}
         self._swept -= back
         self._evading -= back
         self._leaving -= back

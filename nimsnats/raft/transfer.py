@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -61,7 +62,8 @@ class Source:
             piece = Piece(fetch.request, 0)
             log = replica.core.log
             if group.compacting:
-                await group.host.synced()
+                with suppress(StorageError):  # a snapshot that the disk refuses leaves the one before in its place
+                    await group.host.synced()
             if (fetch.index, fetch.term) == (log.snapshot, log.snapshot_term) and not group.compacting:
                 self._asked = group.host.runtime.monotonic()
                 manifest = await self._load(fetch.index, fetch.term)
