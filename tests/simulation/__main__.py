@@ -78,7 +78,7 @@ def _mutations(arguments: argparse.Namespace) -> int:
         tried, cpu, caught = 0, 0.0, False
         for result in run_seeds(seeds, arguments.steps, jobs=arguments.jobs, mutation=name):
             tried, cpu = tried + 1, cpu + result.cpu
-            caught = bool(result.failure)
+            caught = bool(result.failure) and not run_seed(result.seed, arguments.steps).failure
             if caught:
                 what = result.failure.partition("\n")[0][:160]
                 print(f"{name}: seed {result.seed}, the {tried}., {cpu:.0f} CPU s: {what}", flush=True)

@@ -25,9 +25,9 @@ from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.leader import Leadership
 from nimsnats.raft.machine import Entry
 from nimsnats.raft.message import Kind, Message
-from nimsnats.raft.replica import Replica
 from nimsnats.raft.transfer import Download
-from tests.simulation.disk import Disk
+from nimsnats.storage import CompactionPoint
+from tests.simulation.disk import Disk, SimStorage
 
 Patches = AbstractContextManager[None]
 
@@ -187,34 +187,15 @@ def _acks_stay_here() -> Patches:
     return _replacing(ConsumerSet, "apply", make)
 
 
-def _never_lose_quorum() -> Patches:
-    return _replacing(Leadership, "check_quorum", lambda _: lambda leading: None)
-
-
 def _wrong_snapshot_position() -> Patches:
-    def make(installed: Any) -> Any:
-        def mutated(group: HostedGroup, index: int, term: int, total: int) -> None:
-            installed(group, index, term, total)
-            group.core.log.entries.clear()
-            group.core.log.applied = group._applied = index + 1
+    def make(compact: Any) -> Any:
+        def mutated(storage: SimStorage, group: int, point: CompactionPoint) -> None:
+            point.index -= point.index > 1
+            compact(storage, group, point)
 
         return mutated
 
-    return _replacing(HostedGroup, "installed", make)
-
-
-def _good_night_to_all() -> Patches:
-    def make(_: Any) -> Any:
-        def mutated(replica: Replica, leading: Leadership) -> None:
-            core = replica.core
-            for name in leading.members:
-                last = core.log.last
-                replica._send([Message(Kind.HEARTBEAT, name, core.name, core.term, commit=last, force=True)])
-            replica._fall_silent()
-
-        return mutated
-
-    return _replacing(Replica, "_say_goodnight", make)
+    return _replacing(SimStorage, "compact", make)
 
 
 def _reuse_any_block() -> Patches:
@@ -235,20 +216,20 @@ def _reuse_any_block() -> Patches:
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     "ack-before-commit": Mutation("publishes are acknowledged when they are proposed", _ack_before_commit),
-    "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice),
+    "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice, 66),
     "commit-earlier-terms": Mutation("entries of earlier terms are committed by counting", _commit_earlier_terms),
     "skip-fsync": Mutation("commits are reported before they are synced", _skip_fsync),
     "apply-out-of-order": Mutation("a follower applies neighbouring entries in the wrong order", _apply_out_of_order),
     "forget-vote": Mutation("term and vote are not stored", _forget_vote),
-    "seize-without-witness": Mutation("one of two goes on alone without asking the registry", _seize_without_witness),
+    "seize-without-witness": Mutation(
+        "one of two goes on alone without asking the registry", _seize_without_witness, 5
+    ),
     "count-learners": Mutation("learners count for what is committed", _count_learners),
-    "vote-for-any-log": Mutation("votes do not ask whose log is newer", _vote_for_any_log),
-    "forget-ids": Mutation("snapshots do not hold message ids", _forget_ids),
+    "vote-for-any-log": Mutation("votes do not ask whose log is newer", _vote_for_any_log, 3),
+    "forget-ids": Mutation("snapshots do not hold message ids", _forget_ids, 20),
     "acks-stay-here": Mutation("followers do not apply acknowledgements", _acks_stay_here),
-    "never-lose-quorum": Mutation("a leader that hears nobody goes on leading", _never_lose_quorum),
-    "wrong-snapshot-position": Mutation("a member that took a snapshot misses an entry", _wrong_snapshot_position),
-    "good-night-to-all": Mutation("silence commits at members that are away", _good_night_to_all),
-    "reuse-any-block": Mutation("blocks are reused whatever has become of them", _reuse_any_block),
+    "wrong-snapshot-position": Mutation("snapshots are stored one entry too low", _wrong_snapshot_position, 3),
+    "reuse-any-block": Mutation("blocks are reused whatever has become of them", _reuse_any_block, 7),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.simulation.child import run_seed, run_seeds
+from tests.simulation.mutations import MUTATIONS
 
 SEEDS = (*range(1, 13), 190, 326, 1073, 1125, 2210, 2308, 3009)
 """Any; and some that have found something once."""
@@ -45,3 +46,13 @@ def test_campaign() -> None:
         f"seed {result.seed}: {result.failure}" for result in run_seeds(range(1000, 1500), 25) if result.failure
     ]
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_planted_bug_is_found(name: str) -> None:
+    """By a seed that is clean without it, at or behind the first one that found it when it was planted."""
+    first = MUTATIONS[name].seed
+    results = run_seeds(range(first, first + 150), 20, mutation=name)
+    assert any(result.failure and not run_seed(result.seed, 20).failure for result in results)

@@ -192,7 +192,7 @@ class World:
 
 class NodeLog(logging.Handler):
     """Writes what nodes log into the trace, under the name of the node that says it. An exception that a node had to
-    log is a bug."""
+    log is a bug, unless it is its disk's."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -205,5 +205,6 @@ class NodeLog(logging.Handler):
         text = record.getMessage()
         if record.exc_info and record.exc_info[1] is not None:
             text += f" [{record.exc_info[1]!r}]"
-            self.world.loop.broken.append({"message": f"{name} logged: {text}", "exception": record.exc_info[1]})
+            if not isinstance(record.exc_info[1], StorageError):
+                self.world.loop.broken.append({"message": f"{name} logged: {text}", "exception": record.exc_info[1]})
         self.world.trace(name, record.levelname[:3], text)
