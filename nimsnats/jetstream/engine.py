@@ -104,7 +104,9 @@ class JetStream:
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
         self.transfers = Transfers(self, self.mail, self._advisories)
         self._behind: dict[Key, str] = {}
-        """Streams that could not be made what the catalogue says, and why."""
+        """Streams that could not be made what the catalogue says, and why; "" where the catalogue may be old."""
+        self._current = ""
+        """The catalogue's group, once it is known to be current."""
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -190,6 +192,15 @@ class JetStream:
         """Whether a replica is to be open here: also one that is to go, as long as its group may count on it."""
         return self.holds(record) or record.group in self.host.recorded_groups()
 
+    def may_begin(self, record: StreamRecord) -> bool:
+        """Whether a replica may be open here, even begin its stream, that storage does not have. What a starting node
+        finds in its catalogue may be older than what it knew last: streams that it began then, and has handed on since,
+        must not begin anew, and empty."""
+        group = self.meta.group
+        if self._current != group.name and group.current:
+            self._current = group.name
+        return self._current == group.name or record.group in self.host.recorded_groups()
+
     def founders(self, record: StreamRecord) -> list[str] | None:
         """Who begins a stream's group, if nothing of it is recorded here: this node, or another (we join)."""
         begins = not record.members or record.founder == self.host.member
@@ -224,6 +235,10 @@ class JetStream:
 
     async def _settle(self, account: JetStreamAccount, name: str) -> None:
         key = (account.name, name)
+        record = self.meta.streams.get(key)
+        if record is not None and self.keeps(record) and self.served(record) is None and not self.may_begin(record):
+            self._behind[key] = ""
+            return
         try:
             await account.settle(name)
         except Exception as error:
@@ -231,7 +246,7 @@ class JetStream:
                 self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
             self._behind[key] = str(error)
         else:
-            if self._behind.pop(key, None) is not None:
+            if self._behind.pop(key, ""):
                 self.log.info("Stream '%s > %s' follows the catalogue again", account.name, name)
 
     def strays(self) -> list[str]:
@@ -438,6 +453,9 @@ class JetStream:
         if self.ended.found(record):
             return
         if not self.keeps(record):
+            return
+        if not self.may_begin(record):
+            self._behind[record.key] = ""
             return
         served = await account.open(record)
         store = served.stream.store

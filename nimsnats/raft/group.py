@@ -128,6 +128,12 @@ class HostedGroup:
         return tuple(sorted(self.core.membership.leaving))
 
     @property
+    def current(self) -> bool:
+        """Whether everything that this member's log holds is decided and applied."""
+        log = self.core.log
+        return self.serving or (bool(self.core.leader) and log.applied == log.last)
+
+    @property
     def impaired(self) -> bool:
         """Whether this member has lost entries and is being repaired by the others; what its machine shows is
         old."""

@@ -220,6 +220,12 @@ class Group(Protocol):
         """Whether this member has lost entries and waits for the others to bring them back."""
         ...
 
+    @property
+    def current(self) -> bool:
+        """Whether this member leads, or follows a leader and has applied everything that its log ever held: it knows
+        no less than before its last start."""
+        ...
+
     def progress(self) -> list[MemberProgress]:
         """Every other member, sorted by name; empty unless this one leads."""
         ...
