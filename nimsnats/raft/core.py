@@ -126,6 +126,11 @@ class Core:
         (4.1)."""
         return self._memberships[-1][1]
 
+    @property
+    def sole_voter(self) -> bool:
+        """Whether nobody else votes in this group."""
+        return self.membership.voters == frozenset((self.name,))
+
     def membership_at(self, index: int) -> Membership:
         """The membership as of a log index not below the last snapshot."""
         return next(members for at, members in reversed(self._memberships) if at <= index)
@@ -198,8 +203,11 @@ class Core:
 
     def persisted(self, index: int, term: int) -> None:
         """Storage holds the log up to `index`, whose entry was of `term`."""
-        if self.log.confirm(index, term) and self.leading is not None:
-            self.leading.advance()
+        leading = self.leading
+        if self.log.confirm(index, term) and leading is not None:
+            leading.advance()
+            if leading.members and self.sole_voter:
+                leading.pending = True  # its learners may have it now
 
     def applied_to(self, index: int) -> None:
         """The machine has applied everything up to `index`."""

@@ -57,7 +57,7 @@ class Leadership:
         while not progress.paused(settings.max_inflight_messages, settings.max_inflight_bytes):
             if not self._append(name, progress):
                 return
-            if progress.next > self._core.log.last:
+            if progress.next > self.sendable():
                 return
 
     def _append(self, name: str, progress: Progress) -> bool:
@@ -66,7 +66,8 @@ class Leadership:
         previous = progress.next - 1
         try:
             term = log.term(previous)
-            entries = log.slice(progress.next, core.settings.max_message_bytes) if progress.next <= log.last else ()
+            last = self.sendable()
+            entries = log.slice(progress.next, core.settings.max_message_bytes, last) if progress.next <= last else ()
         except Unavailable:
             self._behind(name, progress)
             return False
@@ -74,6 +75,12 @@ class Leadership:
             return False
         self._send_entries(name, progress, previous, term, entries)
         return True
+
+    def sendable(self) -> int:
+        """The last entry that members may be sent. An only voter that restarts goes on in the same term
+        (`Core.resume_alone`): so nobody may hold an entry of it that it could have lost."""
+        core = self._core
+        return core.log.durable if core.sole_voter else core.log.last
 
     def _send_entries(self, name: str, progress: Progress, previous: int, term: int, entries: Sequence[Entry]) -> None:
         core = self._core

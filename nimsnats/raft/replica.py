@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -25,6 +26,7 @@ from nimsnats.raft.progress import Flow
 from nimsnats.raft.transfer import Download, Source
 from nimsnats.raft.transport import node_of
 from nimsnats.raft.wire import Fetch, Item, Piece
+from nimsnats.storage.errors import StorageError
 
 if TYPE_CHECKING:
     from nimsnats.raft.group import HostedGroup
@@ -129,7 +131,7 @@ class Replica:
         core = self.core
         if self.group.alone:
             return "message for a group of one"
-        if message.sender in self.removed:
+        if message.sender in self.removed and not self._may_be_back(message):
             return "message from a removed member"
         if message.kind in _FROM_LEADER and message.term == core.term and core.leader not in {"", message.sender}:
             return "message from a second leader"
@@ -138,6 +140,16 @@ class Replica:
         if message.kind is Kind.APPEND_REPLY and not message.reject and message.term == core.term:
             return "acknowledgement of what is not there" if message.index > core.log.last else None
         return None
+
+    def _may_be_back(self, message: Message) -> bool:
+        """Whether a member whose removal is applied here may have been added again since, in entries that are not here
+        or not committed. Who leads, or has at least our log, is listened to whatever we know of the members (4.1)."""
+        core, log = self.core, self.core.log
+        if message.sender in core.membership.everyone:
+            return True
+        if message.kind in {Kind.VOTE, Kind.PRE_VOTE}:
+            return (message.log_term, message.index) >= (log.last_term, log.last)
+        return message.kind in _FROM_LEADER and message.term >= core.term
 
     # Time -----------------------------------------------------------------------------------------
 
@@ -321,7 +333,8 @@ class Replica:
                     entries.append(Entry(found.index, found.term, found.kind, found.data, None, found.messages))
         if not entries and core.leading is leading and index > log.snapshot and index < log.first:
             group.compact()
-            await group.host.synced()
+            with suppress(StorageError):  # a disk that is full now may have room at the next try
+                await group.host.synced()
             if index > log.snapshot:
                 await group.host.runtime.sleep(_RETRY_SECONDS)
         if core.leading is leading and not group.stopped:
