@@ -155,7 +155,7 @@ class PairHistory(History):
         for number in range(self.random.choice([1, 2, 3])):
             self.publishers.append(Publisher(self.world, stream, number + 1))
 
-    def run(self, mutation: str) -> None:
+    def run(self) -> None:
         seize = HostedGroup.seize
 
         def counted(group: HostedGroup) -> None:
@@ -164,7 +164,7 @@ class PairHistory(History):
             seize(group)
 
         with patch.object(HostedGroup, "seize", counted):
-            super().run(mutation)
+            super().run()
 
 
 def _without(*conditions: witness.Condition) -> Callable[[], AbstractContextManager[Any]]:
@@ -192,9 +192,7 @@ def run_pair(seed: int, steps: int, *, aloud: bool = False, mutation: str = "") 
         if mutation:
             stack.enter_context(MUTATIONS[mutation]())
         result = history.run_history(seed, steps, aloud=aloud)
-    last = history.KEPT[-1]
-    assert isinstance(last, PairHistory)
-    result.elections = last.seized
+    result.elections = next(each for each in reversed(history.KEPT) if isinstance(each, PairHistory)).seized
     return result
 
 
