@@ -173,13 +173,12 @@ def test_watching_goes_on_until_it_is_interrupted(port: Port) -> None:
     command = [sys.executable, "-m", "nimsnats", "status", "--watch", "--url", port.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
-        heads = [line for line in iter(watching.stdout.readline, "") if line == "n1: healthy\n" or _stop(watching)]
-        assert heads and watching.wait() == 0
-
-
-def _stop(watching: subprocess.Popen[str]) -> bool:
-    watching.send_signal(signal.SIGINT)
-    return False
+        for _ in range(2):
+            while (line := watching.stdout.readline()) != "n1: healthy\n":
+                assert line, "watching ended by itself"
+        watching.send_signal(signal.SIGINT)
+        watching.stdout.read()
+        assert watching.wait() == 0
 
 
 def test_top_draws_to_the_size_of_its_terminal_and_ends_with_q(port: Port) -> None:

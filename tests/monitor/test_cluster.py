@@ -162,11 +162,19 @@ async def test_elections_are_advised_to_the_account_and_to_the_system_account(cl
     await until(lambda: cluster.leader("S") == "n2")
 
 
-def fits(event: dict[str, Any], schema: str) -> None:
-    """An event has the shape that its schema says, where the schemas are at hand."""
-    file = _SCHEMAS / "jetstream" / "advisory" / "v1" / f"{schema}.json"
-    if file.exists():
-        jsonschema.validate({**event, "client": {"acc": "APP"}}, json.loads(file.read_text()))
+def fits(event: dict[str, Any], name: str) -> None:
+    """An event has the shape that its schema says, where the schemas are at hand.
+
+    The schemas of elections describe one replica where the server sends a list of them, and know nothing of
+    the `account` that it adds for the system account.
+    """
+    file = _SCHEMAS / "jetstream" / "advisory" / "v1" / f"{name}.json"
+    if not file.exists():
+        return
+    schema = json.loads(file.read_text())
+    schema["properties"]["replicas"] = {"type": "array", "items": schema["properties"]["replicas"]}
+    schema["properties"]["account"] = {"type": "string"}
+    jsonschema.validate(event, schema)
 
 
 COMMANDS: list[tuple[bool, str, str]] = [
