@@ -398,22 +398,25 @@ class Replica:
         await self._until(self.membership_committed)
 
     async def _hear_from_majority(self, voters: frozenset[str]) -> None:
-        """Wait until a majority of these has answered just now. New voters count from the moment they are in the log
-        (4.1): should the only ones left be gone, nobody could commit the change, nor lead without it."""
+        """Wait until a majority of these has answered just now, not counting who may not vote for having lost
+        entries. New voters count from the moment they are in the log (4.1): should the only ones left be gone, or
+        without a vote, nobody could commit the change, nor lead without it. Raises NotLeader."""
         core, peers, runtime = self.core, self.group.host.peers, self.group.host.runtime
-        asked = runtime.monotonic()
+        leading, asked = core.leading, runtime.monotonic()
+        if leading is None:
+            raise NotLeader
 
         def heard() -> bool:
             since = runtime.monotonic() - asked
-            alive = {name: True for name in voters if name == core.name or peers.silence(name) < since}
+            damaged = {name for name, known in leading.members.items() if known.damaged}
+            alive = {name: True for name in voters - damaged if name == core.name or peers.silence(name) < since}
             return quorum.election(voters, alive) is quorum.Verdict.WON
 
         if heard():
             return
         self.wake()
-        if core.leading is not None:
-            core.leading.call_out()
-            self.after()
+        leading.call_out()
+        self.after()
         await self._until(lambda: not self.group.serving or heard())
         self._must_lead()
 

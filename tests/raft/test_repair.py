@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from tests.raft.cluster import Cluster, run
+from tests.raft.cluster import Cluster, Node, run
+
+
+def _damage(node: Node, index: int) -> None:
+    """Crash it; what its disk held of this entry is gone."""
+    node.crash()
+    for kept in node.disk.durable.values():
+        kept.rows[index].data = None
+    node.disk.crash()
 
 
 @pytest.mark.parametrize("compacted", [False, True], ids=["log", "block"])
@@ -23,10 +33,7 @@ def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
                 cluster.group(name).compact()
         await cluster.runtime.sleep(1)
         node = next(node for node in cluster.nodes.values() if node is not leader)
-        node.crash()
-        for kept in node.disk.durable.values():
-            kept.rows[list(held)[5]].data = None
-        node.disk.crash()
+        _damage(node, list(held)[5])
         await node.start()
         group = await node.open("S", cluster.members("abc"))
         assert group.impaired
@@ -39,6 +46,31 @@ def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
         await node.start()
         assert not (await node.open("S", cluster.members("abc"))).impaired
         await cluster.agreed("abc")
+        await cluster.stop()
+
+    run(test)
+
+
+def test_no_sound_member_is_let_go_while_the_only_other_one_has_no_vote() -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 5)
+        await cluster.start()
+        for name in "abc":
+            await cluster.nodes[name].open("S", cluster.members("abc"))
+        for number in range(20):
+            await cluster.write(b"%d" % number)
+        held = await cluster.agreed("abc")
+        leader = await cluster.elected()
+        damaged, sound = (node for node in cluster.nodes.values() if node is not leader)
+        _damage(damaged, list(held)[5])
+        damaged.disk.delay = 3.0  # seconds that it takes to write what repairs it
+        await damaged.start()
+        group = await damaged.open("S", cluster.members("abc"))
+        leading = cluster.group(leader.name)
+        change = asyncio.ensure_future(leading.change_members([leader.member, damaged.member]))
+        await cluster.until(lambda: sound.member not in leading.core.membership.voters)
+        assert not group.impaired
+        await change
         await cluster.stop()
 
     run(test)
