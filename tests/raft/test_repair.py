@@ -9,6 +9,16 @@ import pytest
 from tests.raft.cluster import Cluster, Node, run
 
 
+async def _written(cluster: Cluster) -> dict[int, bytes]:
+    """Three members of "S" that hold twenty entries, by index."""
+    await cluster.start()
+    for name in "abc":
+        await cluster.nodes[name].open("S", cluster.members("abc"))
+    for number in range(20):
+        await cluster.write(b"%d" % number)
+    return await cluster.agreed("abc")
+
+
 def _damage(node: Node, index: int) -> None:
     """Crash it; what its disk held of this entry is gone."""
     node.crash()
@@ -21,12 +31,7 @@ def _damage(node: Node, index: int) -> None:
 def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
     async def test() -> None:
         cluster = Cluster("abc", 9)
-        await cluster.start()
-        for name in "abc":
-            await cluster.nodes[name].open("S", cluster.members("abc"))
-        for number in range(20):
-            await cluster.write(b"%d" % number)
-        held = await cluster.agreed("abc")
+        held = await _written(cluster)
         leader = await cluster.elected()
         if compacted:
             for name in "abc":
@@ -54,12 +59,7 @@ def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
 def test_no_sound_member_is_let_go_while_the_only_other_one_has_no_vote() -> None:
     async def test() -> None:
         cluster = Cluster("abc", 5)
-        await cluster.start()
-        for name in "abc":
-            await cluster.nodes[name].open("S", cluster.members("abc"))
-        for number in range(20):
-            await cluster.write(b"%d" % number)
-        held = await cluster.agreed("abc")
+        held = await _written(cluster)
         leader = await cluster.elected()
         damaged, sound = (node for node in cluster.nodes.values() if node is not leader)
         _damage(damaged, list(held)[5])

@@ -68,6 +68,14 @@ def _ack_before_commit() -> Patches:
     return _replacing(Stream, "propose_batch", make)
 
 
+@contextmanager
+def _voting(make: Callable[[Any], Any]) -> Iterator[None]:
+    """With another answer to those who ask for a vote."""
+    mutated = make(Core._on_vote)
+    with patch.dict(Core._HANDLERS, {Kind.VOTE: mutated, Kind.PRE_VOTE: mutated}):
+        yield
+
+
 def _vote_twice() -> Patches:
     def make(vote: Any) -> Any:
         def mutated(core: Core, message: Message) -> None:
@@ -77,13 +85,7 @@ def _vote_twice() -> Patches:
 
         return mutated
 
-    @contextmanager
-    def planted() -> Iterator[None]:
-        mutated = make(Core._on_vote)
-        with patch.dict(Core._HANDLERS, {Kind.VOTE: mutated, Kind.PRE_VOTE: mutated}):
-            yield
-
-    return planted()
+    return _voting(make)
 
 
 def _vote_for_any_log() -> Patches:
@@ -94,13 +96,7 @@ def _vote_for_any_log() -> Patches:
 
         return mutated
 
-    @contextmanager
-    def planted() -> Iterator[None]:
-        mutated = make(Core._on_vote)
-        with patch.dict(Core._HANDLERS, {Kind.VOTE: mutated, Kind.PRE_VOTE: mutated}):
-            yield
-
-    return planted()
+    return _voting(make)
 
 
 def _commit_earlier_terms() -> Patches:
