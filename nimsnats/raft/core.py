@@ -406,7 +406,7 @@ class Core:
         log."""
         self._heard_leader(message)
         self.log.committed = max(self.log.committed, min(message.commit, self.log.last))
-        self.urgent.append(Message(Kind.HEARTBEAT_REPLY, message.sender, self.name, self.term))
+        self.urgent.append(Message(Kind.HEARTBEAT_REPLY, message.sender, self.name, self.term, hint=self.impaired))
         if self.impaired:
             self.urgent.append(self._loss(message.sender))
 

@@ -152,7 +152,7 @@ class Leadership:
         if message.kind is Kind.APPEND_REPLY:
             self._on_append_reply(message, progress)
         elif message.kind is Kind.HEARTBEAT_REPLY:
-            progress.probing = progress.damaged = False
+            progress.probing, progress.sound = False, not message.hint
             if progress.flow is Flow.SNAPSHOT:
                 self._offer_snapshot(message.sender, progress)  # the offer or its answer may be lost
             elif progress.match < self._core.log.last:
@@ -196,7 +196,7 @@ class Leadership:
         write an entry that names the loss. What this leader had counted on the member for is before that entry,
         so the member is whole again when it holds the entry committed."""
         name, loss = message.sender, message.hint
-        progress.damaged = True
+        progress.sound = False
         if progress.match > message.index:
             progress.match = 0
             progress.probe(message.index + 1)

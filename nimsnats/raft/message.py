@@ -36,7 +36,8 @@ class Message:
 
     `index`/`log_term`: votes: the candidate's last entry; APPEND: the entry before `entries`; replies: what
     is acknowledged; INSTALL: the snapshot's position. `hint`: in a rejection, where the logs may agree (with
-    `log_term`). `force`: this vote is a transfer, leases do not protect the leader.
+    `log_term`); in an answer to a heartbeat, the loss that impairs the member. `force`: this vote is a transfer,
+    leases do not protect the leader.
     """
 
     kind: Kind

@@ -36,8 +36,8 @@ class Progress:
     """Older entries are being read from disk for it."""
     active: bool = False
     """Heard from since the last quorum check."""
-    damaged: bool = False
-    """Its latest answer to a heartbeat came with the news of a loss: it may have no vote to give."""
+    sound: bool = False
+    """Has answered a heartbeat since this was last taken back, and has lost nothing: it has a vote to give."""
     pending_snapshot: int = 0
     inflight: deque[tuple[int, int]] = field(default_factory=deque[tuple[int, int]])
     """(last index, bytes) of unacknowledged messages."""

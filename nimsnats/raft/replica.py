@@ -398,18 +398,19 @@ class Replica:
         await self._until(self.membership_committed)
 
     async def _hear_from_majority(self, voters: frozenset[str]) -> None:
-        """Wait until a majority of these has answered just now, not counting who may not vote for having lost
-        entries. New voters count from the moment they are in the log (4.1): should the only ones left be gone, or
-        without a vote, nobody could commit the change, nor lead without it. Raises NotLeader."""
-        core, peers, runtime = self.core, self.group.host.peers, self.group.host.runtime
-        leading, asked = core.leading, runtime.monotonic()
+        """Wait until a majority of these has answered in this group just now, not counting who may not vote for
+        having lost entries. New voters count from the moment they are in the log (4.1): should the only ones left
+        be gone, or without a vote, nobody could commit the change, nor lead without it. Raises NotLeader."""
+        core = self.core
+        leading = core.leading
         if leading is None:
             raise NotLeader
+        members = leading.members
+        for known in members.values():
+            known.sound = False
 
         def heard() -> bool:
-            since = runtime.monotonic() - asked
-            damaged = {name for name, known in leading.members.items() if known.damaged}
-            alive = {name: True for name in voters - damaged if name == core.name or peers.silence(name) < since}
+            alive = {name: True for name in voters if name == core.name or (name in members and members[name].sound)}
             return quorum.election(voters, alive) is quorum.Verdict.WON
 
         if heard():
