@@ -30,6 +30,8 @@ async function violations(page) {
 const messages = () =>
   Number(document.querySelector('[data-key="ORDERS $G"]').children[5].textContent.replaceAll(",", ""));
 const background = () => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number);
+const places = () =>
+  [...document.querySelectorAll(".map .node")].map((node) => node.getBoundingClientRect()).map((box) => [box.x, box.y]);
 const focused = () => {
   const element = document.activeElement;
   const outline = getComputedStyle(element).outlineStyle !== "none";
@@ -54,7 +56,7 @@ await page.waitForFunction(
 tell("moved", { before, after: await page.evaluate(messages) });
 
 const order = [];
-for (let n = 0; n < 15; n++) {
+for (let n = 0; n < 20; n++) {
   await page.keyboard.press("Tab");
   order.push(await page.evaluate(focused));
 }
@@ -65,6 +67,26 @@ await page.keyboard.press("Enter");
 await page.waitForFunction(() => document.getElementById("live").dataset.s === "ok");
 tell("keyboard", { order, paused });
 
+const drawn = await page.evaluate(() => ({
+  nodes: [...document.querySelectorAll(".map .node")].map((node) => node.ariaLabel),
+  links: [...document.querySelectorAll(".map line")].map((line) => [line.dataset.a, line.dataset.b, line.dataset.s]),
+  said: document.querySelector(".map figcaption").textContent,
+}));
+await page.locator('.map .node[data-key="n2"]').focus();
+await page.waitForFunction(() => document.querySelectorAll(".map line.on").length === 2);
+await page.evaluate(() => (document.activeElement.dataset.mine = "yes"));
+await page.waitForFunction(
+  (time) => document.querySelector('[data-f="time"]').textContent !== time,
+  await page.locator('[data-f="time"]').textContent(),
+);
+const kept = await page.evaluate(() => document.activeElement.dataset.mine);
+await page.keyboard.press("Enter");
+const target = await page.evaluate(() => document.querySelector(":target h3").textContent);
+await page.locator(".map summary").click();
+const table = await page.locator(".map tbody th").allTextContents();
+await page.locator(".map summary").click();
+tell("map", { ...drawn, target, kept, table, places: await page.evaluate(places) });
+
 const light = { background: await page.evaluate(background), violations: await violations(page) };
 await page.emulateMedia({ colorScheme: "dark" });
 const dark = { background: await page.evaluate(background), violations: await violations(page) };
@@ -72,19 +94,27 @@ tell("schemes", { light, dark });
 
 await page.setViewportSize({ width: 390, height: 844 });
 const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
-tell("phone", { wide, violations: await violations(page) });
+const letters = await page.evaluate(() =>
+  Math.min(...[...document.querySelectorAll(".map text")].map((text) => {
+    const scale = text.getScreenCTM().a;
+    return scale * Number.parseFloat(getComputedStyle(text).fontSize);
+  })),
+);
+tell("phone", { wide, letters, violations: await violations(page) });
 
 tell("kill", {});
 await once(process.stdin, "data");
 await page.waitForFunction(() => document.querySelector('ul.nodes [data-key="n3"] .badge').textContent === "away");
 const others = await page.locator('ul.nodes > li:not([data-key="n3"]) .head .badge').allTextContents();
 const headline = await page.locator('[data-f="headline"]').textContent();
-tell("away", { others, headline, streams: await page.locator("[data-list=streams] th").allTextContents() });
+const mapped = await page.locator('.map .node[data-key="n3"]').getAttribute("aria-label");
+tell("away", { others, headline, mapped, streams: await page.locator("[data-list=streams] th").allTextContents() });
 
 const plain = await browser.newContext({ javaScriptEnabled: false });
 const still = await plain.newPage();
 await still.goto(url);
-tell("plain", { words: await still.locator("main").innerText() });
+const words = await still.locator("main").innerText();
+tell("plain", { words, nodes: await still.locator(".map .node").count(), lines: await still.locator(".map line").count() });
 
 await browser.close();
 tell("end", { errors });

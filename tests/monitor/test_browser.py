@@ -125,18 +125,28 @@ async def watch(look: Look, nodes: list[NodeProcess]) -> None:
     order = [name for name, *_ in keyboard["order"]]
     sections = ["#cluster", "#forest", "#streams", "#consumers", "#connections", "#registry", "#events"]
     assert order[:9] == ["#main", "pause", *sections]
-    assert [label for _, tag, label, _ in keyboard["order"][9:] if tag == "DIV"][:3] == [
+    assert order[9:12] == ["#node-n1", "#node-n2", "#node-n3"]
+    assert [label for _, tag, label, _ in keyboard["order"][12:] if tag == "DIV"][:3] == [
         "Streams, table",
         "Consumers, table",
         "Connections, table",
     ]
     assert all(outlined for *_, outlined in keyboard["order"])
     assert keyboard["paused"] == "paused, as of"
+    drawn = await look.step("map")
+    assert [label.split(", ")[:2] for label in drawn["nodes"]] == [[name, "healthy"] for name in ("n1", "n2", "n3")]
+    assert sum("leader" in label for label in drawn["nodes"]) == 1 and drawn["nodes"][0].endswith("this node")
+    assert drawn["links"] == [["n1", "n2", "ok"], ["n1", "n3", "ok"], ["n2", "n3", "ok"]]
+    assert drawn["said"].startswith("All 3 links are up")
+    assert (drawn["target"], drawn["kept"]) == ("n2", "yes"), "the focus must outlive the next event"
+    assert drawn["table"] == ["n1 and n2", "n1 and n3", "n2 and n3"]
+    assert len({tuple(place) for place in drawn["places"]}) == 3
     schemes = await look.step("schemes")
     assert min(schemes["light"]["background"]) > 200 and max(schemes["dark"]["background"]) < 50
     assert schemes["light"]["violations"] == schemes["dark"]["violations"] == []
     phone = await look.step("phone")
     assert (phone["wide"], phone["violations"]) == (False, [])
+    assert phone["letters"] > 9.5
     await look.step("kill")
     await nodes[2].kill()
     look.go_on()
@@ -144,6 +154,9 @@ async def watch(look: Look, nodes: list[NodeProcess]) -> None:
     assert len(away["others"]) == 2 and "away" not in away["others"]
     assert away["headline"].startswith("2 of 3 nodes are here")
     assert {"ORDERS", "RIVER"} <= set(away["streams"])
-    words = (await look.step("plain"))["words"]
+    assert away["mapped"].startswith("n3, away")
+    plain = await look.step("plain")
+    assert (plain["nodes"], plain["lines"]) == (3, 3)
+    words = plain["words"]
     assert "n3 is away" in words and "ORDERS" in words and "Soil" in words
     assert (await look.step("end"))["errors"] == []

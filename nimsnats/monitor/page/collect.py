@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.identity import nuid
@@ -30,15 +31,21 @@ _PATIENCE: Final = 0.4
 _REMEMBERED: Final = 120.0
 """Seconds after which a node that nobody names any more is forgotten."""
 _MOST_NODES: Final = 256
+_FLOWS: Final = 10
+"""Answers over which the forest's rates are taken: where events are seconds apart, a second shows none or too many."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """A node that has answered. `heard` is when, on the monotonic clock; `previous` its answer before the latest."""
+    """A node that has answered. `heard` is when, on the monotonic clock; `previous` its answer before the latest.
+
+    `flows` is what its answers of the last seconds said of the forest.
+    """
 
     latest: JsonObject
     heard: float
     previous: JsonObject | None = None
+    flows: deque[JsonObject] = field(default_factory=lambda: deque(maxlen=_FLOWS))
 
 
 class Collector:
@@ -126,11 +133,11 @@ class Collector:
     def _take(self, data: JsonObject) -> None:
         known = self._known.get(data["name"])
         if known is None:
-            self._known[data["name"]] = _Known(data, self._runtime.monotonic())
-        else:
-            if known.latest["now"] != data["now"]:
-                known.previous, known.latest = known.latest, data
-            known.heard = self._runtime.monotonic()
+            known = self._known[data["name"]] = _Known(data, self._runtime.monotonic())
+        elif known.latest["now"] != data["now"]:
+            known.flows.append({key: known.latest[key] for key in ("now", "flow")})
+            known.previous, known.latest = known.latest, data
+        known.heard = self._runtime.monotonic()
         self._answered.set()
 
     def _build(self) -> None:
@@ -139,5 +146,8 @@ class Collector:
         named = {own["name"]}.union(own["known"], (route["name"] for route in own["routes"]))
         for name in [name for name in self._known if name not in named and self._age(name) > _REMEMBERED]:
             del self._known[name]
-        answers = [Answer(one.latest, one.previous, self._age(name)) for name, one in self._known.items()]
+        answers = [
+            Answer(one.latest, one.previous, self._age(name), one.flows[0] if one.flows else None)
+            for name, one in self._known.items()
+        ]
         self._overview = overview(self._view, own, answers)

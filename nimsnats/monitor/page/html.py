@@ -12,6 +12,9 @@ from html import escape
 from typing import Any, Final
 
 from nimsnats.monitor.format import JsonObject
+from nimsnats.monitor.page import present
+from nimsnats.monitor.page.flow import forest_flow
+from nimsnats.monitor.page.map import cluster_map, summary
 
 _NUMBER: Final = "num"
 _WIDE: Final = "wide"
@@ -54,6 +57,7 @@ _EVENTS: Final = _Table(
     "events", "Recent events", "Latest lines of the nodes' logs, newest first", "Nothing was logged yet.",
     (("Time (UTC)", ""), ("Node", ""), ("Level", f"{_BADGE} {_WIDE}"), ("Event", "")),
 )  # fmt: skip
+_LINKS: Final = _Table("links", "", "", "", (("Between", ""), ("State", _BADGE), ("Round trip", _NUMBER)))
 _TABLES: Final = (_STREAMS, _CONSUMERS, _CONNECTIONS, _REGISTRY, _EVENTS)
 
 _FIGURES: Final = (
@@ -67,10 +71,21 @@ _TILES: Final = (
 )  # fmt: skip
 
 
+def page(overview: JsonObject) -> JsonObject:
+    """What an overview puts onto the page: the cells of `present.page`, and `drawn`, markup by its place."""
+    cells = present.page(overview)
+    drawn = {
+        "map": cluster_map(overview),
+        "map-text": escape(summary(overview)),
+        "flow": forest_flow(cells["lists"].pop("flow")),
+    }
+    return {**cells, "drawn": drawn}
+
+
 def render(node: str, version: str, cells: JsonObject, links: Iterable[tuple[str, str]]) -> str:
-    """The whole page. `cells` are `present.page`'s, `links` are (title, path) of the port's endpoints."""
+    """The whole page. `cells` are `page`'s, `links` are (title, path) of the port's endpoints."""
     facts, lists = cells["facts"], cells["lists"]
-    sections = [_cluster(lists["nodes"]), _forest(lists["flow"])]
+    sections = [_cluster(lists, cells["drawn"]), _forest(cells["drawn"]["flow"])]
     sections += [_table(table, lists[table.name], facts) for table in _TABLES]
     return f"""<!doctype html>
 <html lang="en">
@@ -136,18 +151,31 @@ def _tile(name: str, title: str, below: str, facts: JsonObject) -> str:
     return f'<div class="tile"><dt>{title}</dt><dd class="figure">{_fact(name, facts)}</dd>{more}{spark}</div>'
 
 
-def _cluster(nodes: list[list[Any]]) -> str:
-    cards = _list("nodes", "ul", nodes, _node, "")
+def _cluster(lists: JsonObject, drawn: JsonObject) -> str:
+    cards = _list("nodes", "ul", lists["nodes"], _node, "")
+    links = "".join(_table_row(_LINKS, row) for row in lists["links"])
+    blank: list[Any] = ["", "", [["", ""]] * len(_LINKS.columns)]
+    hidden = "" if lists["links"] else " hidden"
     return f"""<section aria-labelledby="cluster"><h2 id="cluster">Cluster</h2>
+<div class="cluster">
+<figure class="map">
+<div data-drawn="map">{drawn["map"]}</div>
+<figcaption data-drawn="map-text">{drawn["map-text"]}</figcaption>
+<details data-table="links"{hidden}><summary>Links as a table</summary>
+<table><thead><tr>{_head(_LINKS)}</tr></thead><tbody data-list="links">{links}</tbody></table>
+<template id="t-links">{_table_row(_LINKS, blank)}</template>
+</details>
+</figure>
 {cards}
+</div>
 </section>
 """
 
 
-def _forest(flow: list[list[Any]]) -> str:
-    stages = _list("flow", "ol", flow, _stage, "No forest grows here.")
+def _forest(flow: str) -> str:
     return f"""<section aria-labelledby="forest"><h2 id="forest">Forest</h2>
-{stages}
+<ol class="flow" data-drawn="flow">{flow}</ol>
+<p class="empty none">No forest grows here.</p>
 </section>
 """
 
@@ -164,19 +192,14 @@ def _node(row: list[Any]) -> str:
         for (title, extra), cell in zip(_FIGURES, figures, strict=True)
     )  # fmt: skip
     head = f"{_cell('h3', name)}{_cell('span', state, 'badge')}{_cell('span', role, 'role')}"
-    return f'<li{_row_attributes(row)}><div class="head">{head}</div><dl>{shown}</dl>{_cell("p", note, "note")}</li>'
-
-
-def _stage(row: list[Any]) -> str:
-    title, total, what, rate, waiting = row[2]
+    spot = f' id="node-{escape(row[0])}"' if row[0] else ""
     return (
-        f"<li{_row_attributes(row)}>{_cell('h3', title)}{_cell('p', total, 'figure')}{_cell('p', what, 'what')}"
-        f"{_cell('p', rate, 'rate')}{_cell('p', waiting, 'note')}</li>"
+        f'<li data-id="node-"{spot}{_row_attributes(row)}><div class="head">{head}</div><dl>{shown}</dl>'
+        f"{_cell('p', note, 'note')}</li>"
     )
 
 
 def _table(table: _Table, rows: list[list[Any]], facts: JsonObject) -> str:
-    head = "".join(f'<th scope="col"{_classes(_outer(c))}>{title}</th>' for title, c in table.columns)
     note = f'<p class="note">{_fact(f"{table.name}-note", facts)}</p>' if f"{table.name}-note" in facts else ""
     blank: list[Any] = ["", "", [["", ""]] * len(table.columns)]
     body = "".join(_table_row(table, row) for row in rows)
@@ -184,7 +207,7 @@ def _table(table: _Table, rows: list[list[Any]], facts: JsonObject) -> str:
 <div class="scroll" role="group" aria-label="{table.title}, table" tabindex="0">
 <table data-table="{table.name}"{" hidden" if not rows else ""}>
 <caption>{table.caption}</caption>
-<thead><tr>{head}</tr></thead>
+<thead><tr>{_head(table)}</tr></thead>
 <tbody data-list="{table.name}">{body}</tbody>
 </table>
 </div>
@@ -193,6 +216,10 @@ def _table(table: _Table, rows: list[list[Any]], facts: JsonObject) -> str:
 {note}
 </section>
 """
+
+
+def _head(table: _Table) -> str:
+    return "".join(f'<th scope="col"{_classes(_outer(c))}>{title}</th>' for title, c in table.columns)
 
 
 def _table_row(table: _Table, row: list[Any]) -> str:
@@ -212,7 +239,7 @@ def _outer(classes: str) -> str:
     return " ".join(one for one in classes.split() if one != _BADGE)
 
 
-_BLANKS: Final = {"problems": 1, "nodes": 13, "flow": 5}
+_BLANKS: Final = {"problems": 1, "nodes": 13}
 """Cells of the items of lists that are no tables."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from nimsnats.monitor.page.present import page
+from nimsnats.monitor.page.html import page
 
 if TYPE_CHECKING:
     from nimsnats.monitor.format import JsonObject

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 from nimsnats.jetstream.clock import format_time
@@ -20,6 +21,9 @@ _LONGEST: Final = 30e9
 """Nanoseconds between two answers beyond which no rate is made of them."""
 _MOST: Final = 100
 """Streams, consumers and connections in an overview."""
+_MESHED: Final = 24
+"""Nodes up to which all links of the mesh are listed; beyond, those of this node and the broken ones."""
+_MOST_LINKS: Final = 400
 _EVENTS: Final = 30
 _HEALTH: Final = ("healthy", "degraded", "unhealthy")
 _STAGES: Final = ("river", "tree", "wind", "nim", "humus", "decomposer", "soil")
@@ -29,11 +33,12 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a node said last and before that; `age` is how many seconds ago."""
+    """What a node said last and before; `age` is how many seconds ago, `flow` what it told of the forest earlier."""
 
     latest: JsonObject
     previous: JsonObject | None
     age: float
+    flow: JsonObject | None
 
     @property
     def name(self) -> str:
@@ -47,9 +52,18 @@ class Answer:
 
     def rates(self, read: Callable[[JsonObject], Mapping[Key, float]]) -> Callable[[Key], float | None]:
         """How fast the counters grow that `read` finds in an answer, a second; asked for by their keys."""
+        return self._rates(read, self.previous)
+
+    def flow_rates(self) -> Callable[[Key], float | None]:
+        """The same for the forest's stages, over some seconds."""
+        return self._rates(lambda said: {(one["stage"],): one["total"] for one in said["flow"]}, self.flow)
+
+    def _rates(
+        self, read: Callable[[JsonObject], Mapping[Key, float]], since: JsonObject | None
+    ) -> Callable[[Key], float | None]:
         after = read(self.latest)
-        before: Mapping[Key, float] = read(self.previous) if self.previous is not None else {}
-        elapsed = self.latest["now"] - self.previous["now"] if self.previous is not None else 0
+        before: Mapping[Key, float] = read(since) if since is not None else {}
+        elapsed = self.latest["now"] - since["now"] if since is not None else 0
 
         def rate(key: Key) -> float | None:
             if key not in before or after[key] < before[key] or not 0 < elapsed < _LONGEST:
@@ -63,13 +77,16 @@ def overview(view: NodeView, own: JsonObject, answers: Sequence[Answer]) -> Json
     """The cluster as one node sees it.
 
     `status` is "healthy", "degraded" or "unhealthy"; `nodes` have a `state`: the node's own health, or "silent"
-    (connected, no answer), "core" (connected, never answered: another kind of server) or "away". Lists come with a
-    `total`; what is left out of them is what has least to do.
+    (connected, no answer), "core" (connected, never answered: another kind of server) or "away". `links` are pairs of
+    nodes: "up" (both ends have a route), "one way" (only one says so), "down" (neither), or "away" with one of the
+    nodes; `rtt` is the slower of both ends' measurements, in nanoseconds. Lists come with a `total`; what is left out
+    of them is what has least to do.
     """
     fresh = [answer for answer in answers if answer.fresh]
     streams, consumers = _streams(answers), _consumers(fresh)
     nodes = [{**node, "lag": _lag(node["name"], streams)} for node in _nodes(own, answers)]
-    problems = [*_problems(own, nodes), *_stream_problems(streams)]
+    links = _links(own, nodes, fresh)
+    problems = [*_problems(own, nodes), *_link_problems(links), *_stream_problems(streams)]
     return {
         "node": own["name"],
         "cluster": view.broker.options.cluster_name,
@@ -80,6 +97,7 @@ def overview(view: NodeView, own: JsonObject, answers: Sequence[Answer]) -> Json
         "replication_factor": own["replication_factor"],
         "leader": own["leader"],
         "nodes": nodes,
+        "links": links,
         "traffic": _traffic(fresh),
         "streams": _listed(streams, max(len(streams), sum(one.latest["streams"] for one in fresh)), _stream_weight),
         "consumers": _listed(consumers, sum(one.latest["consumers"] for one in fresh), _consumer_weight),
@@ -131,6 +149,36 @@ def _state(answer: Answer | None, connected: bool) -> str:
         said = answer.latest["health"]
         return said if said in _HEALTH else "degraded"
     return "silent" if connected else "away"
+
+
+def _links(own: JsonObject, nodes: Sequence[JsonObject], fresh: Sequence[Answer]) -> list[JsonObject]:
+    """Every pair of nodes of which at least one tells what it is connected to."""
+    heard = {one.name: {route["name"]: route["rtt"] for route in one.latest["routes"]} for one in fresh}
+    found: list[JsonObject] = []
+    for one, other in combinations(nodes, 2):
+        ends = one["name"], other["name"]
+        said = [heard[end].get(far) for end, far in (ends, ends[::-1]) if end in heard]
+        if said:
+            state = _link_state(said, away="away" in (one["state"], other["state"]))
+            if len(nodes) <= _MESHED or state in ("one way", "down") or own["name"] in ends:
+                found.append({"nodes": list(ends), "state": state, "rtt": max(filter(None, said), default=None)})
+    return found[:_MOST_LINKS]
+
+
+def _link_state(said: Sequence[int | None], *, away: bool) -> str:
+    """From what the ends say: the round trip of their route, or None for no route."""
+    if None not in said:
+        return "up"
+    return "away" if away else "one way" if any(rtt is not None for rtt in said) else "down"
+
+
+def _link_problems(links: Iterable[JsonObject]) -> Iterator[str]:
+    for link in links:
+        one, other = link["nodes"]
+        if link["state"] == "down":
+            yield f"no route between {one} and {other}"
+        elif link["state"] == "one way":
+            yield f"only one of {one} and {other} has a route to the other"
 
 
 def _mean(answer: Answer, key: str) -> float | None:
@@ -228,7 +276,7 @@ def _flow(fresh: Sequence[Answer]) -> list[JsonObject]:
     """The forest's stages in order; those that nobody leads are missing, all of them where there is no forest."""
     found: dict[str, JsonObject] = {}
     for answer in fresh:
-        rate = answer.rates(lambda said: {(one["stage"],): one["total"] for one in said["flow"]})
+        rate = answer.flow_rates()
         for stage in answer.latest["flow"]:
             found[stage["stage"]] = {**stage, "rate": rate((stage["stage"],))}
     return [found[name] for name in _STAGES if name in found]

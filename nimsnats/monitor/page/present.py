@@ -18,10 +18,12 @@ Cell = list[str]
 Row = list[object]
 
 _NONE: Final = "-"
-_STATES: Final = {
+STATES: Final = {
     "healthy": "ok", "ok": "ok", "degraded": "warn", "behind": "warn", "silent": "warn", "leader away": "warn",
     "unhealthy": "bad", "no leader": "bad", "damaged": "bad", "offline": "bad", "away": "bad", "core": "off",
 }  # fmt: skip
+LINK_WORDS: Final = {"up": "up", "one way": "one way only", "down": "down", "away": "away"}
+LINK_STATES: Final = {"up": "ok", "one way": "warn", "down": "bad", "away": "off"}
 _NODE_WORDS: Final[dict[str, str]] = {"silent": "not answering", "core": "other server"}
 _STAGES: Final = {
     "river": ("River", "events received", "waiting"),
@@ -41,6 +43,7 @@ def page(overview: JsonObject) -> JsonObject:
         "lists": {
             "problems": [_row(str(n), "", text) for n, text in enumerate(overview["problems"][:20])],
             "nodes": [_node(node) for node in overview["nodes"]],
+            "links": [_link(link) for link in overview.get("links", ())],
             "flow": [_stage(stage) for stage in _stages(overview["flow"])],
             "streams": [_stream(one, overview["nodes"]) for one in overview["streams"]["list"]],
             "consumers": [_consumer(one) for one in overview["consumers"]["list"]],
@@ -58,7 +61,7 @@ def _facts(overview: JsonObject) -> dict[str, Cell]:
     everybody = present == len(nodes)
     return {
         "title": _cell(f"{overview['cluster'] or overview['node']}: {status}"),
-        "status": _cell(status, _STATES[status]),
+        "status": _cell(status, STATES[status]),
         "headline": _cell(_headline(present, len(nodes), overview)),
         "time": _cell(overview["time"][11:19] + " UTC"),
         "nodes": _cell(f"{present} of {len(nodes)}" if not everybody else str(present), "" if everybody else "bad"),
@@ -90,21 +93,41 @@ def _left_out(listed: JsonObject) -> str:
     return f"Shown: {count(shown)} of {count(listed['total'])}." if shown < listed["total"] else ""
 
 
+def node_word(state: str) -> str:
+    """A node's state for people."""
+    return _NODE_WORDS.get(state, state)
+
+
+def link_label(link: JsonObject) -> str:
+    """What the map says at a link; nothing where the node at its end says it."""
+    if link["state"] == "up":
+        return seconds(link["rtt"] / 1e9) if link["rtt"] else ""
+    return {"one way": "one way", "down": "no route"}.get(link["state"], "")
+
+
+def _link(link: JsonObject) -> Row:
+    one, other = link["nodes"]
+    state = link["state"]
+    rtt = seconds(link["rtt"] / 1e9) if link["rtt"] and state == "up" else _NONE
+    return _row(f"{one} {other}", "", f"{one} and {other}", _cell(LINK_WORDS[state], LINK_STATES[state]), rtt)
+
+
 def _node(node: JsonObject) -> Row:
     state: str = node["state"]
-    word = _cell(_NODE_WORDS.get(state, state), _STATES[state])
+    word = _cell(node_word(state), STATES[state])
     role = _cell("leader" if node["leader"] else "")
-    rtt = _NONE if node["rtt"] is None else _seconds(node["rtt"] / 1e9 or None)
+    rtt = _NONE if node["rtt"] is None else seconds(node["rtt"] / 1e9 or None)
+    absent = _cell(node["name"], "off")
     if not node["answered"]:
-        return _row(node["name"], _STATES[state], node["name"], word, role, *[_NONE] * 6, rtt, *[_NONE] * 2, "")
+        return _row(node["name"], STATES[state], absent, word, role, *[_NONE] * 6, rtt, *[_NONE] * 2, "")
     lag = _cell(count(node["lag"]), "warn" if node["lag"] else "")
     note = f"{node['version']}, up {uptime(node['uptime'])}"
     if state in ("away", "silent"):
         lag, note = _cell(_NONE), f"last heard {uptime(round(node['heard'] * 1e9))} ago"
-        return _row(node["name"], _STATES[state], node["name"], word, role, *[_NONE] * 5, lag, rtt, *[_NONE] * 2, note)
+        return _row(node["name"], STATES[state], absent, word, role, *[_NONE] * 5, lag, rtt, *[_NONE] * 2, note)
     return _row(
         node["name"],
-        _STATES[state],
+        STATES[state],
         node["name"],
         word,
         role,
@@ -115,8 +138,8 @@ def _node(node: JsonObject) -> Row:
         size(node["memory"]),
         lag,
         rtt,
-        _seconds(node["loop_lag"]),
-        _seconds(node["commit_time"]),
+        seconds(node["loop_lag"]),
+        seconds(node["commit_time"]),
         note,
     )
 
@@ -143,10 +166,10 @@ def _stream(stream: JsonObject, nodes: Iterable[JsonObject]) -> Row:
     others = [_replica(one, away) for one in stream["replicas"]]
     return _row(
         f"{stream['name']} {stream['account']}",
-        _STATES[state],
+        STATES[state],
         stream["name"],
         stream["account"],
-        _cell("current" if state == "ok" else state, _STATES[state]),
+        _cell("current" if state == "ok" else state, STATES[state]),
         stream["leader"] or _NONE,
         ", ".join(others) or _NONE,
         count(stream["messages"]),
@@ -194,7 +217,7 @@ def _connection(client: JsonObject) -> Row:
         count(client["in_msgs"]),
         count(client["out_msgs"]),
         _cell(size(client["pending"]), "warn" if client["pending"] > 1 << 20 else ""),
-        _seconds(client["rtt"] / 1e9) if client["rtt"] else _NONE,
+        seconds(client["rtt"] / 1e9) if client["rtt"] else _NONE,
         uptime(client["uptime"]),
     )
 
@@ -245,7 +268,8 @@ def _per_second(value: float | None) -> str:
     return _NONE if value is None else f"{size(value)}/s"
 
 
-def _seconds(value: float | None) -> str:
+def seconds(value: float | None) -> str:
+    """A duration in its unit; a dash while it is not known."""
     if value is None:
         return _NONE
     if value < 0.0001:

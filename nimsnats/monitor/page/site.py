@@ -14,7 +14,7 @@ from aiohttp import web
 
 from nimsnats.monitor import index
 from nimsnats.monitor.format import pretty
-from nimsnats.monitor.page import html, present
+from nimsnats.monitor.page import html
 from nimsnats.monitor.page.collect import Collector
 from nimsnats.monitor.page.live import Viewers
 from nimsnats.monitor.view import NodeView
@@ -61,7 +61,7 @@ class StatusPage:
         name = self._view.broker.server_name
         if "text/html" not in request.headers.get("Accept", "") or request.method not in ("GET", "HEAD"):
             return web.Response(text=index.page(name, __version__), content_type="text/html", headers=_SAFE)
-        cells = present.page(await self._collector.overview())
+        cells = html.page(await self._collector.overview())
         return web.Response(
             body=html.render(name, __version__, cells, index.LINKS).encode("utf-8", "replace"),
             headers={"Content-Type": "text/html; charset=utf-8", **_PAGE},

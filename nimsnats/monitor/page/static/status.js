@@ -8,6 +8,7 @@
 
   const live = document.getElementById("live");
   const pause = document.getElementById("pause");
+  const map = document.querySelector('[data-drawn="map"]');
   const history = { in: [], out: [] };
   let source = null;
   let paused = false;
@@ -21,6 +22,7 @@
 
   function fill(item, [key, state, cells]) {
     item.dataset.key = key;
+    if (item.dataset.id) item.id = item.dataset.id + key;
     if (item.dataset.s !== state) item.dataset.s = state;
     const places = item.querySelectorAll("[data-c]");
     cells.forEach((cell, n) => write(places[n], cell));
@@ -42,6 +44,43 @@
     document.querySelector(`[data-table="${name}"]`).hidden = rows.length === 0;
     const empty = document.querySelector(`[data-empty="${name}"]`);
     if (empty) empty.hidden = rows.length > 0;
+  }
+
+  // Drawings come as markup. As long as their parts are the same, only what differs is written: focus stays.
+  function draw(place, markup) {
+    if (place.dataset.was === markup) return;
+    const blank = document.createElement("template");
+    blank.innerHTML = `<div>${markup}</div>`;
+    if (!alike(place, blank.content.firstChild)) place.innerHTML = markup;
+    place.dataset.was = markup;
+    light();
+  }
+
+  function alike(old, fresh) {
+    if (old.childNodes.length !== fresh.childNodes.length) return false;
+    return [...fresh.childNodes].every((child, n) => adopt(old.childNodes[n], child));
+  }
+
+  function adopt(old, fresh) {
+    if (old.nodeName !== fresh.nodeName || old.dataset?.key !== fresh.dataset?.key) return false;
+    if (old.nodeType === Node.TEXT_NODE) {
+      if (old.data !== fresh.data) old.data = fresh.data;
+      return true;
+    }
+    for (const { name, value } of fresh.attributes) {
+      if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    }
+    return alike(old, fresh);
+  }
+
+  // The links of the node that the pointer or the focus is on stand out, with their round trips.
+  function light() {
+    const node = map.querySelector(".node:hover") ?? map.querySelector(".node:focus-visible");
+    const name = node?.dataset.key;
+    map.querySelector("svg").classList.toggle("lit", Boolean(node));
+    for (const link of map.querySelectorAll("[data-a]")) {
+      link.classList.toggle("on", Boolean(node) && (link.dataset.a === name || link.dataset.b === name));
+    }
   }
 
   function spark(name, value) {
@@ -69,6 +108,9 @@
     }
     if (document.title !== page.facts.title[0]) document.title = page.facts.title[0];
     for (const [name, rows] of Object.entries(page.lists)) list(name, rows);
+    for (const [name, markup] of Object.entries(page.drawn)) {
+      draw(document.querySelector(`[data-drawn="${name}"]`), markup);
+    }
     for (const name of ["in", "out"]) spark(name, page.raw[name]);
   }
 
@@ -106,6 +148,9 @@
       open();
     }
   });
+  for (const kind of ["pointerover", "pointerout", "focusin", "focusout"]) {
+    map.addEventListener(kind, () => requestAnimationFrame(light));
+  }
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   setInterval(() => {
     if (source && heard && performance.now() - heard > SILENCE) write(live, ["no news, as of", "warn"]);
