@@ -82,7 +82,8 @@ def summary(overview: JsonObject) -> str:
         return f"{nodes[0]['name']} is alone. A node that is started with the same registry joins it by itself."
     up = [link for link in links if link["state"] == "up"]
     slowest = max((link["rtt"] or 0 for link in up), default=0)
-    state = f"{'All' if len(up) == len(links) else f'{len(up)} of'} {len(links)} links {'is' if len(up) == 1 else 'are'} up"
+    share = "All" if len(up) == len(links) else f"{len(up)} of"
+    state = f"{share} {len(links)} links {'is' if len(up) == 1 else 'are'} up"
     if len(nodes) == 2 and links:
         state = {"up": "The link is up", "away": "The other node is away"}.get(links[0]["state"], "The link is broken")
     which = "a" if len(up) == 1 else "the slowest"
