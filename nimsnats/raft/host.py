@@ -256,7 +256,7 @@ class Host:
     def receive(self, peer: str, frame: bytes) -> None:
         """A frame has come from another node. `peer` is the node's name as the transport knows it ("" when it
         does not). Never raises; what is not right is refused, counted (`peers.refused`), and logged once a
-        peer."""
+        peer and reason."""
         if self._stopped:
             return
         try:
@@ -293,7 +293,7 @@ class Host:
                     self.log.exception("Group %s cannot take what %s says", name, sender)
                     self.peers.refuse(sender, "message that made an error", f"group {name}")
             elif name not in self._opening:
-                self.peers.refuse(sender, "message for an unknown group", name[:64])
+                self.peers.refuse_unknown(sender, name)
 
     # Time -----------------------------------------------------------------------------------------
 

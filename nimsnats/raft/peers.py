@@ -19,6 +19,10 @@ from nimsnats.runtime import Runtime
 _FRAME_BYTES: Final = 4 << 20
 _OLD_LIFE: Final = 10.0
 """Seconds for which a peer's earlier process is not listened to, once a later one has spoken."""
+_UNKNOWN_GROUP: Final = "message for an unknown group"
+_NEWS: Final = 5.0
+"""Seconds that the news of a group that was created, or has gone, may take to be here, or there."""
+_MOST_UNKNOWN: Final = 1024
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class Peers:
         self.refused: Counter[str] = Counter()
         """Frames and messages that were not accepted, by reason."""
         self._told: set[str] = set()
+        self._unknown: dict[tuple[str, str], tuple[float, float]] = {}
+        """(peer, group that is not here): when it was first and last spoken of, without a pause in between."""
 
     def get(self, name: str) -> Peer:
         """The peer of this name."""
@@ -134,3 +140,20 @@ class Peers:
             self._log.warning(
                 "Refused from %s: %s%s", peer[:64] or "an unknown peer", reason, detail and f" ({detail})"
             )
+
+    def refuse_unknown(self, peer: str, group: str) -> None:
+        """Refuse and count a message for a group that is not here. The members of a group hear of it one after the
+        other, so this is worth a warning only if the same peer goes on about it for longer than `_NEWS`."""
+        now, key = self._runtime.monotonic(), (peer, group)
+        first, last = self._unknown.pop(key, (now, now))
+        if now - last > _NEWS:
+            first = now
+        while len(self._unknown) >= _MOST_UNKNOWN:
+            del self._unknown[next(iter(self._unknown))]  # the one that was silent for longest
+        self._unknown[key] = first, now
+        if now - first > _NEWS:
+            self.refuse(peer, _UNKNOWN_GROUP, group[:64])
+            return
+        self.refused[_UNKNOWN_GROUP] += 1
+        if first == now:
+            self._log.debug("Refused from %s: %s, so far (%s)", peer[:64], _UNKNOWN_GROUP, group[:64])

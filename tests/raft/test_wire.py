@@ -143,6 +143,33 @@ def test_bad_frames_change_nothing() -> None:
     run(test)
 
 
+def test_only_a_peer_that_goes_on_about_an_unknown_group_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        cluster = Cluster("ab", 3)
+        await cluster.start()
+        host = cluster.nodes["a"].host
+        assert host is not None
+
+        async def speak(group: str, seconds: int) -> None:
+            """b speaks of a group once a second."""
+            for _ in range(seconds):
+                host.receive("b", encode(cluster.nodes["b"].member, host.member, 10**18, [(group, [])]))
+                await cluster.runtime.sleep(1)
+
+        for number in range(1100):
+            host.receive("b", encode(cluster.nodes["b"].member, host.member, 10**18, [(f"race {number}", [])]))
+        for _ in range(2):
+            await speak("late", 4)
+            await cluster.runtime.sleep(60)
+        assert not caplog.records and host.peers.refused["message for an unknown group"] == 1108
+        await speak("gone", 10)
+        (warning,) = caplog.records
+        assert warning.getMessage().endswith(": message for an unknown group (gone)")
+        await cluster.stop()
+
+    run(test)
+
+
 def test_a_removed_member_is_not_heard() -> None:
     async def test() -> None:
         cluster = Cluster("abcd", 2)
