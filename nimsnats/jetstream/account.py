@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.raft.machine import Group
+
+_WHOLE: Final = 3
+"""Members from which on a group is born whole (see `StreamRecord`)."""
 
 
 class JetStreamAccount:
@@ -94,7 +97,10 @@ class JetStreamAccount:
             created = self.engine.runtime.time_ns()
             group = f"S-{self.name}-{config.name}-{created}"
             members = self.engine.placement.place(config)
-            record = StreamRecord(self.name, config.name, group, created, config.to_stored(), list(members), members[0])
+            first = self.engine.placement.first(members, self.engine.leaders.leader)
+            record = StreamRecord(self.name, config.name, group, created, config.to_stored(), list(members), first)
+            if len(members) >= _WHOLE and config.storage == "file":
+                record.founders = list(members)
             await self.engine.meta.add(record)
             await self.settle(config.name)
             served = self.streams.get(config.name)
@@ -249,6 +255,7 @@ class JetStreamAccount:
         """
         engine = self.engine
         config = StreamConfig.from_stored(record.config)
+        new = record.group not in engine.host.recorded_groups()
         stream = self.new_stream(config, record.created)
         served = self._served(stream, record)
         group = await engine.host.open_group(
@@ -261,6 +268,8 @@ class JetStreamAccount:
             await engine.ended.begun(record)
         served.opened(group, adopt=adopt)
         self.streams[stream.name] = served
+        if new and record.founders and record.founder == engine.host.member:
+            group.campaign()
         if group.leading:
             await served.settled.wait()
             if served.failure is not None:

@@ -197,12 +197,15 @@ class JetStream:
         finds in its catalogue may be older than what it knew last: streams that it began then, and has handed on since,
         must not begin anew, and empty."""
         group = self.meta.group
-        if self._current != group.name and group.current:
+        if self._current != group.name and group.current and not group.impaired:
             self._current = group.name
         return self._current == group.name or record.group in self.host.recorded_groups()
 
     def founders(self, record: StreamRecord) -> list[str] | None:
-        """Who begins a stream's group, if nothing of it is recorded here: this node, or another (we join)."""
+        """Who begins a stream's group, if nothing of it is recorded here: all founders of one that is born whole, this
+        node, or another (we join)."""
+        if self.host.member in record.founders and self.host.member not in record.left:
+            return record.founders
         begins = not record.members or record.founder == self.host.member
         if begins and not self.ended.remembered(record):
             return None

@@ -33,6 +33,8 @@ _ELECTION: Final = 3.0
 _USAGE: Final = 0.5
 """Seconds that a node has to tell what an account uses there."""
 _AGAIN: Final = 0.05
+_SOON: Final = 0.005
+"""Seconds until one looks again for who leads, and the same for the first time: a new stream has a leader soon."""
 _MOST_HOPS: Final = 4
 _CATALOGUE: Final = frozenset({"CREATE", "UPDATE", "DELETE", "NAMES", "LIST", "PEER", "RESTORE"})
 """Requests about streams that only the leader of the catalogue answers: it alone knows at once what is gone."""
@@ -169,7 +171,7 @@ class Leaders:
     async def ask(self, record: StreamRecord, what: str, body: Any, patience: float = _PATIENCE) -> Any:
         """Ask the leader of a stream, wherever it is. Raises ApiError."""
         loop = self._engine.runtime
-        deadline = loop.monotonic() + patience
+        deadline, pause = loop.monotonic() + patience, _SOON
         while True:
             served = self._engine.served(record)
             if served is not None and served.stream.leading:
@@ -193,7 +195,8 @@ class Leaders:
                         raise
             if loop.monotonic() > deadline:
                 raise errors.CLUSTER_NOT_AVAIL()
-            await loop.sleep(_AGAIN)
+            await loop.sleep(pause)
+            pause = min(2 * pause, _AGAIN)
 
     async def _on_question(self, sender: str, question: list[Any]) -> Any:
         account, name, group, what, body = question

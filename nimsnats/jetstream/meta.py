@@ -30,6 +30,21 @@ class StreamRecord:
 
     `members` are to hold a replica each; none stands for the one node of a cluster of one. `founder` is the member that
     began the stream's group, empty once it has left: a member that comes back later must not begin it again.
+
+    A group that is *born whole* has `founders`, three or more, who make up its first membership, and `founder` is the
+    one of them that asks for votes first. Like the bootstrap configuration of etcd it is the same on every member and
+    for ever, because one committed entry of the catalogue names it, and it never changes. Why a founder may begin, with
+    nothing and as a voter: Raft asks of a voter only that it keeps what it said before (term, vote, entries), and a
+    founder has said nothing yet. It begins at most once, for it had to lose its record to begin again, and then either
+
+    - its disk is another one: so is its instance, hence its name, which is no founder's;
+    - storage finds damage where the record was: a member that has lost what it said (`Core.impaired`) gives no vote;
+    - it removed the record itself, because the stream had left it: it had applied the entry that says so, and that puts
+      it into `left`, for ever. A starting node, whose catalogue may be older than what it did, begins nothing before it
+      knows as much as then (`JetStream.may_begin`).
+
+    Groups of two begin with one member: what the other one may do alone (`Core.seize`) rests on what both have had.
+    Memory streams do, too: their members forget, and their record says only that they were there.
     """
 
     account: str
@@ -39,6 +54,9 @@ class StreamRecord:
     config: dict[str, Any]
     members: list[str] = field(default_factory=list[str])
     founder: str = ""
+    founders: list[str] = field(default_factory=list[str])
+    left: list[str] = field(default_factory=list[str])
+    """Founders that have ceased to be members since, even if they are members again."""
 
     @property
     def key(self) -> Key:
@@ -47,7 +65,15 @@ class StreamRecord:
 
     def fields(self) -> list[Any]:
         """A msgpack-able form."""
-        return [self.account, self.name, self.group, self.created, self.config, self.members, self.founder]
+        head = [self.account, self.name, self.group, self.created, self.config, self.members, self.founder]
+        return [*head, self.founders, self.left] if self.founders else head
+
+    def follow(self, config: dict[str, Any], members: list[str]) -> None:
+        """Have another configuration and other members."""
+        self.config, self.members = config, members
+        self.left += [member for member in self.founders if member not in members and member not in self.left]
+        if self.founder not in members:
+            self.founder = ""
 
 
 class Meta:
@@ -71,6 +97,7 @@ class Meta:
         self._loop = loop
         self._log = log
         self._group: Group | None = None
+        self._telling = False
 
     def opened(self, group: Group) -> None:
         """The group is open."""
@@ -125,9 +152,7 @@ class Meta:
         elif entry.kind == META_STREAM_UPDATE:
             record = self.streams.get(key)
             if record is not None:
-                record.config, record.members = fields[2], fields[3]
-                if record.founder not in record.members:
-                    record.founder = ""
+                record.follow(fields[2], fields[3])
         elif entry.kind == META_STREAM_REMOVE:
             gone = self.streams.pop(key, None)
             if gone is not None:
@@ -138,6 +163,14 @@ class Meta:
             self.on_change(key)
         if done is not None and not done.done():
             done.set_result(None)
+            if not self._telling:
+                self._telling = True
+                self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        """The other members act upon what has changed: have them hear of it, of all changes of a turn at once."""
+        self._telling = False
+        self.group.tell()
 
     def _apply_give_up(self, kind: int, fields: list[Any], done: asyncio.Future[None] | None) -> None:
         """The end of this catalogue, unless it holds more than the proposer knew; after the end nothing changes it."""

@@ -73,8 +73,14 @@ class Placement:
         self._strict = strict
 
     def place(self, config: StreamConfig) -> list[str]:
-        """Members for a new stream, its founder first. Raises ApiError 10005."""
+        """Members for a new stream. Raises ApiError 10005."""
         return self._chosen(config, [], self._count(config))
+
+    def first(self, members: Sequence[str], leader: Callable[[StreamRecord], str]) -> str:
+        """Who of a new stream's members is to lead it first: the one that leads the fewest, silent ones last. `leader`
+        knows the node that leads a stream, or ""."""
+        led = Counter(leader(record) or node_of(record.founder) for record in self._meta().streams.values())
+        return min(members, key=lambda member: (self._away(member), led[node_of(member)], member != self._me, member))
 
     def replace(
         self, record: StreamRecord, config: StreamConfig, *, asked: bool = False, keep: str = "", without: str = ""

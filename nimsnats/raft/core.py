@@ -232,6 +232,12 @@ class Core:
         """Whether this member may campaign."""
         return self.name in self.membership.voters and not self.impaired
 
+    def campaign(self) -> None:
+        """Ask for votes now: for one of the founders of a new group, so that nobody waits for an election's
+        time-out."""
+        if self.electable() and not self.leader:
+            self._campaign(Role.CANDIDATE)
+
     def step(self, message: Message) -> None:
         """Take a message from another member."""
         if message.term > self.term:

@@ -215,6 +215,17 @@ class HostedGroup:
         if not self.alone and not self.stopped:
             self.replica.wake()
 
+    def campaign(self) -> None:
+        """Ask for votes at once."""
+        if not self.alone and not self.stopped:
+            self.core.campaign()
+            self.replica.after()
+
+    def tell(self) -> None:
+        """Have the others hear of what is committed."""
+        if not self.alone and self.serving:
+            self.replica.tell()
+
     def seize(self) -> None:
         """Make this member of two the only one; it needs a `partner`. See `Core.seize` for who may."""
         self.replica.seize()

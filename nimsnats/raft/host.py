@@ -18,11 +18,11 @@ from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.home import MEMORY_MARK, PROVISIONAL_MARK, STAGED_MARK, Durable, Memory
 from nimsnats.raft.machine import Group, StateMachine
 from nimsnats.raft.membership import Membership
-from nimsnats.raft.message import Message
+from nimsnats.raft.message import Kind, Message
 from nimsnats.raft.peers import Peers
 from nimsnats.raft.recovery import bring_back, forget
 from nimsnats.raft.transport import Transport, member_name, node_of
-from nimsnats.raft.wire import Frame, Malformed, WrongVersion, decode
+from nimsnats.raft.wire import Frame, Item, Malformed, WrongVersion, decode
 from nimsnats.runtime import Runtime
 from nimsnats.storage.interface import Storage
 
@@ -34,6 +34,8 @@ _GREET_TICKS: Final = 2
 _ACQUAINTANCES_TICKS: Final = 20
 
 _STOP_PATIENCE: Final = 4.0
+_EARLY_VOTES: Final = 8
+"""Frames with requests for votes that wait until a group is open; a founder may ask before another one is ready."""
 
 
 class Host:
@@ -71,7 +73,8 @@ class Host:
         self._ticks = 0
         self._acquaintances: list[str] = []
         self._groups: dict[str, HostedGroup] = {}
-        self._opening: set[str] = set()
+        self._opening: dict[str, list[tuple[str, list[Item]]]] = {}
+        """Groups that are being opened, and who asked them for a vote meanwhile."""
         self._dirty: dict[HostedGroup, None] = {}
         self._due: deque[HostedGroup] = deque()
         self._flushing = False
@@ -131,18 +134,20 @@ class Host:
         Raises StorageFull, StorageFailed, Corrupt.
         """
         assert not self._stopped and name not in self._groups and name not in self._opening
-        self._opening.add(name)
+        self._opening[name] = []
         try:
             founders = frozenset(members) if members is not None else frozenset({self.member})
             assert founders
             opener = self._open_memory if storage == "memory" else self._open_recorded
             group = await opener(name, machine, founders)
         finally:
-            self._opening.discard(name)
+            early = self._opening.pop(name)
         self._groups[name] = group
         if not group.alone:
             self.tick_on(group)
             group.replica.after()
+            for sender, votes in early:
+                self._step(group, sender, votes)
         return group
 
     async def _open_recorded(self, name: str, machine: StateMachine, founders: frozenset[str]) -> HostedGroup:
@@ -286,14 +291,19 @@ class Host:
         for name, items in frame.groups:
             group = self._groups.get(name)
             if group is not None:
-                try:
-                    group.replica.step(sender, items)
-                except Exception:
-                    # Whatever it said, it must not end what is none of its business.
-                    self.log.exception("Group %s cannot take what %s says", name, sender)
-                    self.peers.refuse(sender, "message that made an error", f"group {name}")
+                self._step(group, sender, items)
             elif name not in self._opening:
                 self.peers.refuse_unknown(sender, name)
+            elif len(self._opening[name]) < _EARLY_VOTES:
+                self._opening[name].append((sender, [item for item in items if _asks(item)]))
+
+    def _step(self, group: HostedGroup, sender: str, items: Sequence[Item]) -> None:
+        try:
+            group.replica.step(sender, items)
+        except Exception:
+            # Whatever it said, it must not end what is none of its business.
+            self.log.exception("Group %s cannot take what %s says", group.name, sender)
+            self.peers.refuse(sender, "message that made an error", f"group {group.name}")
 
     # Time -----------------------------------------------------------------------------------------
 
@@ -400,6 +410,11 @@ class Host:
         waiting: asyncio.Future[None] = self.runtime.loop.create_future()
         self.storage.sync(partial(_settle, waiting))
         await waiting
+
+
+def _asks(item: Item) -> bool:
+    """Whether this asks for a vote."""
+    return isinstance(item, Message) and item.kind in {Kind.VOTE, Kind.PRE_VOTE}
 
 
 async def ended(tasks: list[asyncio.Task[Any]]) -> None:

@@ -251,6 +251,14 @@ class Group(Protocol):
         """Have a leader that has fallen silent speak to everybody: a member does not know that it is one."""
         ...
 
+    def campaign(self) -> None:
+        """Ask for votes at once. One founder of a new group of several does, so that it has a leader soon."""
+        ...
+
+    def tell(self) -> None:
+        """Have the other members hear at once of what is committed; else the next heartbeat or entry tells them."""
+        ...
+
     @property
     def term(self) -> int: ...
 

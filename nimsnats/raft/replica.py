@@ -198,6 +198,13 @@ class Replica:
         if leader_lost:
             self.core.leader_lost(crc32(self.group.name.encode()))
 
+    def tell(self) -> None:
+        """As leader, send a heartbeat, and what is committed with it, now."""
+        self.wake()
+        if self.core.leading is not None:
+            self.core.leading.call_out()
+            self.after()
+
     def peer_news(self, names: Iterable[str], lost: bool) -> None:
         """Nodes are gone, or back."""
         leaderless = lost and self.core.leader in names
@@ -415,9 +422,7 @@ class Replica:
 
         if heard():
             return
-        self.wake()
-        leading.call_out()
-        self.after()
+        self.tell()
         await self._until(lambda: not self.group.serving or heard())
         self._must_lead()
 

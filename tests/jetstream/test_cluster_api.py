@@ -84,6 +84,8 @@ async def test_lists_are_complete_and_sorted_over_the_cluster(cluster: Trio) -> 
         await create(cluster, name, 1 if name < "L06" else 3)
     held = [sum(name in node.app.streams for name in names[:6]) for node in cluster.nodes]
     assert held == [2, 2, 2], "streams of one replica are spread by load"
+    led = [sum(cluster.leader(name) == node.name for name in names[6:]) for node in cluster.nodes]
+    assert led == [2, 2, 2], "streams of several begin on the nodes that lead fewest"
     for at in range(3):
         listed = await cluster.ask(at, "STREAM.LIST")
         assert [stream["config"]["name"] for stream in listed["streams"]] == names and "missing" not in listed

@@ -46,6 +46,37 @@ def test_three_members_hold_the_same(storage: str) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("late", ["", "c"])
+def test_a_founder_that_asks_at_once_leads_before_any_election_is_due(late: str) -> None:
+    """The others are not ready yet when it asks: one of them is enough, and whoever comes later follows."""
+
+    async def test() -> None:
+        cluster = Cluster("abc", 3)
+        await cluster.start()
+        for name in "bc":
+            cluster.nodes[name].disk.delay = 0.05  # they are still opening the group when a asks
+        founders = cluster.members("abc")
+        began = cluster.runtime.monotonic()
+
+        async def begin(name: str) -> None:
+            group = await cluster.nodes[name].open("S", founders)
+            if name == "a":
+                group.campaign()
+
+        await asyncio.gather(*(begin(name) for name in "abc" if name != late))
+        await cluster.until(lambda: cluster.group("a").leading)
+        assert cluster.runtime.monotonic() - began < 0.5 and cluster.group("a").term == 1
+        await cluster.write(b"x")
+        if late:
+            await begin(late)
+        assert list((await cluster.agreed("abc")).values()) == [b"x"]
+        assert cluster.group("a").leading and cluster.group("a").term == 1
+        assert all(cluster.group(name).members == tuple(sorted(founders)) for name in "abc")
+        await cluster.stop()
+
+    run(test)
+
+
 def test_a_crashed_leader_is_replaced_and_comes_back() -> None:
     async def test() -> None:
         cluster = await _three(2)
