@@ -119,8 +119,8 @@ class Node:
 
     async def _add_webhooks(self, http: MonitorServer) -> None:
         """The embedded registry and the webhooks live in the node's HTTP port."""
-        self._own_registry = await self._open_own_registry()
-        http.add_routes(self._own_registry.add_routes)
+        registry = await self._open_own_registry()
+        http.add_routes(registry.add_routes)
         if self.settings.forest.enabled:
             self._webhooks = http.slot("POST", "/webhooks/{name}")
 
@@ -212,7 +212,7 @@ class Node:
 
         registry = self._own_registry
         if registry is None:  # no HTTP port: nobody else can reach it, this node can
-            registry = self._own_registry = await self._open_own_registry()
+            registry = await self._open_own_registry()
         if info.http:
             self.log.info(
                 "No registry configured: using the embedded one. A second node joins with --registry-url %s", info.http
@@ -230,10 +230,10 @@ class Node:
         from nimsnats.registry.server import RegistryServer
 
         settings = self.settings.registry
-        registry = RegistryServer(
+        registry = self._own_registry = RegistryServer(
             self.server.runtime, ttl=settings.ttl, data_dir=self.settings.data_dir, token=settings.token
         )
-        await registry.open()
+        await registry.open()  # `stop` closes what a start that is cut short had begun to open
         return registry
 
     async def _grow_forest(self) -> None:

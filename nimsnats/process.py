@@ -127,7 +127,8 @@ class Process:
     async def _run(self, runtime: Runtime, settings: Settings) -> int:
         try:
             self._check_clock(runtime.time_ns(), settings)
-            await self._service.start()
+            if not await self._start(runtime):
+                return 0
         except StartError as error:
             self._notify.status(f"Cannot start: {error}")
             self._log.log(FATAL, "%s", error)
@@ -138,11 +139,34 @@ class Process:
             self._notify.ready(self._status or "Ready")
             await self._done.wait()
         finally:
-            self._stop_began = runtime.monotonic()
-            self._notify.stopping("Stopping")
-            self._tick(runtime)
+            self._begin_stop(runtime)
             await self._stop()
         return 0
+
+    async def _start(self, runtime: Runtime) -> bool:
+        """Start the service; false when a signal came first: then what had been started is stopped again."""
+        starting = runtime.spawn(self._service.start(), "start")
+        ended = runtime.spawn(self._done.wait(), "signal")
+        try:
+            await asyncio.wait((starting, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                self._begin_stop(runtime)
+                self._log.info("Told to stop while starting")
+        finally:
+            ended.cancel()
+            if not starting.done():
+                starting.cancel()
+            await asyncio.wait((starting, ended))
+        if not starting.cancelled():
+            starting.result()
+            return True
+        self._log.info("Server Exiting..")
+        return False
+
+    def _begin_stop(self, runtime: Runtime) -> None:
+        self._stop_began = runtime.monotonic()
+        self._notify.stopping("Stopping")
+        self._tick(runtime)
 
     def _check_clock(self, now_ns: int, settings: Settings) -> None:
         """Messages are stamped with the clock and expire by it. Raises StartError for one that cannot be right."""

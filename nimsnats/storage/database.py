@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,16 +22,16 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, opening
 from nimsnats.storage.batch import INSERT_ENTRIES, REWRITE, Batch, Disk, RealDisk
 from nimsnats.storage.checkpoint import WAL_BYTES, Checkpointer
-from nimsnats.storage.directory import Directory, claim, sync_file
-from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed, Unwritable
+from nimsnats.storage.directory import sync_file
+from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed
 from nimsnats.storage.failure import classify
 from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup, Synced
 from nimsnats.storage.layout import INDEX_MASK, GroupRow, row_id
-from nimsnats.storage.opening import Connections, Contents
+from nimsnats.storage.opening import Opened
 from nimsnats.storage.reaper import Reaper
 from nimsnats.storage.runway import Runway
 from nimsnats.storage.scrub import RATE, REST, Scrub
-from nimsnats.storage.witness import Witness, entry_item, name_items, removed_item, term_item, truncate_item
+from nimsnats.storage.witness import entry_item, name_items, removed_item, term_item, truncate_item
 
 _BLOCK: Final = 0x80
 _DELETE_FROM: Final = "DELETE FROM entries WHERE id >= ? AND id <= ?"
@@ -71,24 +70,8 @@ async def open_database(
     Raises InUse, Foreign, Unwritable, NewerVersion, Corrupt; each text is one line for the operator.
     """
     log = log or logging.getLogger("nimsnats.storage")
-    directory = claim(path, node_name, runtime.random)
-    connections: Connections | None = None
-    try:
-        stamp = datetime.fromtimestamp(runtime.time_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%S")
-        contents = await asyncio.to_thread(opening.prepare, directory, log, stamp)
-        connections = await opening.connect(directory.database, sync_always)
-        witness = Witness(path, contents.generation)
-        try:
-            living = [row for row in contents.groups.values() if row[2]]
-            witness.start((row[0], row[2], contents.last.get(row[0], 0), row[3]) for row in living)
-        except OSError as error:
-            raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
-    except BaseException:
-        if connections is not None:
-            await connections.close()
-        directory.release()
-        raise
-    database = Database(directory, runtime, log, contents, witness, connections, disk or RealDisk(), wal_bytes)
+    opened = await _not_halfway(opening.open_directory(path, runtime, node_name, log, sync_always), runtime)
+    database = Database(opened, runtime, log, disk or RealDisk(), wal_bytes)
     if scrub_rate > 0:
         database.start_scrub(scrub_rate, scrub_rest)
     if not sync_always:
@@ -97,20 +80,28 @@ async def open_database(
     return database
 
 
+async def _not_halfway(work: Coroutine[Any, Any, Opened], runtime: Runtime) -> Opened:
+    """Open it; cancelled, close it once it is open: a thread that is at work in the directory needs the lock."""
+    task = runtime.spawn(work, "open storage")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await (await task).close()
+        raise
+
+
 class Database:
     """Implements `Storage` on SQLite. Create it with `open_database`; end it with `close`."""
 
     def __init__(
         self,
-        directory: Directory,
+        opened: Opened,
         runtime: Runtime,
         log: logging.Logger,
-        contents: Contents,
-        witness: Witness,
-        connections: Connections,
         disk: Disk,
         wal_bytes: int,
     ) -> None:
+        directory, contents, connections = opened.directory, opened.contents, opened.connections
         assert directory.identity is not None
         self.path: Path = directory.path
         self.identity = directory.identity
@@ -125,11 +116,11 @@ class Database:
         self.damaged_reads = 0
         """Reads since start that met a bad checksum or page."""
         self.scrub: Scrub | None = None
-        self._directory = directory
+        self._opened = opened
         self._runtime = runtime
         self._log = log
         self._contents = contents
-        self._witness = witness
+        self._witness = opened.witness
         self._witness_blind = False
         self._connections = connections
         self._connections.writer.disk = disk
@@ -183,9 +174,7 @@ class Database:
                 await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0)  # the last commit's callbacks are still on their way
         self.failure = self.failure or StorageFailed(f"{self.path} is closed")
-        await self._connections.close()
-        self._witness.close()
-        self._directory.release()
+        await self._opened.close()
 
     # Queueing -------------------------------------------------------------------------------------
 
@@ -396,7 +385,7 @@ class Database:
         self._syncing = self._runtime.spawn(self._sync_loop(interval), "storage sync")
 
     async def _sync_loop(self, interval: float) -> None:
-        wal = self._directory.database.with_name(self._directory.database.name + "-wal")
+        wal = self._opened.directory.database.with_name(self._opened.directory.database.name + "-wal")
         while True:
             await self._runtime.sleep(interval)
             try:

@@ -5,25 +5,28 @@ Owns the order of these steps and the connections' settings. What runs afterward
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import aiosqlite
 
+from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, repair
 from nimsnats.storage.batch import Writer
-from nimsnats.storage.directory import Directory, Identity
+from nimsnats.storage.directory import Directory, Identity, claim
 from nimsnats.storage.errors import Corrupt, Foreign, StorageError, Unwritable
 from nimsnats.storage.failure import is_full
 from nimsnats.storage.inspection import View, look
 from nimsnats.storage.layout import GroupRow
 from nimsnats.storage.pages import PageImage, Wal
 from nimsnats.storage.repair import Loss
-from nimsnats.storage.witness import GroupTestimony, Testimony, read_testimony
+from nimsnats.storage.witness import GroupTestimony, Testimony, Witness, read_testimony
 
 READERS: Final = 2
 _READER_CACHE_KIB: Final = 4096
@@ -70,6 +73,46 @@ class Contents:
     """What was damaged, one line each, for the operator; empty when all is well."""
     testimony: dict[int, GroupTestimony] = field(default_factory=dict[int, GroupTestimony])
     generation: int = 0
+
+
+@dataclass(slots=True)
+class Opened:
+    """A data directory in use: locked, whole, connected, witnessed."""
+
+    directory: Directory
+    contents: Contents
+    connections: Connections
+    witness: Witness
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self.connections.close()
+        self.witness.close()
+        self.directory.release()
+
+
+async def open_directory(
+    path: Path, runtime: Runtime, node_name: str, log: logging.Logger, sync_always: bool
+) -> Opened:
+    """All steps, as `open_database` describes them. Not to be cancelled: threads work in the directory meanwhile."""
+    directory = claim(path, node_name, runtime.random)
+    connections: Connections | None = None
+    try:
+        stamp = datetime.fromtimestamp(runtime.time_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%S")
+        contents = await asyncio.to_thread(prepare, directory, log, stamp)
+        connections = await connect(directory.database, sync_always)
+        witness = Witness(path, contents.generation)
+        try:
+            living = [row for row in contents.groups.values() if row[2]]
+            witness.start((row[0], row[2], contents.last.get(row[0], 0), row[3]) for row in living)
+        except OSError as error:
+            raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
+    except BaseException:
+        if connections is not None:
+            await connections.close()
+        directory.release()
+        raise
+    return Opened(directory, contents, connections, witness)
 
 
 def prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:

@@ -38,6 +38,27 @@ async def test_hup_without_a_file_says_what_was_reloaded(caplog: pytest.LogCaptu
     assert "Reloaded server configuration" in caplog.messages
 
 
+async def test_a_node_that_is_told_to_stop_while_it_starts_does_so_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nimsnats")
+    waiting = asyncio.Event()
+
+    async def wait_for_ever(_http: object) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    server = Server(store_dir=tmp_path, monitor_port=-1)
+    server.on_http.append(wait_for_ever)
+    running = asyncio.create_task(Process(server).run())
+    await waiting.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+    assert caplog.messages[-2:] == ["Told to stop while starting", "Server Exiting.."]
+    async with Server(store_dir=tmp_path):
+        pass  # the directory is free again
+
+
 async def test_usr1_goes_on_in_a_new_file(tmp_path: Path) -> None:
     """What logrotate does: move the file away, send the signal, read the old one in peace."""
     path = tmp_path / "node.log"

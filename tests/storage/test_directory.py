@@ -8,12 +8,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nimsnats.runtime import Runtime, StartError
-from nimsnats.storage import Corrupt, Foreign, InUse, NewerVersion, Unwritable, layout, open_database
+from nimsnats.storage import Corrupt, Foreign, InUse, NewerVersion, Unwritable, layout, open_database, opening
 
 _HOLD = """
 import asyncio, sys
@@ -52,6 +54,29 @@ async def test_either_copy_of_the_identity_restores_the_other(tmp_path: Path) ->
     connection.commit()
     connection.close()
     assert await _open_and_close(tmp_path) == first
+
+
+async def test_a_directory_stays_locked_while_an_opening_that_nobody_waits_for_is_at_work_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    prepare = opening.prepare
+
+    def slow(*arguments: Any) -> opening.Contents:
+        entered.set()
+        go_on.wait(20)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(opening, "prepare", slow)
+    task = asyncio.create_task(open_database(tmp_path, Runtime.real(), "n1"))
+    await asyncio.to_thread(entered.wait, 20)
+    task.cancel()
+    with pytest.raises(InUse):
+        await open_database(tmp_path, Runtime.real(), "n1")
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _open_and_close(tmp_path)
 
 
 async def test_a_directory_in_use_names_the_process(tmp_path: Path) -> None:
