@@ -52,7 +52,7 @@ case $root in '' | /*) ;; *) fail "--root must be an absolute path" ;; esac
 
 program=$root$prefix
 settings=$root/etc/nimsforest
-unit=$root/etc/systemd/system/nimsforest.service
+units=$root/etc/systemd/system
 command=$root/usr/local/bin/nimsnats
 data=/var/lib/nimsforest
 
@@ -66,10 +66,13 @@ if [ -z "$root" ] && [ "$(id -u)" -ne 0 ]; then
 fi
 
 if [ -n "$uninstall" ]; then
-    if manages && [ -e "$unit" ]; then
-        systemctl disable --now nimsforest.service
-    fi
-    rm -rf "$unit" "$program/releases" "$program/share" "$program/venv"
+    for unit in nimsforest.service nimsforest-registry.service; do
+        if manages && [ -e "$units/$unit" ]; then
+            systemctl disable --now "$unit"
+        fi
+        rm -f "$units/$unit"
+    done
+    rm -rf "$program/releases" "$program/share" "$program/venv"
     if [ -L "$command" ] && [ "$(readlink "$command")" = "$prefix/venv/bin/nimsnats" ]; then
         rm "$command"
     fi
@@ -121,7 +124,8 @@ case $source in
     fi
     "$python" -m venv "$new/builder"
     SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-315532800} "$new/builder/bin/pip" --quiet --disable-pip-version-check \
-        wheel --no-deps --wheel-dir "$new" "$source"
+        wheel --no-deps --wheel-dir "$new" "$source" ||
+        fail "$source cannot be built, nothing has changed (machines without a package index: see DEPLOYMENT.md)"
     ;;
 esac
 wheel=$(find "$new" -maxdepth 1 -name 'nimsnats-*.whl')
@@ -148,12 +152,13 @@ before=$(readlink "$program/venv" 2>/dev/null || true)
 ln -s "releases/$release" "$new/venv"
 mv -T "$new/venv" "$program/venv"
 if [ "$before" != "releases/$release" ]; then
-    # the one before stays, to go back to
+    # the one before stays, to go back to, and so does one that still runs
     for old in "$program"/releases/*; do
-        case releases/$(basename "$old") in
-        "releases/$release" | "$before") ;;
-        *) rm -rf "$old" ;;
+        name=$(basename "$old")
+        case releases/$name in
+        "releases/$release" | "$before") continue ;;
         esac
+        grep -qs "$prefix/[r]eleases/$name/" /proc/[0-9]*/cmdline || rm -rf "$old"
     done
 fi
 
@@ -173,7 +178,7 @@ else
     say "User: created $user"
 fi
 
-mkdir -p "$settings" "$(dirname "$unit")" "$program/share"
+mkdir -p "$settings" "$units" "$program/share"
 cp "$here/nimsforest.env.template" "$settings/nimsforest.env.template"
 if [ -e "$settings/nimsforest.env" ]; then
     say "Settings: $settings/nimsforest.env is there already and stays as it is"
@@ -185,18 +190,20 @@ if [ -f "$here/DEPLOYMENT.md" ]; then
     cp "$here/DEPLOYMENT.md" "$program/share/DEPLOYMENT.md"
 fi
 
-sed -e "s|/opt/nimsforest/|$prefix/|g" -e "s|^User=.*|User=$user|" -e "s|^Group=.*|Group=$user|" \
-    "$here/nimsforest.service" >"$new/unit"
-if [ -e "$unit" ] && cmp -s "$new/unit" "$unit"; then
-    say "Unit: $unit is there already"
-else
-    cp "$new/unit" "$unit"
-    chmod 644 "$unit"
-    say "Unit: wrote $unit"
-    if manages; then
-        systemctl daemon-reload
+for unit in nimsforest.service nimsforest-registry.service; do
+    sed -e "s|/opt/nimsforest/|$prefix/|g" -e "s|^User=.*|User=$user|" -e "s|^Group=.*|Group=$user|" \
+        "$here/$unit" >"$new/unit"
+    if [ -e "$units/$unit" ] && cmp -s "$new/unit" "$units/$unit"; then
+        say "Unit: $units/$unit is there already"
+    else
+        cp "$new/unit" "$units/$unit"
+        chmod 644 "$units/$unit"
+        say "Unit: wrote $units/$unit"
+        if manages; then
+            systemctl daemon-reload
+        fi
     fi
-fi
+done
 
 # -- what is next ------------------------------------------------------------------------------------------------------
 

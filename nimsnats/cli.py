@@ -152,23 +152,42 @@ def forest(ctx: click.Context) -> int:
 @click.option("--data-dir", metavar="DIR", help="Keep registrations here over restarts.  [default: in memory]")
 @click.option("--token", envvar="REGISTRY_TOKEN", default="", metavar="TOKEN", help="Ask every client for this bearer "
               "token; better set as REGISTRY_TOKEN.")  # fmt: skip
+@click.option("--tls-cert", default="", metavar="FILE", help="Speak HTTPS only, with this certificate.")
+@click.option("--tls-key", default="", metavar="FILE", help="The certificate's private key.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("-D", "--debug", is_flag=True, help="Log debugging output.")
 def registry(
-    listen: str, ttl: str, data_dir: str | None, token: str, log_format: Literal["text", "json"], debug: bool
+    listen: str,
+    ttl: str,
+    data_dir: str | None,
+    token: str,
+    tls_cert: str,
+    tls_key: str,
+    log_format: Literal["text", "json"],
+    debug: bool,
 ) -> int:
     """Run a registry alone: where nodes register and find each other."""
     from pathlib import Path
 
+    from nimsnats.broker.tls import TlsOptions
     from nimsnats.config import parse_duration
     from nimsnats.log import LogSettings
+    from nimsnats.notify import Notify
     from nimsnats.registry.errors import RegistryError
     from nimsnats.registry.server import serve
+    from nimsnats.runtime import StartError
+    from nimsnats.secret_arguments import hide
 
+    hide(token)
+    if bool(tls_cert) != bool(tls_key):
+        return _fail(_PROGRAM, "--tls-cert and --tls-key need each other")
     try:
         seconds = parse_duration(ttl)
+        tls = TlsOptions(tls_cert, tls_key).listening(verify=False) if tls_cert else None
     except ValueError as error:
         return _fail(_PROGRAM, f"--ttl: {error}")
+    except StartError as error:
+        return _fail(_PROGRAM, str(error))
     if not _start_logging(_PROGRAM, LogSettings(format=log_format, debug=debug)):
         return 1
 
@@ -180,7 +199,9 @@ def registry(
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         try:
-            await serve(listen, ttl=seconds, data_dir=Path(data_dir) if data_dir else None, token=token, stop=stop)
+            kept = Path(data_dir) if data_dir else None
+            manager = Notify.from_environment()
+            await serve(listen, ttl=seconds, data_dir=kept, token=token, tls=tls, stop=stop, notify=manager)
         except (RegistryError, OSError) as error:
             return _fatal(str(error))
         return 0

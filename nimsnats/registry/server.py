@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from nimsnats.notify import Notify
 from nimsnats.registry.api import RegistryApi, answer, error_answer
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryConfigError, RegistryListenError
@@ -55,7 +56,14 @@ class RegistryServer:
     @property
     def url(self) -> str:
         """Where clients of this machine reach a stand-alone server."""
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return self._at({"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host))
+
+    @property
+    def listening(self) -> str:
+        """Where a stand-alone server listens, as it was asked to."""
+        return self._at(self._host or "0.0.0.0")
+
+    def _at(self, host: str) -> str:
         scheme = "https" if self._tls else "http"
         return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
@@ -93,7 +101,7 @@ class RegistryServer:
             raise RegistryListenError(f"registry cannot listen on {listen}: {reason}") from error
         self.port = self._runner.addresses[0][1]
         kept = "on disk" if self.directory.persistent else "in memory"
-        self._log.info("Registry listening on %s (ttl %gs, nodes kept %s)", self.url, self.directory.ttl, kept)
+        self._log.info("Registry listening on %s (ttl %gs, nodes kept %s)", self.listening, self.directory.ttl, kept)
 
     async def stop(self) -> None:
         """Release watchers, stop listening, close the database. Idempotent."""
@@ -122,14 +130,22 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     log: logging.Logger | None = None,
     stop: asyncio.Event | None = None,
+    notify: Notify | None = None,
 ) -> None:
-    """Run a registry until `stop` is set or the task is cancelled. Raises what `RegistryServer.start` raises."""
+    """Run a registry until `stop` is set or the task is cancelled. Raises what `RegistryServer.start` raises.
+
+    `notify` is told when it listens and when it stops.
+    """
+    notify = notify or Notify()
     server = RegistryServer(Runtime.real(), ttl=ttl, data_dir=data_dir, token=token, tls=tls, log=log)
-    await server.start(listen)
     try:
+        await server.start(listen)
+        notify.ready(f"Listening on {server.listening}")
         await (stop or asyncio.Event()).wait()
     finally:
+        notify.stopping("Stopping")
         await server.stop()
+        notify.close()
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

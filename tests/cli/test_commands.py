@@ -118,6 +118,8 @@ def test_bad_configuration_is_all_its_errors_and_1(tmp_path: Path, capsys: pytes
     ("nonsense", 2, "No such command"),
     ("--client-port x", 2, "not a valid integer"),
     ("registry --ttl 10", 1, 'nimsnats: --ttl: time: missing unit in duration "10"'),
+    ("registry --tls-cert c", 1, "nimsnats: --tls-cert and --tls-key need each other"),
+    ("registry --tls-cert /c --tls-key /k", 1, "certificate/key pair: /c and /k: No such file or directory"),
 ])  # fmt: skip
 def test_what_is_printed(line: str, code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(line.split()) == code

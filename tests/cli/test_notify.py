@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,20 @@ async def test_a_node_tells_its_service_manager_what_it_is_at(tmp_path: Path) ->
             # a stop that takes longer on a busy machine asks for more time again
             steps = [line for line in heard if line.startswith("STATUS=")]
             assert steps[-1] == "STATUS=Stopping: the server and its storage"
+
+
+async def test_a_registry_says_when_it_listens(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with Manager(address) as manager:
+        command = [sys.executable, "-m", "nimsnats", "registry", "--listen", "127.0.0.1:0"]
+        process = await asyncio.create_subprocess_exec(
+            *command, stderr=asyncio.subprocess.DEVNULL, env={**os.environ, "NOTIFY_SOCKET": address}
+        )
+        await manager.until("READY=1".__eq__)
+        assert any(re.fullmatch(r"STATUS=Listening on http://127\.0\.0\.1:[1-9]\d+", line) for line in manager.heard)
+        process.terminate()
+        assert await process.wait() == 0
+        assert "STOPPING=1" in manager.drain()
 
 
 _STUCK = """

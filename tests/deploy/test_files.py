@@ -34,9 +34,10 @@ def template() -> dict[str, str]:
 
 
 @needs_systemd
-def test_systemd_takes_the_unit_and_finds_little_exposed(tmp_path: Path) -> None:
-    unit = tmp_path / "nimsforest.service"
-    text = (DEPLOY / "nimsforest.service").read_text()
+@pytest.mark.parametrize("name", ["nimsforest.service", "nimsforest-registry.service"])
+def test_systemd_takes_the_unit_and_finds_little_exposed(name: str, tmp_path: Path) -> None:
+    unit = tmp_path / name
+    text = (DEPLOY / name).read_text()
     unit.write_text(text.replace("/opt/nimsforest/venv/bin/nimsnats", "/bin/true"))  # the program must exist
     verified = run("systemd-analyze", "verify", "--man=no", unit)
     assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
@@ -64,7 +65,7 @@ def test_the_template_is_a_set_of_settings_that_the_node_takes(tmp_path: Path) -
     assert (settings.broker.port, settings.cluster.port, settings.monitor.port) == (4222, 6222, 8222)
     source = (Path(__file__).parents[2] / "nimsnats" / "config").glob("*.py")
     known = "".join(path.read_text() for path in source)
-    own = {"NIMSFOREST_FLAGS"}  # the unit's
+    own = {"NIMSFOREST_FLAGS", "REGISTRY_FLAGS"}  # the units'
     assert [name for name in given.keys() - own if name not in known and "WEBHOOK" not in name] == []
 
 

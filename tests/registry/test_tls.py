@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shutil
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -72,3 +75,20 @@ async def test_plain_http_to_an_https_port(server: RegistryServer) -> None:
     async with MorpheusRegistry(server.url.replace("https", "http"), runtime=Runtime.real()) as one:
         with pytest.raises(RegistryUnavailableError):
             await one.get_peers()
+
+
+async def test_a_registry_alone_speaks_https(certificates: Path) -> None:
+    files = ["--tls-cert", str(certificates / "cert.pem"), "--tls-key", str(certificates / "key.pem")]
+    command = [sys.executable, "-m", "nimsnats", "registry", "--listen", "0.0.0.0:0", *files]
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        line = (await process.stderr.readline()).decode()
+        told = re.search(r"Registry listening on https://0\.0\.0\.0:(\d+) ", line)
+        assert told, line
+        tls = RegistryTls(ca_file=str(certificates / "cert.pem"))
+        async with MorpheusRegistry(f"https://127.0.0.1:{told[1]}", runtime=Runtime.real(), tls=tls) as one:
+            assert await one.get_peers() == []
+    finally:
+        process.terminate()
+        await process.wait()
