@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 Labels = tuple[tuple[str, str], ...]
 
+MOST_LABELS = 200
+"""Different labels that one counter takes."""
+
 HELP: dict[str, str] = {
     "forest_items_received_total": "Items delivered to a worker, redeliveries included.",
     "forest_items_handled_total": "Items handled and acknowledged.",
@@ -19,8 +22,8 @@ HELP: dict[str, str] = {
     "forest_items_poison_total": "Items that can never be handled, terminated.",
     "forest_items_retried_total": "Items handed back for a later try.",
     "forest_items_abandoned_total": "Items terminated after their handler failed too often.",
-    "forest_leaves_dropped_total": "Leaves stored on the wind.",
-    "forest_leaves_duplicate_total": "Leaves the wind already had.",
+    "forest_leaves_dropped_total": "Leaves stored on the wind, by the pattern that captured them.",
+    "forest_leaves_duplicate_total": "Leaves the wind already had, by the pattern that captured them.",
     "forest_composts_total": "State changes stored in the humus.",
     "forest_composts_duplicate_total": "State changes the humus already had.",
     "forest_soil_writes_total": "Changes applied to the soil.",
@@ -37,11 +40,19 @@ class ForestMetrics:
     """Monotonic counters keyed by name and labels; `count` adds, `value` and `total` read, `samples` lists all."""
 
     _counters: Counter[tuple[str, Labels]] = field(default_factory=Counter[tuple[str, Labels]])
+    _kinds: Counter[str] = field(default_factory=Counter[str])
 
     def count(self, name: str, amount: int = 1, /, **labels: str) -> None:
-        """Add `amount` to a counter of `HELP`."""
+        """Add `amount` to a counter of `HELP`. Beyond `MOST_LABELS` of a name, further ones are counted as "other": a
+        plug-in's words must not make a time series of each."""
         assert name in HELP, name
-        self._counters[name, tuple(sorted(labels.items()))] += amount
+        key = name, tuple(sorted(labels.items()))
+        if key not in self._counters:
+            if self._kinds[name] >= MOST_LABELS:
+                key = name, tuple((label, "other") for label, _ in key[1])
+            else:
+                self._kinds[name] += 1
+        self._counters[key] += amount
 
     def value(self, name: str, /, **labels: str) -> int:
         """One counter with exactly these labels."""

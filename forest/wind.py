@@ -112,11 +112,12 @@ class Wind:
 
     async def drop(self, leaf: Leaf) -> Stored:
         """Publish `leaf`; returns when the stream has it. Raises LeafNotCaptured, Unavailable, Refused."""
-        if not self.captures(leaf.subject):
+        captured = next((pattern for pattern in self._captured if matches(pattern, leaf.subject)), None)
+        if captured is None:
             raise LeafNotCaptured(leaf.subject)
         stored = await self._jet.publish(leaf.subject, leaf.to_json(), msg_id=leaf.id)
         name = "forest_leaves_duplicate_total" if stored.duplicate else "forest_leaves_dropped_total"
-        self._metrics.count(name, subject=leaf.subject)
+        self._metrics.count(name, captured=captured)  # not the subject: leaves may name orders and customers in theirs
         return stored
 
     async def catch(self, pattern: str, catcher: Catcher, *, queue: str = "") -> Catch:

@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from forest import Leaf, Poison
 from forest.errors import LeafNotCaptured
 from forest.leaf import format_time, parse_time
-from forest.metrics import LogGate
+from forest.metrics import MOST_LABELS, LogGate
 from forest.river import open_envelope, river_subject
 from forest.subject import consumer_name, family, is_literal, is_pattern, matches, overlap
 from tests.forest.conftest import Grow, until
@@ -52,6 +52,19 @@ async def test_a_second_drop_is_not_stored_again(grow: Grow) -> None:
     leaf = Leaf("email.send", {}, "test", TS, "the-same")
     assert not (await wind.drop(leaf)).duplicate
     assert (await wind.drop(leaf)).duplicate
+
+
+async def test_subjects_and_reasons_do_not_grow_the_metrics(grow: Grow) -> None:
+    forest = await grow()
+    for number in range(3):
+        await forest.ground.wind.drop(Leaf(f"email.send.{number}", {}, "test", TS, f"id-{number}"))
+    dropped = [one for one in forest.metrics.samples() if one[0] == "forest_leaves_dropped_total"]
+    assert dropped == [("forest_leaves_dropped_total", {"captured": "email.>"}, 3)]
+    for number in range(MOST_LABELS + 5):
+        forest.metrics.count("forest_items_poison_total", consumer="nim-x", reason=f"reason {number}")
+    reasons = [labels["reason"] for name, labels, _ in forest.metrics.samples() if name == "forest_items_poison_total"]
+    assert len(reasons) == MOST_LABELS + 1
+    assert forest.metrics.value("forest_items_poison_total", consumer="other", reason="other") == 5
 
 
 async def test_a_leaf_nobody_takes_over_is_not_dropped(grow: Grow) -> None:
