@@ -182,6 +182,8 @@ class ClientConnection(Publisher):
             self.close(Reason.PROTOCOL_VIOLATION)
             return
         self._relabel()
+        if not self.rtt:  # an estimate, until the first PING is answered
+            self.rtt = max(self.broker.runtime.time_ns() - self.start_ns, 1) / 1e9
         let_in_early = self.broker.authenticator.required and not self.parser.awaiting_connect
         if self._connected or let_in_early:
             self._drop_all()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
+from nimsnats.broker.tls import Secured
 from nimsnats.broker.tls import reason as tls_reason
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid", "closed",
         "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser", "paused",
-        "port", "queued", "reason", "room", "stalled", "stalls", "start_ns", "stop_ns", "transport",
-        "upgrading",
+        "port", "queued", "reason", "room", "secured", "stalled", "stalls", "start_ns", "stop_ns",
+        "transport", "upgrading",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -81,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self.last_in = broker.runtime.monotonic()
         self.upgrading: asyncio.Task[None] | None = None
         """A TLS handshake; ends with the connection."""
+        self.secured: Secured | None = None
 
     @property
     def most(self) -> int:
@@ -149,6 +151,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.abort()
             return
         self.transport = secured
+        self.secured = Secured.of(secured)
         ready()
         self.parser.resume()
         self._received()

@@ -6,14 +6,19 @@ first word (as on nats-server's cluster port), clients after INFO unless `handsh
 
 from __future__ import annotations
 
+import asyncio
+import re
 import ssl
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
+from nimsnats.protocol.x509 import Certificate
 from nimsnats.runtime import StartError
 
 TIMEOUT: Final = 2.0
 """Seconds that a handshake may take, nats-server's default."""
+_PEM: Final = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -51,6 +56,15 @@ class TlsOptions:
             context.verify_mode = ssl.CERT_NONE
         return context
 
+    def not_after(self) -> datetime | None:
+        """When our certificate ends; None where its file cannot be read (any more) or makes no sense."""
+        try:
+            with open(self.cert_file, encoding="ascii", errors="replace") as file:
+                pem = _PEM.search(file.read())
+            return Certificate(ssl.PEM_cert_to_DER_cert(pem[0])).not_after() if pem else None
+        except (OSError, ValueError):
+            return None
+
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = self.min_version
@@ -67,6 +81,37 @@ class TlsOptions:
         except (OSError, ssl.SSLError) as error:
             raise StartError(f"failed to parse root ca certificate: {self.ca_file}: {reason(error)}") from error
         return context
+
+
+@dataclass(slots=True, frozen=True)
+class Secured:
+    """What a handshake ended with: version and cipher suite by their names in Go, the peer's certificate or nothing."""
+
+    version: str
+    cipher: str
+    certificate: bytes
+
+    @classmethod
+    def of(cls, transport: asyncio.Transport) -> Secured | None:
+        """What a connection's transport tells; None if it is not TLS."""
+        found: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        if found is None:
+            return None
+        cipher = found.cipher()
+        return cls(
+            (found.version() or "").removeprefix("TLSv"),
+            _go_name(cipher[0]) if cipher else "",
+            found.getpeercert(binary_form=True) or b"",
+        )
+
+
+def _go_name(cipher: str) -> str:
+    """OpenSSL's ECDHE-RSA-AES128-GCM-SHA256 is TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 elsewhere."""
+    if cipher.startswith("TLS_"):
+        return cipher
+    name = re.sub(r"AES(\d)", r"AES_\1", cipher).replace("-", "_")
+    name = re.sub(r"^((?:EC)?DHE_[A-Z]+)_", r"TLS_\1_WITH_", name)
+    return f"{name}_SHA256" if name.endswith("POLY1305") else name
 
 
 @dataclass(slots=True, frozen=True)

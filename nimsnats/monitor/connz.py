@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any, Final
 
 from nimsnats.broker.client import ClientConnection
@@ -12,6 +13,7 @@ from nimsnats.monitor.query import ParameterError
 from nimsnats.monitor.subsz import detail
 from nimsnats.monitor.view import NodeView
 from nimsnats.protocol.subject import collide
+from nimsnats.protocol.x509 import Certificate
 
 DEFAULT_LIMIT: Final = 1024
 OPEN: Final = 0
@@ -73,7 +75,9 @@ def connz(
     head["num_connections"] = len(page)
     head["total"] = len(chosen)
     listing = _listing(subscriptions, subscriptions_detail)
-    head["connections"] = [{**_connection(c, now), **(_identity(c) if auth else {}), **listing(c)} for c in page]
+    head["connections"] = [
+        {**_connection(c, now), **_secured(c, peer=auth), **(_identity(c) if auth else {}), **listing(c)} for c in page
+    ]
     return head
 
 
@@ -134,6 +138,24 @@ def _connection(c: ClientConnection, now: int) -> JsonObject:
         "subscriptions": len(c.subs),
         **present({"name": c.options.name, "lang": c.options.lang, "version": c.options.version}),
     }
+
+
+def _secured(c: ClientConnection, *, peer: bool) -> JsonObject:
+    """TLS of a connection; with `peer` the certificate that the client has shown."""
+    secured = c.secured
+    if secured is None:
+        return {}
+    shown: JsonObject = {"tls_version": secured.version, "tls_cipher_suite": secured.cipher}
+    if peer and secured.certificate:
+        certificate = Certificate(secured.certificate)
+        shown["tls_peer_certs"] = [
+            {
+                "subject": certificate.subject(),
+                "spki_sha256": sha256(certificate.key).hexdigest(),
+                "cert_sha256": sha256(secured.certificate).hexdigest(),
+            }
+        ]
+    return shown
 
 
 def _identity(c: ClientConnection) -> JsonObject:

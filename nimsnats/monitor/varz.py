@@ -7,6 +7,7 @@ from typing import Final
 
 from nimsnats.broker.route_dial import parse_route
 from nimsnats.broker.stats import BrokerStats
+from nimsnats.broker.tls import TIMEOUT, TlsOptions
 from nimsnats.jetstream.clock import format_time
 from nimsnats.monitor.clusterz import meta_block
 from nimsnats.monitor.format import JsonObject, number, present, seconds_ns, uptime
@@ -42,6 +43,8 @@ def _identity(view: NodeView) -> JsonObject:
         "host": options.host,
         "port": broker.port,
         **present({"auth_required": bool(options.token or options.users)}),
+        **present({"tls_required": broker.info.tls_required, "tls_verify": broker.info.tls_verify}),
+        **present({"connect_urls": broker.info.connect_urls if _routes(view) else []}),
     }
 
 
@@ -83,8 +86,15 @@ def _cluster(view: NodeView) -> JsonObject:
         "cluster_port": routes.port,
         "auth_timeout": number(options.auth_timeout),
         **present({"urls": urls or sorted(routes.connected().values())}),
-        "tls_timeout": 2,
+        "tls_timeout": number(options.tls.timeout if options.tls is not None else TIMEOUT),
+        **({"tls_required": True, "tls_verify": True, **_expiry(options.tls)} if options.tls is not None else {}),
     }
+
+
+def _expiry(tls: TlsOptions | None) -> JsonObject:
+    """When the certificate in a listener's file ends."""
+    ends = tls.not_after() if tls is not None else None
+    return {"tls_cert_not_after": format_time(round(ends.timestamp() * 1e9))} if ends is not None else {}
 
 
 def jetstream_block(view: NodeView, *, store_dir: bool = True) -> JsonObject:
@@ -101,9 +111,10 @@ def jetstream_block(view: NodeView, *, store_dir: bool = True) -> JsonObject:
 def _process(view: NodeView) -> JsonObject:
     broker = view.broker
     started, now = view.started_ns, view.now_ns()
-    routes = len(broker.routes.routes) if broker.routes is not None else 0
+    routes = _routes(view)
+    tls = broker.options.tls
     return {
-        "tls_timeout": 2,
+        "tls_timeout": number(tls.timeout if tls is not None else TIMEOUT),
         "write_deadline": seconds_ns(broker.options.write_deadline),
         "start": format_time(started),
         "now": format_time(now),
@@ -118,6 +129,10 @@ def _process(view: NodeView) -> JsonObject:
         "remotes": routes,
         "leafnodes": 0,
     }
+
+
+def _routes(view: NodeView) -> int:
+    return len(view.broker.routes.routes) if view.broker.routes is not None else 0
 
 
 def _traffic(view: NodeView) -> JsonObject:
@@ -149,5 +164,6 @@ def _health(view: NodeView) -> JsonObject:
         "system_account": view.broker.system_account.name,
         "slow_consumer_stats": {**_NO_DETAIL, "clients": stats.slow_consumers},
         "stale_connection_stats": {**_NO_DETAIL, "clients": stats.stale_connections},
+        **_expiry(view.broker.options.tls),
         "disk_io_wait_stats": {"waiters": 0, "waits": 0, "wait_time": 0, "max_wait_time": 0},
     }
