@@ -294,7 +294,8 @@ def _add_backup_command(name: str, short_help: str) -> None:
     def command(ctx: click.Context) -> int:  # pyright: ignore[reportUnusedFunction]
         from nimsnats.backup import commands
 
-        known = {"backup": commands.backup, "restore": commands.restore, "verify": commands.verify}
+        known = {"backup": commands.backup, "restore": commands.restore, "verify": commands.verify,
+                 "recover": commands.recover}  # fmt: skip
         chosen = known.get(name, commands.export)
         return cast("int | None", chosen.main(ctx.args, prog_name=f"{_PROGRAM} {name}", standalone_mode=False)) or 0
 
@@ -302,6 +303,7 @@ def _add_backup_command(name: str, short_help: str) -> None:
 _add_backup_command("backup", "Back up the streams of an account into a directory.")
 _add_backup_command("restore", "Restore streams from a backup.")
 _add_backup_command("verify", "Check a data directory, or a backup, without changing it.")
+_add_backup_command("recover", "Make a stopped node go on alone: the last resort when the others are lost for good.")
 _add_backup_command("export", "Write messages as JSON lines or CSV.")
 
 

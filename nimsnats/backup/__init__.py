@@ -1,4 +1,4 @@
-"""Backups: `nimsnats backup`, `restore`, `verify` and `export`.
+"""Backups, and data directories of nodes that do not run: `nimsnats backup`, `restore`, `verify`, `recover`, `export`.
 
 Everything but the off-line checks works over a NATS connection with the JetStream API, against this server and
 nats-server 2.15 alike. A backup is a directory with one directory a stream:
@@ -14,5 +14,5 @@ written are named in it and left out of a restore. A server that cannot send a p
 the older segments go once the new manifest is there.
 
 `files.py` knows the directory, `link.py` the connection, `take.py` and `put.py` the two directions, `export.py` other
-forms of messages, `datadir.py` the data directory of a node that does not run.
+forms of messages, `datadir.py` the data directory of a node that does not run, `recover.py` what makes it go on alone.
 """

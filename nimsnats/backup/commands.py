@@ -1,4 +1,4 @@
-"""The commands `nimsnats backup`, `restore`, `verify` and `export`: arguments, words and exit codes.
+"""The commands `nimsnats backup`, `restore`, `verify`, `recover` and `export`: arguments, words and exit codes.
 
 Owns what is printed. Results go to standard output, progress and complaints to standard error. Exit codes: 0 for done,
 1 for anything that is not as it should be.
@@ -7,12 +7,13 @@ Owns what is printed. Results go to standard output, progress and complaints to 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -22,6 +23,9 @@ from nimsnats.backup.progress import Progress, sized
 from nimsnats.jetstream.clock import format_time
 from nimsnats.runtime import Runtime
 from nimsnats.storage import StorageError
+
+if TYPE_CHECKING:
+    from nimsnats.backup.recover import Survey
 
 _PROGRAM: Final = "nimsnats"
 _SECOND: Final = 10**9
@@ -273,6 +277,81 @@ async def _verify_data(directory: Path, runtime: Runtime, quiet: bool) -> int:
     if not report.problems and not quiet:
         click.echo("No damage found.")
     return 1 if report.problems else 0
+
+
+@click.command()
+@click.option("--data", "directory", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+              metavar="DIR", help="The data directory of the stopped node.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Do it. Without this, say what there is and what would be lost.")
+def recover(directory: Path, yes: bool) -> int:
+    """Make a stopped node the only member of all that it holds, because the others never come back.
+
+    \b
+    nimsnats recover --data /var/lib/nimsforest/jetstream          says what is there, and what may be lost
+    nimsnats recover --data /var/lib/nimsforest/jetstream --yes    does it
+
+    This is the last resort when so many nodes are lost for good that the rest waits for ever. Whatever the others have
+    acknowledged without this node is lost. A lost node that comes back with its data is refused until its data
+    directory is emptied.
+    """
+    from nimsnats.backup.recover import make_alone, survey
+
+    path = _data(directory)
+    if path is None:
+        return _fail(f"{directory} is no data directory: there is no database in it")
+
+    async def work(runtime: Runtime) -> int:
+        found = await survey(path, runtime)
+        for line in describe(found, path):
+            click.echo(line)
+        for line in found.problems:
+            _fail(line)
+        if not found.needed:
+            return 0
+        if not yes:
+            click.echo(f"\nNothing was changed. To go on: nimsnats recover --data {directory} --yes")
+            return 0
+        if path.stat().st_uid != os.geteuid():
+            return _fail(
+                f"{path} belongs to user {_owner(path)}: run this as that user, or its node cannot write there"
+            )
+        member = await make_alone(path, runtime, logging.getLogger("nimsnats.recover"))
+        click.echo(f"\nDone: {found.identity.node} is the only member of all that it holds, as {member}. Start it.")
+        return 0
+
+    return _run(work)
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return str(path.stat().st_uid)
+
+
+def describe(found: Survey, path: Path) -> Generator[str]:
+    """What a survey has found and what recovering would mean, for people."""
+    identity = found.identity
+    yield f"{path} is of node {identity.node}, instance {identity.instance}."
+    yield from found.groups
+    yield from found.absent
+    if not found.needed:
+        yield "Nothing is to be recovered: no other node is needed for what is here. Start the node."
+        return
+    others = ", ".join(sorted(found.missing))
+    yield ""
+    yield f"Shared with {others}. As long as a majority can still be started, start it instead: nothing is lost then."
+    yield "Of several survivors recover the one with the highest terms and entries, and empty the others' directories."
+    if found.absent:
+        yield "Streams that are not here are lost, and forgotten: their names are free again."
+    if found.pairs:
+        yield "What may be lost: what the other one acknowledged alone, if it went on without this node. Whatever both"
+        yield "acknowledged together is here."
+    else:
+        yield "What will be lost: whatever the others acknowledged without this node, while it was behind or stopped."
+        yield "The sequences of such messages are given out again, to other messages."
+    yield f"Whoever of {others} comes back with its data is refused, and both sides say so, until its data directory"
+    yield "is emptied: then it joins, and is fed."
 
 
 @click.command()

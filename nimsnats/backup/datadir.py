@@ -32,7 +32,8 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import StoredGroup
 from nimsnats.storage.audit import Audit, auditing
 
-_STREAM: Final = "S-"
+STREAM: Final = "S-"
+"""What names of streams' groups begin with."""
 _CACHE: Final = 1 << 20
 
 
@@ -55,7 +56,7 @@ class _Complaints(logging.Handler):
         self._problems.append(record.getMessage())
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     """A group whose record ends in the middle."""
 
 
@@ -64,7 +65,7 @@ async def verify(path: Path, runtime: Runtime) -> Report:
     report = Report()
     with auditing(path) as audit:
         report.problems += audit.damage()
-        replay = _Replay(audit, runtime, report.problems)
+        replay = Replay(audit, runtime, report.problems)
         for group in audit.groups():
             report.contents.append(await replay.check(group))
         report.problems += replay.compare_catalogue()
@@ -76,9 +77,9 @@ async def messages(path: Path, runtime: Runtime, wanted: frozenset[str]) -> Asyn
     """The messages of the streams (all when none is wanted), with their stream's name. Damaged ones are left out; use
     `verify` to hear of them. Raises StorageError."""
     with auditing(path) as audit:
-        replay = _Replay(audit, runtime, [])
+        replay = Replay(audit, runtime, [])
         for group in audit.groups():
-            if group.name.startswith(_STREAM) and (stream := await replay.stream(group)) is not None:
+            if group.name.startswith(STREAM) and (stream := await replay.stream(group)) is not None:
                 if wanted and stream.name not in wanted:
                     continue
                 for message in _messages(audit, group, stream):
@@ -100,8 +101,9 @@ def _messages(audit: Audit, group: StoredGroup, stream: Stream) -> Iterator[Arch
                 yield ArchivedMessage(found.seq, found.time, found.subject, found.headers, found.payload)
 
 
-class _Replay:
-    """Groups brought back into memory."""
+class Replay:
+    """Groups brought back into memory. `members` is the newest membership of each that was looked at, `catalogue` the
+    newest catalogue; what is wrong is added to the problems."""
 
     def __init__(self, audit: Audit, runtime: Runtime, problems: list[str]) -> None:
         self._audit = audit
@@ -111,22 +113,21 @@ class _Replay:
         self._log.addHandler(_Complaints(problems))
         self._account: Account = Broker(BrokerOptions(), runtime, self._log).global_account
         self._seen: set[str] = set()
-        self._catalogue: Meta | None = None
+        self.members: dict[str, Membership] = {}
+        self.catalogue: Meta | None = None
 
     async def check(self, group: StoredGroup) -> str:
         """Bring a group back and look at it; what it is, in a line."""
         name = group.name
         try:
-            if name.startswith(_STREAM):
+            if name.startswith(STREAM):
                 self._seen.add(name)
                 stream = await self.stream(group)
                 return f"{name}: unreadable" if stream is None else self._check_stream(name, stream, group)
             if name.startswith(META_PREFIX):
-                meta = Meta(self._runtime.loop, self._log)
-                await self._bring_back(group, meta)
-                self._catalogue = meta
+                meta = await self.meta(group)
                 return f"{name}: catalogue of {len(meta.streams)} streams, {self._raft(group)}"
-        except _Unreadable as error:
+        except Unreadable as error:
             self._problems.append(f"group {name}: {error}")
             return f"{name}: unreadable"
         marks = {
@@ -136,12 +137,18 @@ class _Replay:
         }
         return f"{name}: {marks.get(name[0], 'unknown')}"
 
+    async def meta(self, group: StoredGroup) -> Meta:
+        """The catalogue as its group has it. Raises Unreadable."""
+        self.catalogue = Meta(self._runtime.loop, self._log)
+        await self._bring_back(group, self.catalogue)
+        return self.catalogue
+
     async def stream(self, group: StoredGroup) -> Stream | None:
         """A stream as its group has it; None when nothing tells its configuration."""
         stream = Stream(self._account, StreamConfig("?"), 0, self._environment())
         try:
             await self._bring_back(group, stream)
-        except _Unreadable as error:
+        except Unreadable as error:
             self._problems.append(f"group {group.name}: {error}")
         return stream if stream.configured else None
 
@@ -154,18 +161,18 @@ class _Replay:
         return Environment(self._runtime, BlockCache(_CACHE), self._log, consumers)
 
     async def _bring_back(self, group: StoredGroup, machine: StateMachine) -> None:
-        """Snapshot, then log. Raises _Unreadable where a log ends too early."""
+        """Snapshot, then log. Raises Unreadable where a log ends too early."""
         audit = self._audit
         if group.snapshot_index:
             if group.state is None:
-                raise _Unreadable("; ".join(group.damage))
+                raise Unreadable("; ".join(group.damage))
             blocks = [StoredBlock(i, note, load=partial(audit.block, group, i)) for i, note in group.blocks]
             await machine.restore(group.state, blocks)
         self._check_members(group, group.members)
         expected, term = group.snapshot_index + 1, group.snapshot_term
         for stored in audit.log(group):
             if stored.data is None or stored.index != expected:
-                raise _Unreadable(f"entry {expected} is damaged or missing, and so is the way to those behind it")
+                raise Unreadable(f"entry {expected} is damaged or missing, and so is the way to those behind it")
             if not term <= stored.term <= group.term:
                 self._problems.append(f"group {group.name}: entry {expected} of term {stored.term} after term {term}")
             expected, term = expected + 1, max(term, stored.term)
@@ -180,19 +187,16 @@ class _Replay:
             machine.apply(entry)
         except Exception as error:  # whatever it is, it would stop the group of a node
             what = "messages" if entry.kind & BLOCK else f"kind {entry.kind}"
-            raise _Unreadable(f"entry {entry.index} ({what}) cannot be applied: {error!r}") from error
+            raise Unreadable(f"entry {entry.index} ({what}) cannot be applied: {error!r}") from error
 
     def _check_members(self, group: StoredGroup, members: bytes) -> None:
         try:
-            Membership.decode(members)
+            self.members[group.name] = Membership.decode(members)
         except (ValueError, TypeError) as error:
             self._problems.append(f"group {group.name}: its membership cannot be read ({error})")
 
     def _raft(self, group: StoredGroup) -> str:
-        try:
-            members = Membership.decode(group.members)
-        except (ValueError, TypeError):
-            return "membership unreadable"
+        members = self.members.get(group.name, "membership unreadable")
         return f"term {group.term}, snapshot {group.snapshot_index}, last entry {group.last}, {members}"
 
     def _check_stream(self, name: str, stream: Stream, group: StoredGroup) -> str:
@@ -226,7 +230,7 @@ class _Replay:
 
     def compare_catalogue(self) -> list[str]:
         """Streams that the catalogue knows and storage does not, or the other way round."""
-        meta = self._catalogue
+        meta = self.catalogue
         if meta is None:
             return ["there is no catalogue"] if self._seen else []
         known = {record.group for record in meta.streams.values()}

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any, Final
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.formation import Decision, Hello, Situation, Step, cluster_id, conflicts, decide, given_up
+from nimsnats.jetstream.formation import (
+    Decision,
+    Hello,
+    Situation,
+    Step,
+    cluster_id,
+    conflicts,
+    decide,
+    given_up,
+    recovered,
+)
 from nimsnats.jetstream.mail import Mail, Unreachable
 from nimsnats.jetstream.meta import Key
 from nimsnats.jetstream.peers import named
@@ -241,7 +251,9 @@ class Cluster:
             self.mail.refused += 1
             raise errors.CLUSTER_NOT_LEADER() from error
         self._meet(sender)
-        if theirs.cluster != self.group.name or self._has_no_place(theirs):
+        apart = theirs.cluster != self.group.name or self._has_no_place(theirs)
+        # two that stay apart ask each other again and again: who is told nothing new does not ask back at once
+        if apart and self._hellos.get(node_of(sender)) != theirs:
             self._hellos.pop(node_of(sender), None)
             self._wake.set()
         return self.hello().pack()
@@ -271,13 +283,26 @@ class Cluster:
         )
 
     def _note_conflicts(self, own: Hello, others: Iterable[Hello]) -> None:
-        found = {node_of(member): cluster for member, cluster in conflicts(own, others).items()}
+        apart = conflicts(own, others)
+        without_us = {node_of(other.member) for other in others if other.member in apart and recovered(own, other)}
+        found = {node_of(member): cluster for member, cluster in apart.items()}
+        silent = self.conflicts.keys() & self._connected().keys() - self._hellos.keys()
+        found |= {
+            name: self.conflicts[name] for name in silent
+        }  # what it said last counts until it says something else
         for name in found.keys() - self.conflicts.keys():
-            self.engine.log.error(
-                "Node %s belongs to another cluster and both hold data: they stay apart until the data of one of them "
-                "is removed",
-                name,
-            )
+            if name in without_us:
+                self.engine.log.error(
+                    "Node %s was a member of this cluster and has gone on without it, with other data: this node is "
+                    "refused there until its data directory is emptied (`nimsnats export` saves what only it holds)",
+                    name,
+                )
+            else:
+                self.engine.log.error(
+                    "Node %s belongs to another cluster and both hold data: they stay apart until the data of one of "
+                    "them is removed",
+                    name,
+                )
         self.conflicts = found
 
     def _note_place(self) -> None:

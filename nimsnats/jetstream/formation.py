@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any
 
 from nimsnats.jetstream.meta import META_PREFIX
+from nimsnats.raft.transport import node_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ def decide(situation: Situation, others: Iterable[Hello]) -> Decision:
     if situation.released or own.cluster in gone:
         free = not situation.guarded
     elif own.joined:
-        if situation.leading and not own.data and best is not None and best.rank < own.rank:
+        # a cluster that nobody leads may have lost its majority for good: nobody would be let in there
+        better = best is not None and bool(best.leader) and best.rank < own.rank
+        if situation.leading and not own.data and better:
             return Decision(Step.GIVE_UP, best)
         free = False
     else:
@@ -160,8 +163,16 @@ def decide(situation: Situation, others: Iterable[Hello]) -> Decision:
 
 
 def conflicts(own: Hello, others: Iterable[Hello]) -> dict[str, str]:
-    """Nodes that are members of another cluster while both hold data: member -> cluster. They stay apart."""
-    if not own.joined or not own.data:
+    """Nodes that are members of another cluster while both hold data: member -> cluster. They stay apart. So does who
+    was recovered without us, whatever we hold."""
+    if not own.joined:
         return {}
     apart = [other for other in others if other.joined and other.data and other.cluster != own.cluster]
-    return {other.member: other.cluster for other in apart}
+    return {other.member: other.cluster for other in apart if own.data or recovered(own, other)}
+
+
+def recovered(own: Hello, other: Hello) -> bool:
+    """Whether the node of one of our voters is in another cluster under another instance: an operator has made it go on
+    without the rest of ours (`nimsnats recover`), or has emptied it and let it join others."""
+    known = {node_of(member) for member in own.members}
+    return other.cluster != own.cluster and other.member not in own.members and node_of(other.member) in known

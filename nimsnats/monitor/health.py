@@ -106,4 +106,7 @@ def _worrying(view: NodeView) -> list[str]:
     status = view.registry()
     if status is not None and not status.connected:
         worries.append(f"registry: {status.last_error or 'not connected'}")
+    cluster = view.jetstream.cluster if view.jetstream is not None else None
+    if cluster is not None:
+        worries += [f"cluster: {name} is in another one, and both hold data" for name in sorted(cluster.conflicts)]
     return worries

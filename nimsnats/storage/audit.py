@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nimsnats.storage import layout
-from nimsnats.storage.directory import DATABASE, LOCK, peek
+from nimsnats.storage.directory import DATABASE, LOCK, Identity, peek
 from nimsnats.storage.errors import Corrupt, InUse, Unwritable
 from nimsnats.storage.inspection import View, look, read_notes
 from nimsnats.storage.interface import StoredEntry, StoredGroup
@@ -103,6 +103,14 @@ class Audit:
         self._connection = connection
         self._view = view
         self._testimony = testimony
+
+    def identity(self) -> Identity | None:
+        """Whose database this is; None when both copies are damaged."""
+        for table in layout.copies("meta"):
+            for row in self._connection.execute(f"SELECT * FROM {table}"):
+                if layout.holds(layout.meta_crc, row):
+                    return Identity(row[3], row[4])
+        return None
 
     def damage(self) -> list[str]:
         """Everything that is not as it was written, one line each."""

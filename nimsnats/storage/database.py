@@ -22,7 +22,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, opening
 from nimsnats.storage.batch import INSERT_ENTRIES, REWRITE, Batch, Disk, RealDisk
 from nimsnats.storage.checkpoint import WAL_BYTES, Checkpointer
-from nimsnats.storage.directory import sync_file
+from nimsnats.storage.directory import Identity, sync_file
 from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed
 from nimsnats.storage.failure import classify
 from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup, Synced
@@ -207,6 +207,11 @@ class Database:
         row = self._groups[group]
         self._put_group(layout.group_row(group, name, *row[3:]))
 
+    def set_members(self, group: int, members: bytes) -> None:
+        """Queue another membership as of a group's snapshot."""
+        row = self._groups[group]
+        self._put_group(layout.group_row(group, *row[2:8], members))
+
     def set_hard_state(self, group: int, term: int, vote: str) -> None:
         """Queue term and vote."""
         row = self._groups[group]
@@ -258,6 +263,22 @@ class Database:
         """Have `done` called on the loop when everything queued so far is durable, or is refused."""
         self._gathering.done.append(done)
         self._wake.set()
+
+    async def change_instance(self, instance: str) -> None:
+        """Become another instance, in one transaction with everything that is queued: all of it is so afterwards, or
+        none. Raises StorageFull, StorageFailed, Unwritable."""
+        before = self.identity
+        for table in layout.copies("meta"):
+            self._gathering.add(layout.UPSERTS[table], layout.meta_row(instance, before.node))
+        # The file and the database must never contradict each other; while there is no file they cannot.
+        self._directory.forget_identity()
+        done: asyncio.Future[Exception | None] = self._runtime.loop.create_future()
+        self.sync(done.set_result)
+        error = await done
+        self.identity = before if error is not None else Identity(instance, before.node)
+        self._directory.write_identity(self.identity)
+        if error is not None:
+            raise error
 
     def _put_group(self, row: GroupRow) -> None:
         self._groups[row[0]] = self._gathering.groups[row[0]] = row

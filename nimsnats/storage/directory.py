@@ -71,6 +71,16 @@ class Directory:
             raise Unwritable(f"data directory {self.path} cannot be written: {error.strerror}") from error
         self.identity = identity
 
+    def forget_identity(self) -> None:
+        """Remove the identity file, durably: until it is written again, the database alone tells who we are. Raises
+        Unwritable."""
+        try:
+            (self.path / IDENTITY).unlink(missing_ok=True)
+            sync_directory(self.path)
+        except OSError as error:
+            raise Unwritable(f"data directory {self.path} cannot be written: {error.strerror}") from error
+        self.identity = None
+
     def release(self) -> None:
         """Give the directory up."""
         if self.lock >= 0:

@@ -20,6 +20,7 @@ COMMANDS = {
     "backup": backup_commands.backup,
     "restore": backup_commands.restore,
     "verify": backup_commands.verify,
+    "recover": backup_commands.recover,
     "export": backup_commands.export,
 }
 """Those whose options are known to click."""
@@ -47,7 +48,7 @@ def test_every_command_and_flag_exists(line: str) -> None:
 
 def test_the_guide_shows_each_command_that_operators_need() -> None:
     shown = {shlex.split(line)[1] for line in commands()}
-    assert shown >= {"backup", "doctor", "export", "registry", "restore", "status", "verify"}
+    assert shown >= {"backup", "doctor", "export", "recover", "registry", "restore", "status", "verify"}
 
 
 def test_every_variable_is_one_that_something_reads() -> None:

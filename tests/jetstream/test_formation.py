@@ -83,7 +83,8 @@ def hello(world: World, at: int) -> Hello:
     place = world.nodes[at]
     group = world.group(place.cluster)
     members = tuple(sorted(map(member, place.voters)))
-    return Hello(member(at), place.cluster, at in place.voters, group.data, members, "", place.heard)
+    leader = f"n{min(group.voters)}" if has_majority(world, place.cluster) else ""
+    return Hello(member(at), place.cluster, at in place.voters, group.data, members, leader, place.heard)
 
 
 def leads(world: World, at: int) -> bool:
