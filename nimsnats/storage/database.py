@@ -271,12 +271,12 @@ class Database:
         for table in layout.copies("meta"):
             self._gathering.add(layout.UPSERTS[table], layout.meta_row(instance, before.node))
         # The file and the database must never contradict each other; while there is no file they cannot.
-        self._directory.forget_identity()
+        self._opened.directory.forget_identity()
         done: asyncio.Future[Exception | None] = self._runtime.loop.create_future()
         self.sync(done.set_result)
         error = await done
         self.identity = before if error is not None else Identity(instance, before.node)
-        self._directory.write_identity(self.identity)
+        self._opened.directory.write_identity(self.identity)
         if error is not None:
             raise error
 
