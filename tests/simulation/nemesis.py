@@ -282,6 +282,6 @@ class Nemesis:
         await asyncio.gather(*self.tasks)
         for machine in world.used:
             storage = machine.disk.storage
-            if storage is not None and storage.failure is not None and machine.up:
+            if storage is not None and storage.failure is not None and machine.running and not machine.stopping:
                 machine.kill(power=False)
             self._back(machine)
