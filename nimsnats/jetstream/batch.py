@@ -9,7 +9,7 @@ Layout, little endian: a fixed head, then the columns that the flags announce, t
     subjects  the distinct subjects in order of appearance, joined by LF (no subject can hold one)
     columns   subject number u32 each (unless SINGLE), header length u32 each (HEADERS), payload length u32 each
               (one for all if EVEN), distance from the first sequence u32 each (SPARSE), time u64 each (TIMES), the
-              first sequence u64 (BASED)
+              first sequence u64 (BASED), what is told of earlier batches as u32 and so many bytes (TELLING)
     bytes     headers, payloads
 
 A batch carries no sequences when it is proposed: applying it assigns them. A block that was rewritten to leave out dead
@@ -37,6 +37,8 @@ TIMES: Final = 16
 EXPIRE: Final = 32
 """Expire what is due at the batch's time before storing; the messages are delete markers, kept where still apt."""
 BASED: Final = 64
+TELLING: Final = 128
+"""It says what became of the batches before it (`outcomes.py`). Only batches of single copies do."""
 
 _HEAD: Final = Struct("<BBHQIIQ")
 _TIME: Final = Struct("<Q")
@@ -65,6 +67,7 @@ class Batch:
         "table",
         "time",
         "times",
+        "told",
     )
 
     def __init__(
@@ -95,6 +98,8 @@ class Batch:
         """Out of an archive: the first sequence, from which `offsets` count; 0 otherwise."""
         self.times: array[int] | None = None
         """Merged blocks: each message's own time."""
+        self.told = b""
+        """What the batch says about those before it; opaque here."""
         self.sizes: array[int] = array("I", map(len, payloads)) if payloads is not None else array("I")
         """Payload lengths."""
         self._payloads = payloads
@@ -152,6 +157,9 @@ class Batch:
         if self.base:
             flags |= BASED
             parts.append(_column(array("Q", (self.base,))))
+        if self.told:
+            flags |= TELLING
+            parts += (_column(array("I", (len(self.told),))), self.told)
         parts.append(header_bytes)
         parts[0] = _HEAD.pack(VERSION, flags, 0, self.time, count, len(table), len(header_bytes))
         parts.extend(self.payloads)
@@ -193,6 +201,7 @@ class Batch:
         batch.offsets = reader.column("I", count) if flags & SPARSE else None
         batch.times = reader.column("Q", count) if flags & TIMES else None
         batch.base = reader.column("Q", 1)[0] if flags & BASED else 0
+        batch.told = reader.take(reader.column("I", 1)[0]) if flags & TELLING else b""
         if header_sizes is not None:
             start = reader.at
             if sum(header_sizes) != header_size:

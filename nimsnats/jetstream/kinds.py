@@ -20,6 +20,8 @@ STREAM_LOST: Final = 6
 """Messages that were found damaged when they were read: a group of one gives them up."""
 STREAM_RESTORED: Final = 7
 """All messages of an archive are there: what the stream was beside them."""
+STREAM_TOLD: Final = 8
+"""What became of the last batches (`outcomes.py`), where no other batch came to tell it."""
 
 # Stream group: consumer operations (msgpack, owned by `jetstream.consumer`)
 CONSUMER_CREATE: Final = 32

@@ -198,6 +198,9 @@ class Meta:
         if self.on_leadership is not None:
             self.on_leadership(leading)
 
+    def foresee(self, entry: Entry) -> None:
+        """Entries of the catalogue tell nothing of others."""
+
     def damaged(self, damage: LogDamage) -> None:
         """Entries of the catalogue are lost."""
         self.incomplete = True

@@ -276,6 +276,8 @@ class Ingest:
             return True
         headers = self._prepare(stream.config, messages.headers) if any(messages.headers) else None
         batch = Batch(self._now(), messages.subjects, messages.payloads, headers)
+        if stream.leading:
+            batch.told = stream.tell()
         flight = _Flight(self, batch, messages, answered=not stream.config.no_ack)
         return self._propose(flight, batch.encode()) if stream.leading else self._pass_on(flight, batch.encode())
 

@@ -168,6 +168,23 @@ class MessageStore:
         if not self.messages:
             self.first_seq = self.last_seq + 1
 
+    def lose_tail(self, kept: int, last: int, most: int) -> list[int]:
+        """Give up everything above `kept`, where other messages may have stood, and go on behind `last`. At most `most`
+        of the sequences between were used for messages; if there are more, a purge has skipped the lower ones. Returns
+        the messages given up, ascending."""
+        gone = [
+            seq
+            for block in list(self.blocks.ascending(kept + 1))
+            for seq in map(block.seq_at, block.live_positions())
+            if seq > kept
+        ]
+        for seq in gone:
+            self.remove(seq)
+        self.lost = [seq for seq in self.lost if seq <= kept]
+        self.last_seq = max(kept, last - most)
+        self.lose_run(last - self.last_seq)
+        return gone
+
     def lose(self, seqs: Iterable[int]) -> list[int]:
         """Give up damaged messages; returns those that were live, ascending."""
         gone: list[int] = []

@@ -35,7 +35,9 @@ from nimsnats.jetstream.kinds import (
     STREAM_LOST,
     STREAM_PURGE,
     STREAM_RESTORED,
+    STREAM_TOLD,
 )
+from nimsnats.jetstream.outcomes import Outcomes, Placement
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.reading import BlockReader
 from nimsnats.jetstream.store import MessageStore
@@ -111,6 +113,8 @@ class Stream(StreamView):
         self.restored = 0
         """How often a snapshot of the leader has taken the place of everything here."""
         self._admission = Admission()
+        self._outcomes = Outcomes(self.store)
+        self._telling = False
         self._group: Group | None = None
         self._compactor = Compactor(
             self.store, self._read_block, self._rewrite_block, environment.runtime, environment.log
@@ -123,8 +127,18 @@ class Stream(StreamView):
     def opened(self, group: Group) -> None:
         """The group is open; if this member leads, it serves from now on."""
         self._group = group
+        if self._outcomes.shifted:
+            # Of what was under way together with the lost batches, nobody can tell any more what had been refused.
+            self.log.warning(
+                "Stream %s: the last messages may have higher sequences than those acknowledged, by as many as the "
+                "damaged entries held messages that were refused",
+                self.config.name,
+            )
+        self._outcomes.forget()
         if self.leading:
             self._serve(True)
+            if self._outcomes.due:
+                self._tell_soon()
 
     @property
     def group(self) -> Group:
@@ -161,6 +175,22 @@ class Stream(StreamView):
         """Propose a batch of messages. Raises NotLeader."""
         self.group.propose(MESSAGES, data, publication, messages=len(publication.batch))
 
+    def tell(self) -> bytes:
+        """What a batch that is proposed now says about those before it: in a group of one, where damage cannot be made
+        good by others."""
+        return self._outcomes.tell() if self.group.alone else b""
+
+    def _tell_soon(self) -> None:
+        """Something was refused: if no batch follows at once that tells it, an entry of its own does."""
+        if not self._telling and self.leading and self.config.storage == "file" and self.group.alone:
+            self._telling = True
+            self.runtime.call_soon(self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = False
+        if self._outcomes.due and self.leading and self.group.alone:
+            self.group.propose(STREAM_TOLD, self._outcomes.tell())
+
     async def change(self, kind: int, fields: dict[str, Any]) -> Any:
         """Propose a stream operation and wait until it is applied; returns its result. Raises ApiError."""
         done: asyncio.Future[Any] = self.runtime.loop.create_future()
@@ -179,6 +209,8 @@ class Stream(StreamView):
             self._apply_messages(entry)
         elif kind == RESTORED:
             self._apply_restored(entry)
+        elif kind == STREAM_TOLD:
+            self._outcomes.heard(entry.data)
         elif kind == CONSUMER_RESTORED:
             self.consumers.add_restored(entry.index, unpack(entry.data))
             _tell(entry, None)
@@ -240,16 +272,25 @@ class Stream(StreamView):
                 self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
                 self.store.lose_run(entry.messages)
                 return
+        if batch.told and publication is None:
+            self._outcomes.heard(batch.told)
         if batch.expire:
             self._expire(batch.time)
+        known, gone = self._outcomes.place(entry.index)
+        self._gone(gone)
         before = self.store.last_seq
         outcomes: list[Outcome] = []
-        if self._plain(batch, len(entry.data)):
+        rejected: list[int] = []
+        if not (known and known.refused) and self._plain(batch, len(entry.data)):
             self.store.append_run(entry.index, batch, cache=publication is not None)
             self._enforce_limits()
         else:
-            outcomes = self._store_each(entry.index, batch, cache=publication is not None)
+            outcomes, rejected = self._store_each(entry.index, batch, known, cache=publication is not None)
         last = self.store.last_seq
+        self._outcomes.note(entry.index, before + 1, last - before, rejected)
+        self._outcomes.passed(len(batch), known=known is not None, kept=True)
+        if rejected and self._group is not None:
+            self._tell_soon()
         if publication is not None:
             if outcomes:
                 publication.decided(outcomes)
@@ -284,8 +325,11 @@ class Stream(StreamView):
                 return False
         return config.retention != "interest" or all(map(self.consumers.interested, batch.table))
 
-    def _store_each(self, index: int, batch: Batch, *, cache: bool) -> list[Outcome]:
-        """Store message by message: the way of everything that has to be checked."""
+    def _store_each(
+        self, index: int, batch: Batch, known: Placement | None, *, cache: bool
+    ) -> tuple[list[Outcome], list[int]]:
+        """Store message by message: the way of everything that has to be checked, unless it is `known` what came of
+        that. Returns also the positions that were rejected, ascending."""
         store, config, admission, now = self.store, self.config, self._admission, batch.time
         outcomes: list[Outcome] = []
         rejected: list[int] = []
@@ -297,8 +341,11 @@ class Stream(StreamView):
         for at, subject in enumerate(batch.subjects):
             block = b"" if headers is None else headers[at]
             named = nats_headers(block) if block else {}
-            if batch.expire and subject in store.index:
-                refused: Duplicate | ApiError | None = errors.SEQUENCE_NOT_FOUND(seq=0)
+            refused: Duplicate | ApiError | None = None
+            if known is not None:
+                refused = errors.SEQUENCE_NOT_FOUND(seq=0) if at in known.refused else None
+            elif batch.expire and subject in store.index:
+                refused = errors.SEQUENCE_NOT_FOUND(seq=0)
             else:
                 refused = admission.check(config, store, subject, block, named, batch.sizes[at], now)
             if refused is not None:
@@ -320,7 +367,7 @@ class Stream(StreamView):
             self._enforce_limits()
         store.finish(rejected, cache=cache)
         self.reader.forget()
-        return outcomes
+        return outcomes, rejected
 
     def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
         """The effects of a stored message's headers: TTL, marker, roll-up."""
@@ -476,24 +523,33 @@ class Stream(StreamView):
 
     # Damage, snapshot, restore
 
+    def foresee(self, entry: Entry) -> None:
+        """An entry behind a loss tells what became of batches before it."""
+        told = entry.data if entry.kind == STREAM_TOLD else b""
+        if entry.kind == MESSAGES:
+            try:
+                told = Batch.decode(entry.data).told
+            except BadBatch:
+                return  # said when it is applied
+        if told:
+            self._outcomes.learn(told)
+
     def damaged(self, damage: LogDamage) -> None:
         """Log entries are lost: their sequences are used up and named in the state."""
+        self._outcomes.begin()
         for index, messages in sorted(damage.entries.items()):
+            known, gone = self._outcomes.place(index)
+            self._gone(gone)
             first = self.store.last_seq + 1
-            self.store.lose_run(messages)
-            if not messages:
+            self.store.lose_run(messages if known is None else known.stored)
+            self._outcomes.passed(messages, known=known is not None, kept=False)
+            lost = self.store.last_seq + 1 - first
+            if not lost:
                 self.log.error("Stream %s: entry %d is damaged (%s)", self.config.name, index, damage.reason)
                 continue
             self.log.error(
                 "Stream %s: entry %d is damaged (%s): %d messages lost, sequences %d to %d",
-                *(self.config.name, index, damage.reason, messages, first, self.store.last_seq),
-            )
-        if any(damage.entries.values()):
-            # How many of the lost messages had been refused (duplicates, failed expectations) went with them.
-            self.log.warning(
-                "Stream %s: sequences stored after the lost ones are higher than those acknowledged, by as many as "
-                "the damaged entries held messages that were refused",
-                self.config.name,
+                *(self.config.name, index, damage.reason, lost, first, self.store.last_seq),
             )
 
     def _give_up(self, seqs: list[int]) -> None:

@@ -128,6 +128,11 @@ class StateMachine(Protocol):
         """
         ...
 
+    def foresee(self, entry: Entry) -> None:
+        """An entry behind a loss, still unapplied, that is whole: it may tell what was lost. Called in a group of
+        one before the first `damaged`, for all of them; each is applied in its turn."""
+        ...
+
     def damaged(self, damage: LogDamage) -> None:
         """Recovery lost log entries after what `restore`/`apply` have shown so far; never reuse their
         sequences."""
@@ -193,6 +198,11 @@ class Group(Protocol):
 
     @property
     def leader(self) -> str: ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is a group of one: nobody else has what it stores."""
+        ...
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -185,6 +185,9 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
         if not entries:
             break
         for found in entries:
+            if not replay.looked_ahead and replay.misses(found):
+                replay.looked_ahead = True
+                await _look_ahead(group, stored, found.index, storage)
             replay.take(found)
             if replay.stopped_at is not None:
                 break
@@ -193,12 +196,32 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
     return replay
 
 
+async def _look_ahead(group: HostedGroup, stored: StoredGroup, first: int, storage: Storage) -> None:
+    """Show the machine the whole entries behind a loss, as far as this was a group of one. Raises Corrupt,
+    StorageFailed."""
+    while first <= stored.last:
+        entries = await storage.read_log(stored.id, first, stored.last, _CHUNK_BYTES)
+        if not entries:
+            return
+        for found in entries:
+            if found.data is None:
+                continue
+            if found.kind == MEMBERSHIP:
+                return
+            if found.kind > MEMBERSHIP:
+                group.machine.foresee(Entry(found.index, found.term, found.kind, found.data, None, found.messages))
+        first = entries[-1].index + 1
+        await asyncio.sleep(0)
+
+
 class Replay:
     """Applies a log in order, gathering runs of lost entries."""
 
     def __init__(self, group: HostedGroup, stored: StoredGroup, log: logging.Logger) -> None:
         self.next = stored.snapshot_index + 1
         self.lost_any = False
+        self.looked_ahead = False
+        """Whether the machine was shown what is left behind the first loss."""
         self.stopped_at: int | None = None
         """Index of the first change of members: from there on, this was no group of one."""
         self._group = group
@@ -206,6 +229,10 @@ class Replay:
         self._log = log
         self._lost: dict[int, int] = {}
         self._unknown: list[int] = []
+
+    def misses(self, found: StoredEntry) -> bool:
+        """Whether this entry is lost, or others before it."""
+        return found.data is None or found.index > self.next
 
     def take(self, found: StoredEntry) -> None:
         """The next entry that storage still has a row of."""
@@ -238,7 +265,7 @@ class Replay:
         self.next += 1
         messages = self._stored.witnessed.get(index)
         if messages is None and found is not None and found.placeholder:
-            messages = found.messages
+            messages = found.messages or None
         if messages is None:
             self._unknown.append(index)
         self._lost[index] = messages or 0

@@ -22,8 +22,11 @@ from struct import error as StructError
 from typing import Any, Final
 from zlib import crc32
 
-FORMAT: Final = 1
-"""Version of everything below. A directory with a higher number is refused (`NewerVersion`)."""
+FORMAT: Final = 2
+"""Version of everything below, and of what stands in the entries. A directory with a higher number is refused
+(`NewerVersion`), one with a lower number is given this one when it is opened.
+
+1: as below. 2: message batches may tell of those before them (`jetstream/batch.py`)."""
 
 APPLICATION_ID: Final = 0x4E494D53
 """`PRAGMA application_id` of our databases: "NIMS"."""

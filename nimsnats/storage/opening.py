@@ -262,22 +262,32 @@ def _is_sqlite(database: Path) -> bool:
 
 
 def _confirm_identity(connection: sqlite3.Connection, directory: Directory) -> None:
-    """The identity file and the database say the same; either one restores the other."""
+    """The identity file and the database say the same; either one restores the other. Both are brought to our format,
+    the database last: until then, all of it is done again."""
     found: Identity | None = None
+    older = False
     for table in layout.copies("meta"):
         for row in connection.execute(f"SELECT * FROM {table}"):
             if layout.holds(layout.meta_crc, row):
                 found = Identity(row[3], row[4])
+                older |= row[2] < layout.FORMAT
     if found is None:
         if directory.identity is None:
             raise Corrupt(f"{directory.path} has lost its identity (all copies)")
-        row = layout.meta_row(directory.identity.instance, directory.identity.node)
-        for table in layout.copies("meta"):
-            connection.execute(layout.UPSERTS[table], row)
-    elif directory.identity is None:
-        directory.write_identity(found)
-    elif directory.identity.instance != found.instance:
+        _write_meta(connection, directory.identity)
+        return
+    if directory.identity is not None and directory.identity.instance != found.instance:
         raise Foreign(f"{directory.database} belongs to another instance than {directory.path}; was it copied there?")
+    if older or directory.identity is None:
+        directory.write_identity(found)
+    if older:
+        _write_meta(connection, found)
+
+
+def _write_meta(connection: sqlite3.Connection, identity: Identity) -> None:
+    row = layout.meta_row(identity.instance, identity.node)
+    for table in layout.copies("meta"):
+        connection.execute(layout.UPSERTS[table], row)
 
 
 async def connect(path: Path, sync_always: bool) -> Connections:

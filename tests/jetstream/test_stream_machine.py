@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.info import stream_state
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.publish import Markers
-from nimsnats.jetstream.stream import Environment, Publication, Stream
+from nimsnats.jetstream.stream import Environment, Outcome, Publication, Stream
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.runtime import Runtime
 
@@ -36,7 +36,7 @@ LOG = logging.getLogger("test")
 class Log:
     """A group that commits at once and remembers every entry."""
 
-    name, leading, leader, term, accepting = "S", True, "", 1, True
+    name, leading, leader, term, accepting, alone = "S", True, "", 1, True, True
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -174,6 +174,89 @@ async def test_replay_and_snapshots_make_the_same_stream(config: dict[str, Any],
     assert stream_state(restored) == stream_state(stream)
     assert await contents(restored) == expected
     assert json.dumps(stream_state(stream))
+
+
+class Answered(Publication):
+    """Remembers what became of it."""
+
+    outcomes: Sequence[Outcome] = ()
+
+    def stored(self, first: int) -> None:
+        self.outcomes = range(first, first + len(self.batch))
+
+    def decided(self, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes = outcomes
+
+
+def history_under_way(stream: Stream, log: Log, source: random.Random) -> dict[int, bytes]:
+    """Batches that are proposed while up to two others are under way, many of their messages refused. Returns what was
+    stored under every sequence."""
+    truth: dict[int, bytes] = {}
+    notes = [b""]
+    for step in range(1, 40):
+        payloads = [b"%d-%d" % (step, at) for at in range(source.choice([1, 2, 9]))]
+        headers = [
+            source.choice(
+                [
+                    b"",
+                    header(Nats_Msg_Id=f"id{source.randrange(40)}"),
+                    header(Nats_Expected_Last_Sequence=str(stream.last_seq)),
+                    header(Nats_Expected_Last_Subject_Sequence=str(stream.last_seq)),
+                ]
+            )
+            for _ in payloads
+        ]
+        batch = Batch(step, [b"s.%d" % source.randrange(4) for _ in payloads], payloads, headers)
+        batch.told = notes[max(0, len(notes) - 1 - source.randrange(3))]
+        context = Answered(batch)
+        log.propose(kinds.MESSAGES, batch.encode(), context, messages=len(payloads))
+        truth.update(
+            (seq, payload) for seq, payload in zip(context.outcomes, payloads, strict=True) if isinstance(seq, int)
+        )
+        notes.append(stream.tell())
+        if source.random() < 0.1:
+            seq = stream.last_seq + source.choice([-3, 50])
+            log.propose(kinds.STREAM_PURGE, pack({"filter": b"", "seq": max(seq, 1), "keep": 0}))
+    log.propose(kinds.STREAM_TOLD, notes[-1])
+    return truth
+
+
+@pytest.mark.parametrize("config", [{}, {"max_msgs": 12, "discard": "new"}, {"max_msgs_per_subject": 3}], ids=str)
+async def test_behind_lost_entries_every_message_has_the_sequence_that_was_acknowledged(config: dict[str, Any]) -> None:
+    kept = given_up = 0
+    for seed in range(60):
+        source = random.Random(seed)
+        stream, log = new_stream(**config)
+        truth = history_under_way(stream, log, source)
+        gone: set[int] = set()
+        for _ in range(source.randrange(1, 4)):
+            at = source.randrange(1, len(log.entries))
+            gone |= set(range(at, min(at + source.randrange(1, 6), len(log.entries))))
+        again, other = new_stream(**config)
+        other.entries = log.entries
+        lost: dict[int, int] = {}
+        for entry in log.entries:
+            if entry.index > min(gone) and entry.index not in gone:
+                again.foresee(entry)
+        for entry in log.entries:
+            if entry.index in gone:
+                lost[entry.index] = entry.messages
+                continue
+            if lost:
+                again.damaged(LogDamage(lost, "checksum failed"))
+                lost = {}
+            again.apply(entry)
+        named = set(again.store.lost)
+        for seq in range(1, again.last_seq + 1):
+            if again.live(seq):
+                message = await again.load(seq)
+                assert message is not None and message.payload == truth[seq], f"seed {seed}: {seq} is another message"
+                kept += 1
+        missing = {seq for seq in truth if stream.live(seq) and not again.live(seq)}
+        assert missing <= named, f"seed {seed}: {missing - named} are gone and not named"
+        assert again.last_seq == stream.last_seq, f"seed {seed}"
+        given_up += len(missing)
+    assert kept > given_up > 0
 
 
 async def test_damage_is_named_and_sequences_are_not_used_again() -> None:

@@ -11,7 +11,10 @@ import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
+from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.info import stream_state
+from nimsnats.jetstream.stream import Publication
+from tests.broker.peer import until
 from tests.jetstream.stand import Stand, running
 
 
@@ -122,6 +125,28 @@ async def test_damage_found_by_a_reader_is_named_in_the_state_and_stays_so(tmp_p
         state = stream_state(stand.stream("S"))
         assert state["lost"]["msgs"] == seqs and state["messages"] == 31 - len(seqs)
         assert (await stand.client.jetstream().publish("s.1", b"")).seq == 32
+
+
+async def test_sequences_stay_although_no_batch_follows_that_tells_what_a_damaged_one_held(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s"])
+        assert (await js.publish("s", b"first", headers={"Nats-Msg-Id": "1"})).seq == 1
+        stream = stand.stream("S")
+        header = b"NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n"
+        for payload, headers in ((b"damaged", [b"", header, header]), (b"behind", [b"", b"", header])):
+            batch = Batch(stream.store.last_time, [b"s"] * 3, [payload] * 3, headers)
+            stream.propose_batch(Publication(batch), batch.encode())
+        last = stream.group.applied + 3  # these, and an entry that tells of them
+        await until(lambda: stream.group.applied == last)
+        assert stream.last_seq == 4
+    with closing(sqlite3.connect(tmp_path / "nimsnats.db")) as file, file:
+        assert file.execute("UPDATE entries SET data = x'00' WHERE instr(data, 'damaged')").rowcount == 1
+    async with running(tmp_path) as stand:
+        stream = stand.stream("S")
+        found = [message and message.payload for message in [await stream.load(seq) for seq in range(1, 6)]]
+        assert found == [b"first", None, b"behind", b"behind", None]
+        assert stream_state(stream)["lost"]["msgs"] == [2]
 
 
 @pytest.mark.parametrize("compacted", [False, True])

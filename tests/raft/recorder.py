@@ -31,6 +31,7 @@ class Recorder:
         self.leading: list[tuple[bool, int]] = []
         self.restored = False
         self.state_lost = False
+        self.foreseen: list[int] = []
         self.changed = asyncio.Event()
         self.drop: list[int] = []
         self._fresh_blocks: list[int] = []
@@ -50,6 +51,10 @@ class Recorder:
             else:
                 self.entries[block.index] = data
             assert block.note == b"note %d" % block.index
+
+    def foresee(self, entry: Entry) -> None:
+        assert not self.lost
+        self.foreseen.append(entry.index)
 
     def damaged(self, damage: LogDamage) -> None:
         self.lost.update(damage.entries)

@@ -65,6 +65,8 @@ async def _reopen(path: Path) -> tuple[int, list[str]]:
                 machine = Recorder()
                 group = await host.open_group(name, machine)
                 named = set(machine.lost) | set(machine.damaged_blocks)
+                if turn == 0 and machine.lost and not machine.state_lost:
+                    assert machine.foreseen == [index for index in sorted(machine.entries) if index > min(machine.lost)]
                 for index, data in expected[name].items():
                     if index in machine.entries:
                         assert machine.entries[index] == data

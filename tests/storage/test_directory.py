@@ -130,7 +130,7 @@ async def test_newer_formats_are_refused(tmp_path: Path) -> None:
     identity = tmp_path / "identity"
     kept = identity.read_text()
     identity.write_text(json.dumps({"format": layout.FORMAT + 1, "instance": "x", "node": "y", "new": True}))
-    with pytest.raises(NewerVersion, match="has format 2; this version reads up to 1"):
+    with pytest.raises(NewerVersion, match="has format 3; this version reads up to 2"):
         await _open_and_close(tmp_path)
     identity.write_text(kept)
     connection = sqlite3.connect(tmp_path / "nimsnats.db")
@@ -141,6 +141,23 @@ async def test_newer_formats_are_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(NewerVersion):
         await _open_and_close(tmp_path)
+
+
+async def test_an_older_format_becomes_ours_where_it_is_opened(tmp_path: Path) -> None:
+    instance = await _open_and_close(tmp_path)
+    identity = tmp_path / "identity"
+    identity.write_text(json.dumps({"format": 1, "instance": instance, "node": "n1"}))
+    connection = sqlite3.connect(tmp_path / "nimsnats.db")
+    for table in layout.copies("meta"):
+        connection.execute(layout.UPSERTS[table], (1, layout.meta_crc(1, 1, instance, "n1"), 1, instance, "n1"))
+    connection.commit()
+    connection.close()
+    assert await _open_and_close(tmp_path) == instance
+    assert json.loads(identity.read_text())["format"] == layout.FORMAT
+    connection = sqlite3.connect(tmp_path / "nimsnats.db")
+    for table in layout.copies("meta"):
+        assert connection.execute(f"SELECT * FROM {table}").fetchall() == [layout.meta_row(instance, "n1")]
+    connection.close()
 
 
 async def test_unwritable_places_are_named(tmp_path: Path) -> None:
