@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +38,7 @@ from forest.payments import PaymentTree
 from forest.plugins import as_nim, as_tree, construct, leaf_subjects, load, plugin_name
 from forest.river import STREAM as RIVER
 from forest.river import River
+from forest.soil import STREAM as SOIL
 from forest.soil import Soil
 from forest.subject import consumer_name, overlap
 from forest.tree import Planted, grove
@@ -49,8 +50,17 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _START_PAUSE = 0.2
+_CONSUMERS = {RIVER: "tree-", WIND: "nim-", HUMUS: DECOMPOSER, SOIL: ""}
+"""The forest's streams, and how the names of its durable consumers on them begin ("": it has none)."""
 
 Factory = Callable[..., Any]
+
+
+def makes_anew(stream: str, consumers: Iterable[str]) -> bool:
+    """Whether a stream that has never held a message, with these consumers, is one that every forest makes for itself
+    when it starts: nothing is lost with it."""
+    own = _CONSUMERS.get(stream)
+    return own is not None and all(own and name.startswith(own) for name in consumers)
 
 
 class Forest:
@@ -170,6 +180,13 @@ class Forest:
         if failure is not None:
             raise failure
         return changed
+
+    async def reopen(self) -> None:
+        """Make sure that all streams are there: the server belongs to another cluster now, and has left its own ones
+        behind. The workers find out by themselves. Raises Unavailable, Refused."""
+        ground = self.ground
+        for part in (ground.soil, ground.humus, ground.wind, ground.river):
+            await part.open()
 
     def problems(self) -> list[str]:
         """What an operator should look at, one line each; empty when all is well."""

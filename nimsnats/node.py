@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from forest.app import Forest
+    from nimsnats.jetstream.cluster import Cluster as Membership
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.monitor.server import MonitorServer, Slot
     from nimsnats.monitor.stall import StallWatch
@@ -81,6 +82,8 @@ class Node:
         self.forest: Forest | None = None
         self._find_registry = find_registry
         self._adjusting: asyncio.Task[None] | None = None
+        self._reopening = False
+        """The forest has left its streams in another cluster."""
         self._address_watch: AddressWatch | None = None
         self._own_registry: RegistryServer | None = None
         self._webhooks: Slot | None = None
@@ -140,12 +143,27 @@ class Node:
         jetstream = self.server.jetstream
         if jetstream is not None and jetstream.cluster is not None:
             jetstream.cluster.gone = self._is_gone
+            if self.settings.forest.enabled:
+                self._let_forest_move(jetstream.cluster)
             self._watch_pairs(self.cluster, jetstream)
             if not await jetstream.cluster.settle(_JOIN_PATIENCE):
                 self.log.warning("JetStream is not yet one with all connected nodes: going on with what there is")
         self.cluster.jetstream_initialized()
         if self._address_watch is not None:
             self._address_watch.start()
+
+    def _let_forest_move(self, membership: Membership) -> None:
+        """The forest's streams are no reason to stay apart from others as long as nothing was in them."""
+        from forest.app import makes_anew
+
+        account = self.server.broker.global_account.name
+        membership.replaceable = lambda key, consumers: key[0] == account and makes_anew(key[1], consumers)
+        membership.on_moved = self._moved_on
+
+    def _moved_on(self) -> None:
+        """This node belongs to another cluster, and its forest finds no stream there, or those of others."""
+        self._reopening = True
+        self._have_forest_follow()
 
     def _watch_pairs(self, cluster: ClusterManager, jetstream: JetStream) -> None:
         """Let this node go on alone where the registry is witness that the other of two has gone."""
@@ -324,6 +342,9 @@ class Node:
     def _cluster_changed(self, state: ClusterState) -> None:
         if self._is_ready:
             self._tell_state()
+        self._have_forest_follow()
+
+    def _have_forest_follow(self) -> None:
         if self.forest is not None and self.forest.running and (self._adjusting is None or self._adjusting.done()):
             work = self._adjust_replicas(self.forest)
             self._adjusting = self.server.runtime.spawn(work, "forest replicas")
@@ -336,17 +357,24 @@ class Node:
         return name not in cluster.members and all(peer.name != name for peer in cluster.known_peers)
 
     async def _adjust_replicas(self, forest: Forest) -> None:
-        """Have the forest's streams follow the cluster, as often as it takes. One at a time: an earlier factor must not
-        be asked for behind a later one."""
+        """Have the forest's streams follow this node and the cluster, as often as it takes. One at a time: an earlier
+        factor must not be asked for behind a later one."""
         from forest.errors import ForestError
 
         told, reached = False, 0
-        while forest.running and self.cluster is not None and reached != self.cluster.replication_factor:
-            wanted = self.cluster.replication_factor
+        while (
+            forest.running
+            and self.cluster is not None
+            and (self._reopening or reached != self.cluster.replication_factor)
+        ):
+            wanted, reopening, self._reopening = self.cluster.replication_factor, self._reopening, False
             try:
+                if reopening:
+                    await forest.reopen()
                 await forest.adjust_replicas(wanted)
                 reached = wanted
             except ForestError as error:
+                self._reopening |= reopening
                 if not told:
                     self.log.warning("The forest's streams keep their replicas for now: %s", error)
                 told = True

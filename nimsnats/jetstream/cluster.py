@@ -28,7 +28,7 @@ from nimsnats.jetstream.formation import (
     recovered,
 )
 from nimsnats.jetstream.mail import Mail, Unreachable
-from nimsnats.jetstream.meta import Key
+from nimsnats.jetstream.meta import Key, StreamRecord
 from nimsnats.jetstream.peers import named
 from nimsnats.jetstream.replicas import Replicas
 from nimsnats.jetstream.roster import Roster
@@ -60,9 +60,12 @@ class Cluster:
         """Connected nodes whose cluster holds data as ours does: name -> their cluster."""
         self.gone: Callable[[str], bool] = lambda name: False
         """Whether a node, by name, has neither a registration nor a route (set by the node)."""
-        self.replaceable: frozenset[Key] = frozenset()
-        """Streams that this node makes anew wherever it is (set by the node): as long as they have never held a
-        message, they are no reason to keep a cluster of one."""
+        self.replaceable: Callable[[Key, Sequence[str]], bool] = lambda key, consumers: False
+        """Whether this node makes a stream with these consumers anew wherever it is (set by the node): as long as it
+        has never held a message, it is no reason to keep a cluster of one."""
+        self.on_moved: Callable[[], None] = lambda: None
+        """Called when this node has left its cluster, with every stream, and belongs to another one (set by the
+        node)."""
         self.stopping = False
         """This node leaves: what it holds stays on its disk, for when it comes back."""
         self._connected: Callable[[], Mapping[str, str]] = dict
@@ -214,11 +217,16 @@ class Cluster:
             return True
         alone = self.group.members == (self.me,)
         for record in meta.streams.values():
-            served = self.engine.served(record)
-            untouched = served is not None and not served.stream.store.last_seq
-            if not (alone and record.key in self.replaceable and untouched):
+            if not (alone and self._never_used(record)):
                 return True
         return bool(self.engine.strays())
+
+    def _never_used(self, record: StreamRecord) -> bool:
+        """Whether a stream here has never held anything and is made anew wherever this node is."""
+        served = self.engine.served(record)
+        if served is None or served.stream.store.last_seq:
+            return False
+        return self.replaceable(record.key, served.stream.consumers.names())
 
     async def _ask_around(self, own: Hello) -> dict[str, Hello]:
         """Ask the connected nodes who they are; members of our own cluster only once, as long as it has a leader."""
@@ -309,6 +317,7 @@ class Cluster:
         """Say when this node has got a place that it waited for."""
         if self._waiting and not self.joining:
             self.engine.log.info("Joined the cluster: %s", ", ".join(map(node_of, self.group.members)))
+            self.on_moved()
         self._waiting = self.joining
 
     # Moving from one cluster to another
@@ -326,7 +335,7 @@ class Cluster:
         """Propose to give up this cluster, which holds nothing. Its members move once they have applied that."""
         engine = self.engine
         records = list(engine.meta.streams.values())
-        if records and not await engine.emptied(records):
+        if records and not await engine.emptied(records, self._never_used):
             return
         self.engine.log.info("Giving up this cluster for that of %s", ", ".join(map(node_of, target.members)))
         try:
@@ -348,6 +357,7 @@ class Cluster:
             engine.log.info("Beginning a new cluster")
             instance = self.me.rpartition("@")[2]
             await engine.open_meta(cluster_id(instance, engine.runtime.time_ns()), None)
+            self.on_moved()
         else:
             engine.log.info("Joining the cluster of %s", ", ".join(map(node_of, target.members)))
             await engine.open_meta(target.cluster, [name for name in target.members if name != self.me] or ["-"])

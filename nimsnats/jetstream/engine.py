@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -257,9 +257,9 @@ class JetStream:
         known = {record.group for record in self.meta.streams.values()} | self.meta.removed
         return [name for name in self.host.recorded_groups() if name.startswith(_GROUP_PREFIX) and name not in known]
 
-    async def emptied(self, records: Sequence[StreamRecord]) -> bool:
-        """Stop taking messages into these streams, all of them here alone; False, and it goes on, if one has ever held
-        any. Afterwards they are given up, or `resume`d."""
+    async def emptied(self, records: Sequence[StreamRecord], unused: Callable[[StreamRecord], bool]) -> bool:
+        """Stop taking messages into these streams, all of them here alone; False, and it goes on, if one is not
+        `unused` then. Afterwards they are given up, or `resume`d."""
         for record in records:
             served = self.served(record)
             if served is None or not served.stream.leading:
@@ -267,7 +267,7 @@ class JetStream:
             served.ingest.close()
             # what was proposed before this is decided when this is
             await served.stream.change(STREAM_EXPIRE, {"now": 0})
-            if served.stream.store.last_seq:
+            if not unused(record):
                 break
         else:
             return True
