@@ -9,7 +9,7 @@ registered and who is connected is the business of `nimsnats.cluster`; this modu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -290,15 +290,16 @@ class Cluster:
             guarded=bool(self.engine.strays()),
         )
 
-    def _note_conflicts(self, own: Hello, others: Iterable[Hello]) -> None:
+    def _note_conflicts(self, own: Hello, others: Collection[Hello]) -> None:
+        """A conflict is over when the other node says so, or is gone for good. That it does not answer for once proves
+        nothing."""
         apart = conflicts(own, others)
         without_us = {node_of(other.member) for other in others if other.member in apart and recovered(own, other)}
         found = {node_of(member): cluster for member, cluster in apart.items()}
-        silent = self.conflicts.keys() & self._connected().keys() - self._hellos.keys()
-        found |= {
-            name: self.conflicts[name] for name in silent
-        }  # what it said last counts until it says something else
-        for name in found.keys() - self.conflicts.keys():
+        if own.joined:
+            silent = self.conflicts.keys() - {node_of(other.member) for other in others}
+            found |= {name: self.conflicts[name] for name in sorted(silent) if not self._is_gone(name)}
+        for name in sorted(found.keys() - self.conflicts.keys()):
             if name in without_us:
                 self.engine.log.error(
                     "Node %s was a member of this cluster and has gone on without it, with other data: this node is "
@@ -307,10 +308,13 @@ class Cluster:
                 )
             else:
                 self.engine.log.error(
-                    "Node %s belongs to another cluster and both hold data: they stay apart until the data of one of "
-                    "them is removed",
+                    "Node %s belongs to another cluster and both hold data: they stay apart until one gives way. Save "
+                    "what only one of them has (`nimsnats backup`), stop it, move its data directory away, start it "
+                    "again, and restore",
                     name,
                 )
+        for name in sorted(self.conflicts.keys() - found.keys()):
+            self.engine.log.info("Node %s and this one need not stay apart any more", name)
         self.conflicts = found
 
     def _note_place(self) -> None:

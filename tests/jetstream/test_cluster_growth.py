@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nimsnats.jetstream.errors import CLUSTER_NOT_LEADER
 from nimsnats.raft.transport import node_of
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
@@ -118,7 +119,28 @@ async def test_two_clusters_that_hold_data_stay_apart(tmp_path: Path, caplog: py
         for node in (first, second):
             held = node.served("S")
             assert held is not None and held.stream.store.messages == 1
-    assert "both hold data" in caplog.text
+        await _conflict_stays_through_silence(second, first, caplog)
+        client = await second.connect()
+        await client.jetstream().delete_stream("S")
+        await until(lambda: members(first) == members(second) == ["n1", "n2"])
+        await until(lambda: not one.conflicts and not two.conflicts)
+        await client.close()
+
+
+async def _conflict_stays_through_silence(silent: HubNode, other: HubNode, caplog: pytest.LogCaptureFixture) -> None:
+    """While a node of another cluster does not say what it belongs to, it is what it was."""
+    mail, cluster, asked = silent.engine.mail, silent.engine.cluster, 0
+    assert mail is not None and cluster is not None and other.engine.cluster is not None
+
+    def refuse(sender: str, body: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise CLUSTER_NOT_LEADER()
+
+    mail.listen("hello", refuse)
+    await until(lambda: asked > 2)
+    assert other.engine.cluster.conflicts and caplog.text.count(f"Node {silent.settings.node_name} belongs to") == 1
+    mail.listen("hello", cluster._on_hello)
 
 
 async def test_a_node_with_an_empty_disk_takes_the_place_of_its_former_self(tmp_path: Path) -> None:
