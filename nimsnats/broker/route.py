@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
 _FIRST_PING: Final = 1.0
+"""Seconds after registration until the first PING, which measures the round trip."""
 _DOUBT: Final = 5.0
 """Seconds for the answer of a peer that is also connecting anew."""
-"""Seconds after registration until the first PING, which measures the round trip."""
 _LINES: Final = 16
 """How much longer control lines may be than those of clients."""
 _BRAKE: Final = 8 * 1024 * 1024
@@ -115,6 +116,7 @@ class RouteConnection(Publisher):
 
     def opened(self) -> None:
         """Who was dialled introduces itself first."""
+        self._notice_cuts()
         self.table.opened(self)
         self.log(logging.DEBUG, "Route connection created")
         tls = self.table.tls
@@ -124,6 +126,15 @@ class RouteConnection(Publisher):
             self.upgrade(tls.listening, tls.timeout, self._greet)
         else:
             self.upgrade(tls.dialling, tls.timeout, self._greet, self.dial.tls_name)
+
+    def _notice_cuts(self) -> None:
+        """Have the kernel end the connection when the peer's machine has acknowledged nothing for a while (RFC 5482).
+        Otherwise it repeats what it has sent at intervals that double: a way that was cut for seconds would be used
+        again only as many seconds after it has healed, while a new connection would be up at once."""
+        option: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)  # not everywhere
+        found: socket.socket | None = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if option is not None and found is not None:
+            found.setsockopt(socket.IPPROTO_TCP, option, int(self.table.options.cut_after * 1000))
 
     def _greet(self) -> None:
         """There is a limited time for introductions from now on."""

@@ -81,6 +81,7 @@ class Solicitation:
         runtime = self._table.broker.runtime
         try:
             while self._wanted:
+                began = runtime.monotonic()
                 connection = self.connection = await self._connect()
                 if connection is not None:
                     await connection.gone.wait()
@@ -88,6 +89,8 @@ class Solicitation:
                 pause = await self._pause(connection)
                 if pause is None:
                     return
+                if connection is None:  # an attempt without an answer has been a pause already
+                    pause = max(0.0, pause - (runtime.monotonic() - began))
                 await runtime.sleep(pause + runtime.random.random() * _JITTER)
         finally:
             self._table.dialled(self)

@@ -31,8 +31,12 @@ class RouteOptions:
 
     dial_timeout: float = 1.0
     redial: float = 1.0
-    """Between two attempts; while a peer refuses us it doubles up to `redial_refused`."""
+    """Between two attempts, from the beginning of one that nobody answers; while a peer refuses us it doubles up to
+    `redial_refused`."""
     redial_refused: float = 8.0
+    cut_after: float = 3.0
+    """Seconds that a peer's machine may acknowledge nothing of what was sent to it; an election takes less. A process
+    that is only slow does not matter: its kernel answers."""
     ping_interval: float = 5.0
     """Or the clients' ping interval, if that is shorter. A peer that leaves `ping_max` PINGs unanswered is cut."""
 
