@@ -3,7 +3,7 @@
 from nimsnats.config.durations import format_duration, parse_duration
 from nimsnats.config.fields import ConfigError, FieldError, split_address
 from nimsnats.config.flags import NodeFlags, ServerFlags
-from nimsnats.config.load import check_file, load_node, load_server
+from nimsnats.config.load import VARIABLES, check_file, load_node, load_server
 from nimsnats.config.settings import (
     AccountSettings,
     ClusterSettings,
@@ -17,6 +17,7 @@ from nimsnats.config.settings import (
 )
 
 __all__ = [
+    "VARIABLES",
     "AccountSettings",
     "ClusterSettings",
     "ConfigError",

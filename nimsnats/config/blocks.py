@@ -6,6 +6,7 @@ Owns: their keys and how they fill their settings. Own keys inside nats-server's
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from nimsnats.config.fields import (
     not_supported,
     port,
     read_block,
+    split_address,
     string,
     strings,
     switch,
@@ -112,6 +114,22 @@ def check_route(url: str) -> str:
     if not valid:
         raise FieldError(f'error parsing route url ["{url}"]')
     return full
+
+
+def check_advertise(text: str) -> None:
+    """`host`, `host:port`, `[ipv6]:port` or an IPv6 address: what other nodes are told to dial. Raises FieldError."""
+    host = text
+    try:
+        if text.count(":") == 1 or "]:" in text:
+            host, port = split_address(text)
+            if not 0 < port < 65536:
+                raise FieldError("its port is no port")
+        elif ":" in text:
+            ipaddress.IPv6Address(text.strip("[]"))
+    except (FieldError, ValueError):
+        host = ""
+    if text and (not host or any(character in host for character in "/@ ")):
+        raise FieldError(f'cannot advertise "{text}": it must be a host, or host:port, that other nodes can dial')
 
 
 def store_dir(settings: Settings) -> Reader:

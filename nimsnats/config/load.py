@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from nimsnats.broker.options import User
-from nimsnats.config.blocks import check_registry_url, check_route
+from nimsnats.config.blocks import check_advertise, check_registry_url, check_route
 from nimsnats.config.data_dir import default_data_dir, explicit_data_dir
 from nimsnats.config.durations import format_duration, parse_duration
 from nimsnats.config.fields import ConfigError, FieldError, check_port, split_address
@@ -37,6 +37,14 @@ _Setting = TypeVar("_Setting")
 
 _WEBHOOK_SECRETS: Final = "FOREST_WEBHOOK_"
 """`FOREST_WEBHOOK_STRIPE=new,old`: the secrets of the webhook `stripe`, kept out of files."""
+VARIABLES: Final = frozenset(
+    {
+        *(f"REGISTRY_{name}" for name in ("URL", "SERVICE_NAME", "TOKEN", "HEARTBEAT_INTERVAL")),
+        *(f"NATS_{name}" for name in ("NODE_NAME", "DATA_DIR", "CLIENT_PORT", "CLUSTER_PORT", "MONITOR_PORT")),
+        *(f"NATS_CLUSTER_{name}" for name in ("SECRET", "TLS_CERT", "TLS_KEY", "TLS_CA")),
+    }
+)
+"""Environment variables that a node reads, beside `FOREST_WEBHOOK_<NAME>`."""
 _UNSET: Final = Path()
 """Nobody has named a data directory."""
 
@@ -303,6 +311,10 @@ def _contradictions(settings: Settings) -> list[str]:
             check_port(port, name)
         except FieldError as error:
             reasons.append(str(error))
+    try:
+        check_advertise(cluster.advertise)
+    except FieldError as error:
+        reasons.append(str(error))
     if broker.max_payload > broker.max_pending:
         reasons.append(f"max_payload ({broker.max_payload}) cannot be higher than max_pending ({broker.max_pending})")
     if broker.lame_duck_grace_period >= broker.lame_duck_duration:

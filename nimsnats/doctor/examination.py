@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shlex
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
-from nimsnats.config import ConfigError, NodeFlags, Settings, for_node, load_node
+from nimsnats.config import VARIABLES, ConfigError, NodeFlags, Settings, for_node, load_node
 from nimsnats.doctor import disk, env_file, machine, network, ports
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.runtime import Runtime, StartError
 
 _FLAGS: Final = "NIMSFOREST_FLAGS"
+_REGISTRY_FLAGS: Final = "REGISTRY_FLAGS"
+"""Of the registry's unit, which reads the same file."""
+_WEBHOOK: Final = "FOREST_WEBHOOK_"
+_OURS: Final = ("REGISTRY_", "NATS_", "FOREST_", "NIMSFOREST_")
 
 
 @dataclass(slots=True)
@@ -74,6 +79,7 @@ def _read(path: Path) -> _Read:
     parsed = env_file.parse(text)
     advice = "Correct the line: systemd reads NAME=value, and no shell"
     findings = [problem("settings", f"{path}: {mistake}", advice) for mistake in parsed.mistakes]
+    findings += _unread(path, parsed.variables)
     if mode & (stat.S_IRGRP | stat.S_IROTH) and any(
         _is_secret(name) for name, value in parsed.variables.items() if value
     ):
@@ -81,8 +87,19 @@ def _read(path: Path) -> _Read:
     return _Read(findings or [ok("settings", f"{path} is well-formed")], parsed.variables)
 
 
+def _unread(path: Path, names: Iterable[str]) -> Iterator[Finding]:
+    """Variables that look like ours and that nothing reads: a node whose REGISTRY_URL is misspelt runs alone."""
+    known = VARIABLES | {_FLAGS, _REGISTRY_FLAGS}
+    for name in names:
+        if name in known or name.startswith(_WEBHOOK) or not name.startswith(_OURS):
+            continue
+        (near, *_) = [*get_close_matches(name, known, 1), ""]
+        advice = f"Is it {near}?" if near else "Remove it, or see nimsforest.env.template for the names"
+        yield problem("settings", f"{path}: nothing reads {name}", advice)
+
+
 def _is_secret(name: str) -> bool:
-    return name in ("REGISTRY_TOKEN", "NATS_CLUSTER_SECRET") or name.startswith("FOREST_WEBHOOK_")
+    return name in ("REGISTRY_TOKEN", "NATS_CLUSTER_SECRET") or name.startswith(_WEBHOOK)
 
 
 def _settings(flags: NodeFlags, environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:

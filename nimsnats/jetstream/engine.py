@@ -133,11 +133,11 @@ class JetStream:
         recorded = [name for name in self.host.recorded_groups() if name.startswith(META_PREFIX)]
         instance = self.host.member.rpartition("@")[2]
         await self.open_meta(recorded[-1] if recorded else cluster_id(instance, self.runtime.time_ns()), None)
+        await self._rename()  # before there are accounts, which would follow each change at once
         for account in list(self.broker.accounts.values()):
             if self._entitled(account):
                 self._add(account)
         await self._destroy_removed()
-        await self._rename()
         for record in list(self.meta.streams.values()):
             await self._open_recorded(record)
         if self._leads_alone():

@@ -32,6 +32,9 @@ _T = TypeVar("_T")
 FIRST_RETRY: Final = 0.5
 """Seconds until the first repeated attempt; doubled up to the heartbeat interval."""
 
+_MOST_KINDS: Final = 16
+"""Different failures told between two answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -81,6 +84,8 @@ class RegistryMember(Registry):
         self._beating: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._said: set[str] = set()
+        self._failures: set[str] = set()
+        """What has been said to be wrong since the registry answered last."""
 
     @property
     def name(self) -> str:
@@ -215,9 +220,11 @@ class RegistryMember(Registry):
         """Await one request and keep `status` and the log honest about it."""
         try:
             answer = await request
-        except (UnknownNodeError, WatchUnsupportedError):
+        except UnknownNodeError:
             self._answered()  # a clear no is an answer
             raise
+        except WatchUnsupportedError:
+            raise  # so would whatever else listens there say; the listings that follow tell which it is
         except NameTakenError as error:
             self._answered()
             self._once(logging.ERROR, f"Node name {self.name} is taken by another node: the registry {error}")
@@ -232,16 +239,18 @@ class RegistryMember(Registry):
         status = self.status
         if not status.connected and status.failures:
             self._log.info("Registry at %s answers again", status.url)
+        self._failures.clear()
         status.connected = True
         status.failures = 0
         status.last_error = ""
         status.last_success = datetime.fromtimestamp(self.runtime.time_ns() / 1e9, UTC)
 
     def _failed(self, error: RegistryError) -> None:
-        """Logged when the trouble begins or changes; in between, repeating it would bury everything else."""
+        """Logged when the trouble begins and for each further kind of it: repeating it would bury everything else."""
         status = self.status
         text = str(error)
-        if status.connected or text != status.last_error:
+        if text not in self._failures and len(self._failures) < _MOST_KINDS:
+            self._failures.add(text)
             self._log.warning("Registry at %s: %s; the cluster goes on with what it knows", status.url, text)
         status.connected = False
         status.failures += 1

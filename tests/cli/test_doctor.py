@@ -129,6 +129,9 @@ def test_settings_are_judged_and_secrets_never_shown(doctor: Doctor, tmp_path: P
     assert has(findings, "line 2 is ignored by systemd ('export' is the shell's): export X")
     assert has(findings, "holds secrets that others can read")
     assert has(findings, "node ash, cluster fen")
+    file.write_text("REGISTRY_URI=http://r:8500\nREGISTRY_FLAGS=--ttl=9s\nFOREST_WEBHOOK_X=\nLANG=C\n")
+    assert has(doctor("--env-file", str(file), code=1), "problem settings: " + f"{file}: nothing reads REGISTRY_URI")
+    assert "Is it REGISTRY_URL?" in doctor.output and doctor.output.count("nothing reads") == 1
     file.write_text("NIMSFOREST_FLAGS=--nonsense")
     assert has(doctor("--env-file", str(file), code=1), "problem settings: NIMSFOREST_FLAGS: No such option")
 

@@ -104,6 +104,10 @@ def test_all_bad_variables_are_named(tmp_path: Path) -> None:
     ({"heartbeat_interval": "0s"}, "heartbeat interval must be longer than zero, got 0s"),
     ({"node_name": "a b"}, "server name cannot contain spaces"),
     ({"cluster_name": "a b"}, "cluster name cannot contain spaces"),
+    *(
+        ({"advertise": text}, f'cannot advertise "{text}": it must be a host, or host:port, that other nodes can dial')
+        for text in ("http://oak/", "oak:99999", "oak:", ":6222", "a:b:c", "oak:-1", "o ak")
+    ),
 ])  # fmt: skip
 def test_bad_flags(flags: dict[str, object], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
