@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from nimsnats.storage import layout
 from nimsnats.storage.directory import DATABASE, LOCK, Identity, peek
-from nimsnats.storage.errors import Corrupt, InUse, Unwritable
+from nimsnats.storage.errors import Corrupt, Foreign, InUse, NewerVersion, Unwritable
 from nimsnats.storage.inspection import View, look, read_notes
 from nimsnats.storage.interface import StoredEntry, StoredGroup
 from nimsnats.storage.layout import INDEX_MASK, row_id
@@ -43,6 +43,8 @@ def auditing(path: Path) -> Generator[Audit]:
                 connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, isolation_level=None)
             except sqlite3.DatabaseError as error:
                 raise Corrupt(f"{path / DATABASE}: {error}") from error
+            except (Foreign, NewerVersion, Corrupt) as error:
+                raise type(error)(str(error).replace(str(database), str(path / DATABASE))) from None
             try:
                 yield Audit(connection, view, testimony)
             except sqlite3.DatabaseError as error:

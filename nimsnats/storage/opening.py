@@ -20,7 +20,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, repair
 from nimsnats.storage.batch import Writer
 from nimsnats.storage.directory import Directory, Identity, claim
-from nimsnats.storage.errors import Corrupt, Foreign, StorageError, Unwritable
+from nimsnats.storage.errors import Corrupt, Foreign, NewerVersion, StorageError, Unwritable
 from nimsnats.storage.failure import is_full
 from nimsnats.storage.inspection import View, look
 from nimsnats.storage.layout import GroupRow
@@ -137,8 +137,13 @@ def _prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
         _create(directory, testimony)
         return Contents(generation=testimony.generation)
     contents = Contents(testimony=testimony.groups, generation=testimony.generation)
+    beside = [path for suffix in ("-wal", "-shm") if not (path := Path(f"{database}{suffix}")).exists()]
     try:
         view = look(database, testimony)
+    except (Foreign, NewerVersion):
+        for path in beside:  # SQLite makes them, to read; what is not ours stays as it was
+            path.unlink(missing_ok=True)
+        raise
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT:
             raise

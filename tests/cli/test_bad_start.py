@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
+import re
 import shlex
 import sqlite3
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nimsnats import Server
+from nimsnats import Server, cli
 from nimsnats.process import Process
 from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, open_database
@@ -67,16 +69,29 @@ async def test_a_disk_without_space_is_not_taken_for_damage(directory: Path) -> 
     await database.close()
 
 
-async def test_the_data_of_a_newer_version_is_not_touched(directory: Path) -> None:
-    instance = json.loads((directory / "identity").read_text())["instance"]
+async def test_the_data_of_a_newer_version_is_not_touched(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = (directory / "identity").read_text()
+    instance = json.loads(identity)["instance"]
     connection = sqlite3.connect(directory / "nimsnats.db")
     crc = layout.meta_crc(1, layout.FORMAT + 1, instance, "oak")
     connection.execute(layout.UPSERTS["meta"], (1, crc, layout.FORMAT + 1, instance, "oak"))
     connection.commit()
     connection.close()
-    before = content(directory)
-    assert "this version reads up to" in fatal(start(directory))
-    assert content(directory) == before
+    newer = f'"format": {layout.FORMAT + 1}'
+    for text, named in ((identity, directory / "nimsnats.db"), (re.sub(r'"format": \d+', newer, identity), directory)):
+        (directory / "identity").write_text(text)
+        before = whole(directory)
+        told = f"{named} has format {layout.FORMAT + 1}; this version reads up to {layout.FORMAT}"
+        assert told in fatal(start(directory))
+        for words in (("verify",), ("recover", "--yes", "--data"), ("export", "--from-data")):
+            assert await asyncio.to_thread(cli.main, [*words, str(directory)]) == 1
+            assert told in capsys.readouterr().err
+        assert whole(directory) == before
+
+
+def whole(path: Path) -> dict[str, bytes]:
+    """All of a directory but the text of the lock, which names the last process."""
+    return {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name != "lock"}
 
 
 def clock(now: datetime) -> Runtime:
