@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
@@ -29,6 +29,46 @@ _LARGE: Final = 2048
 
 _STALL: Final = 0.005
 """Seconds that a publisher pauses when a receiver of its messages is three quarters full."""
+
+
+class _Early(asyncio.Protocol):
+    """Keeps what a peer sends before its TLS handshake can be heard.
+
+    A loop may begin to read although reading was paused while the connection was made (uvloop does), and a peer may
+    have sent the first words of its handshake by then.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._data = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    async def followed_by(
+        self, started: Coroutine[Any, Any, asyncio.Transport | None], transport: asyncio.Transport
+    ) -> asyncio.Transport | None:
+        """Await `start_tls`, which gets what came too early before it reads anything itself. Raises what it raises."""
+        task = asyncio.ensure_future(started)
+        try:
+            await asyncio.sleep(0)  # it takes over the transport, and schedules its own beginning and the reading
+            await asyncio.sleep(0)  # both have happened, and the loop has not looked at the socket since
+            if transport.get_protocol() is not self:
+                self._pass_on(cast("asyncio.BufferedProtocol", transport.get_protocol()))
+            return await task
+        finally:
+            task.cancel()
+
+    def _pass_on(self, heir: asyncio.BufferedProtocol) -> None:
+        while self._data:
+            buffer = cast("memoryview", heir.get_buffer(len(self._data)))
+            count = min(len(buffer), len(self._data))
+            buffer[:count] = self._data[:count]
+            self._data = self._data[count:]
+            heir.buffer_updated(count)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -119,26 +159,30 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.parser.paused = True
         transport.pause_reading()
-        shaking = self._shake_hands(transport, context, timeout, ready, server_hostname)
+        early = _Early(self)
+        transport.set_protocol(early)
+        shaking = self._shake_hands(transport, early, context, timeout, ready, server_hostname)
         self.upgrading = self.broker.runtime.spawn(shaking, f"TLS handshake {self.ID}:{self.cid}")
 
     async def _shake_hands(
         self,
         transport: asyncio.Transport,
+        early: _Early,
         context: ssl.SSLContext,
         timeout: float,
         ready: Callable[[], None],
         server_hostname: str | None,
     ) -> None:
+        started = self.broker.runtime.loop.start_tls(
+            transport,
+            self,
+            context,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=timeout,
+        )
         try:
-            secured = await self.broker.runtime.loop.start_tls(
-                transport,
-                self,
-                context,
-                server_side=server_hostname is None,
-                server_hostname=server_hostname,
-                ssl_handshake_timeout=timeout,
-            )
+            secured = await early.followed_by(started, transport)
         except OSError as error:  # ssl.SSLError is one
             self.upgrading = None
             if not self.closed:

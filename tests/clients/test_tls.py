@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -78,11 +79,35 @@ async def test_the_handshake_first(authority: Authority) -> None:
         await round_trip(server.port, trusting(authority), tls_handshake_first=True)
 
 
+async def test_a_client_whose_handshake_is_there_before_the_server_looks(authority: Authority) -> None:
+    for first in (False, True):
+        async with serving(authority.options("server", handshake_first=first)) as server:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = trusting(authority).wrap_bio(incoming, outgoing, server_hostname="localhost")
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            hello = socket.create_connection(("127.0.0.1", server.port))
+            hello.sendall(outgoing.read())  # the loop has not accepted it yet
+            reader, writer = await asyncio.open_connection(sock=hello)
+            if not first:
+                await reader.readline()
+            while tls.version() is None:
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    data = await reader.read(65536)
+                    assert data, "the server hung up"
+                    incoming.write(data)
+                writer.write(outgoing.read())
+            writer.close()
+
+
 def test_the_same_on_uvloop(authority: Authority, tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(test_a_client_that_trusts_the_server(authority))
         runner.run(test_only_clients_with_a_certificate(authority, tmp_path))
         runner.run(test_the_handshake_first(authority))
+        runner.run(test_a_client_whose_handshake_is_there_before_the_server_looks(authority))
 
 
 @pytest.mark.parametrize("verify", [False, True])
