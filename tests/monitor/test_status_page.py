@@ -13,6 +13,7 @@ import aiohttp
 import nats
 import pytest
 
+from nimsnats.monitor.page import collect, merge
 from nimsnats.monitor.page.facts import EXAMPLE, fits, nodez
 from nimsnats.monitor.page.live import MOST_VIEWERS
 from nimsnats.monitor.server import MonitorServer
@@ -157,6 +158,21 @@ async def test_what_a_node_says_fits_and_is_built_once_for_all(view: NodeView) -
     assert nodez(view) is said
 
 
+@pytest.mark.parametrize(("stored", "lag", "state"), [
+    (100, 200, "ok"), (100, 201, "behind"), (0, 1, "behind"), (None, 50, "ok"), (None, 51, "behind"),
+])  # fmt: skip
+async def test_a_replica_that_lacks_only_what_is_on_its_way_is_current(
+    view: NodeView, stored: int | None, lag: int, state: str
+) -> None:
+    replica = {"name": "n2", "current": False, "offline": False, "lag": lag}
+    stream = {**EXAMPLE["stream_list"][0], "name": "S", "leading": True, "last": 1000, "replicas": [replica]}
+    now = {**EXAMPLE, "name": "n1", "now": 10**9, "stream_list": [stream]}
+    before = {**now, "now": 0, "stream_list": [{**stream, "last": 1000 - (stored or 0)}]}
+    answer = merge.Answer(now, None if stored is None else before, 0, None)
+    found = merge.overview(view, now, [answer])
+    assert [one["state"] for one in found["streams"]["list"]] == [state]
+
+
 async def overview(node: TrioNode) -> dict[str, Any]:
     found: dict[str, Any] = await node.get("/statusz")
     return found
@@ -196,3 +212,21 @@ async def test_any_node_shows_the_whole_cluster_and_who_is_away(tmp_path: Path) 
         assert "n2 is away" in seen["problems"]
         assert [one["name"] for one in seen["streams"]["list"]] == ["ORDERS"]
         await first.kill()  # there is nobody to take leave of
+
+
+@pytest.mark.timeout(30)
+async def test_who_was_not_asked_for_long_is_waited_for_and_who_left_in_order_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = MemoryHub(Runtime.real())
+    first, second = (TrioNode(tmp_path, name, hub) for name in ("n1", "n2"))
+    async with first:
+        async with second:
+            await until_seen(first, lambda seen: len(seen["nodes"]) == 2 and seen["status"] == "healthy")
+            monkeypatch.setattr(collect, "_PERIOD", 0.01)
+            monkeypatch.setattr(collect, "_PATIENCE", 20.0)
+            monkeypatch.setattr(merge, "_SILENT", 0.05)
+            await asyncio.sleep(0.1)  # nobody looks
+            assert [one["state"] for one in (await overview(first))["nodes"]] == ["healthy", "healthy"]
+        seen = await until_seen(first, lambda seen: len(seen["nodes"]) == 1)
+        assert (seen["status"], seen["problems"]) == ("healthy", [])

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from nimsnats.broker.subscription import Subscription
 
 _ALL: Final = b"$SYS.REQ.SERVER.PING.NODEZ"
+_STOPS: Final = b"$SYS.SERVER.*.SHUTDOWN"
 _PERIOD: Final = 0.9
 """Seconds that an overview serves; then all nodes are asked again. Less than what browsers get events at."""
 _PATIENCE: Final = 0.4
 """Seconds that the first look waits for answers."""
 _REMEMBERED: Final = 120.0
-"""Seconds after which a node that nobody names any more is forgotten."""
+"""Seconds after which a node that nobody names any more is forgotten, unless it has stopped in order: then at once."""
 _MOST_NODES: Final = 256
 _FLOWS: Final = 10
 """Answers over which the forest's rates are taken: where events are seconds apart, a second shows none or too many."""
@@ -46,6 +47,8 @@ class _Known:
     heard: float
     previous: JsonObject | None = None
     flows: deque[JsonObject] = field(default_factory=lambda: deque(maxlen=_FLOWS))
+    farewell: bool = False
+    """It has said that it stops."""
 
 
 class Collector:
@@ -56,6 +59,7 @@ class Collector:
         self._runtime = view.broker.runtime
         self._known: dict[str, _Known] = {}
         self._inbox: Subscription | None = None
+        self._farewells: Subscription | None = None
         self._answered = asyncio.Event()
         self._asking: asyncio.Task[None] | None = None
         self._asked = float("-inf")
@@ -76,16 +80,17 @@ class Collector:
         """Ask no more. Idempotent."""
         if self._asking is not None:
             self._asking.cancel()
-        if self._inbox is not None:
-            self._view.broker.system_account.unsubscribe(self._inbox)
-            self._inbox = None
+        for subscription in (self._inbox, self._farewells):
+            if subscription is not None:
+                self._view.broker.system_account.unsubscribe(subscription)
+        self._inbox = self._farewells = None
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._asking = None
 
     async def _ask(self) -> None:
-        self._asked = self._runtime.monotonic()
-        expected = self._expected()
+        before, self._asked = self._asked, self._runtime.monotonic()
+        expected = self._expected(before)
         self._publish()
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -101,13 +106,17 @@ class Collector:
         if self._inbox is None:
             subject = f"_INBOX.{nuid(self._runtime.random)}".encode()
             self._inbox = account.subscribe(subject, self._receive, routed=True)
+            self._farewells = account.subscribe(_STOPS, self._receive_farewell, routed=True)
         account.publish(_ALL, b"", reply=self._inbox.subject)
 
-    def _expected(self) -> list[str]:
-        """Peers that will answer at once: connected nodes of our kind, less those that were silent last time."""
+    def _expected(self, before: float) -> list[str]:
+        """Peers that will answer at once: connected nodes of our kind, less those that left a question of just now
+        (`before`, on the monotonic clock) without an answer."""
         table = self._view.broker.routes
         connected = list(table.connected()) if table is not None else []
-        return [name for name in connected if name not in self._known or self._age(name) < 3 * _PERIOD]
+        if self._asked - before > 3 * _PERIOD:
+            return connected
+        return [name for name in connected if name not in self._known or self._known[name].heard >= before]
 
     def _age(self, name: str) -> float:
         """Seconds since a node's latest answer."""
@@ -137,15 +146,28 @@ class Collector:
         elif known.latest["now"] != data["now"]:
             known.flows.append({key: known.latest[key] for key in ("now", "flow")})
             known.previous, known.latest = known.latest, data
-        known.heard = self._runtime.monotonic()
+        known.heard, known.farewell = self._runtime.monotonic(), False
         self._answered.set()
+
+    def _receive_farewell(
+        self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: object
+    ) -> bool | None:
+        """A node stops in order. It is away as long as somebody counts on it; then it has gone for good."""
+        try:
+            known = self._known.get(json.loads(payload)["server"]["name"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None  # whatever another server publishes there
+        if known is not None:
+            known.farewell = True
+        return None
 
     def _build(self) -> None:
         own = nodez(self._view)
         self._take(own)
         named = {own["name"]}.union(own["known"], (route["name"] for route in own["routes"]))
-        for name in [name for name in self._known if name not in named and self._age(name) > _REMEMBERED]:
-            del self._known[name]
+        for name in self._known.keys() - named:
+            if self._known[name].farewell or self._age(name) > _REMEMBERED:
+                del self._known[name]
         answers = [
             Answer(one.latest, one.previous, self._age(name), one.flows[0] if one.flows else None)
             for name, one in self._known.items()

@@ -19,6 +19,10 @@ _SILENT: Final = 2.5
 """Seconds without an answer after which a node counts as silent (connected) or away (not connected)."""
 _LONGEST: Final = 30e9
 """Nanoseconds between two answers beyond which no rate is made of them."""
+_ON_ITS_WAY: Final = 2.0
+"""Seconds of a stream's messages that a replica may lack and still count as current."""
+_FEW: Final = 50
+"""The same in entries, as long as the stream's rate is not known."""
 _MOST: Final = 100
 """Streams, consumers and connections in an overview."""
 _MESHED: Final = 24
@@ -218,12 +222,27 @@ def _streams(answers: Sequence[Answer]) -> list[JsonObject]:
             key = _key(stream)
             worth = (answer.fresh, stream["leading"], -answer.age)
             if key not in found or worth > found[key][0]:
-                found[key] = worth, {**stream, "rate": rate(key), "state": _stream_state(answer, stream, away)}
+                told = {
+                    **stream,
+                    "rate": rate(key),
+                    "replicas": [_judged(one, rate(key)) for one in stream["replicas"]],
+                }
+                found[key] = worth, {**told, "state": _stream_state(answer, told, away)}
     return [stream for _, (_, stream) in sorted(found.items())]
 
 
 def _key(thing: JsonObject) -> Key:
     return thing["account"], thing["name"]
+
+
+def _judged(replica: JsonObject, rate: float | None) -> JsonObject:
+    """A replica that lacks no more than what is always on its way is current: else a busy stream never is.
+
+    `rate` is the stream's, in messages a second; None when that is not known yet.
+    """
+    on_its_way = _FEW if rate is None else rate * _ON_ITS_WAY
+    near = not replica["offline"] and 0 < replica["lag"] <= on_its_way
+    return {**replica, "current": True, "lag": 0} if near else replica
 
 
 def _stream_state(answer: Answer, stream: JsonObject, away: set[str]) -> str:
