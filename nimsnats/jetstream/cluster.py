@@ -341,12 +341,13 @@ class Cluster:
         records = list(engine.meta.streams.values())
         if records and not await engine.emptied(records, self._never_used):
             return
-        self.engine.log.info("Giving up this cluster for that of %s", ", ".join(map(node_of, target.members)))
         try:
             await engine.meta.give_up(target.cluster, target.members, [record.group for record in records])
         finally:
             if engine.meta.given_up is None:
                 engine.resume(records)
+        if engine.meta.given_up is not None:
+            engine.log.info("Giving up this cluster for that of %s", ", ".join(map(node_of, target.members)))
 
     async def _move(self, target: Hello | None) -> None:
         """Leave this cluster, of which nothing is left to keep, for the target's or for a new one."""
