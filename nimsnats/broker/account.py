@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
-from nimsnats.broker.subscription import RemoteSubscription, Subscription
+from nimsnats.broker.subscription import RemoteSubscription, StreamSubscription, Subscription
 from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.parser import Line
 from nimsnats.protocol.subject import has_wildcard, is_valid
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
+    from nimsnats.broker.route import RouteConnection
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
     from nimsnats.broker.subscription import AcksHandler, Handler, RowsHandler
@@ -66,15 +67,19 @@ class Account:
         routed: bool = False,
         rows: RowsHandler | None = None,
         acks: AcksHandler | None = None,
+        stream: str = "",
     ) -> Subscription:
         """An internal subscription: `handler` is called with every message, or `rows` or `acks` with many. Raises
         InvalidSubject.
 
         With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
-        clients' messages here; `origin` is None for these.
+        clients' messages here; `origin` is None for these. `stream`: it is this stream that listens.
         Handlers run inside the reading of their publisher's input: they must neither block nor raise.
         """
-        sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows, acks=acks)
+        if stream:
+            sub: Subscription = StreamSubscription(stream, subject, queue, handler, routed=routed, rows=rows, acks=acks)
+        else:
+            sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows, acks=acks)
         self.add(sub)
         return sub
 
@@ -160,7 +165,7 @@ class Account:
         if subject in self._seen:
             if len(self._plans) >= _PLANS_KEPT:
                 self._forget()
-            plan.build_ways()
+            plan.build_ways(self)
             self._plans[subject] = plan
         else:
             if len(self._seen) >= _SEEN_KEPT:
@@ -216,20 +221,24 @@ class Account:
         if sole is not None:
             return _hand_over(sole, plan, subject, reply, headers, payload, origin)
         reached = 0
-        outward = plan.outward
-        if plan.targets or plan.queues or outward is not None:
-            message = Outgoing(plan, subject, reply, headers, payload, origin)
-            for target in plan.targets:
-                reached += message.offer(target)
-            for members in plan.queues:
-                reached += message.offer_one(members, self.draw(len(members)))
-            if outward is not None:
-                reached += outward.send(message, self.draw)
+        if plan.targets or plan.queues or plan.outward is not None:
+            reached = self.hand_out(plan, Outgoing(plan, subject, reply, headers, payload, origin))
         for sub in plan.handlers:
             assert sub.handler is not None
             if sub.handler(subject, reply, headers, payload, origin) is not False:
                 sub.delivered += 1
                 reached += 1
+        return reached
+
+    def hand_out(self, plan: Plan, message: Outgoing) -> int:
+        """Deliver one message to everyone in `plan` but its handlers; the number of receivers reached."""
+        reached = 0
+        for target in plan.targets:
+            reached += message.offer(target)
+        for members in plan.queues:
+            reached += message.offer_one(members, self.draw(len(members)))
+        if plan.outward is not None:
+            reached += plan.outward.send(message, self.draw)
         return reached
 
     def draw(self, below: int) -> int:
@@ -272,7 +281,7 @@ class Outgoing:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | None,
         subject: bytes,
         reply: bytes,
         headers: bytes,
@@ -284,7 +293,7 @@ class Outgoing:
         self.headers = headers
         self.payload = payload
         self.origin = origin
-        self.shown = plan.subject is not subject and plan.subject != subject
+        self.shown = plan is not None and plan.subject is not subject and plan.subject != subject
         self.size = len(headers) + len(payload)
         self._bare = b""
         head = reply + b" " if reply else b""
@@ -310,6 +319,11 @@ class Outgoing:
         if client.headers:
             return client.accept(sub, b"H" + prefix, self.tail, self.size, self.origin)
         return client.accept(sub, prefix, self.bare(), len(self.payload), self.origin)
+
+    def for_route(self, route: RouteConnection) -> Outgoing | None:
+        """The message as a peer shall get it; None if it shall not."""
+        del route
+        return self
 
     def bare(self) -> bytes:
         """The tail without headers."""

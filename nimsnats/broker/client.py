@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker import trace
 from nimsnats.broker.account import Account, InvalidSubject, Lines
-from nimsnats.broker.plan import RESERVED, Internal, Lane
+from nimsnats.broker.msgtrace import destination, dispatch
+from nimsnats.broker.plan import RESERVED, Internal, Lane, Plan
 from nimsnats.broker.publisher import Publisher, unpacked
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
@@ -65,6 +66,7 @@ class ClientConnection(Publisher):
         self.local = local
         self.trusted = trusted
         """As whom a connection of the program's own is let in, without credentials."""
+        self.headed = None
         self.options = ConnectOptions()
         self.identity: Identity | None = None
         self.account: Account = broker.global_account
@@ -280,6 +282,19 @@ class ClientConnection(Publisher):
         self._bind(default)
         return True
 
+    @property
+    def name(self) -> str:
+        """See `Publisher.name`."""
+        return self.options.name or ""
+
+    def known_as(self) -> ClientConnection | None:
+        """See `Publisher.known_as`."""
+        return self
+
+    def plan_for(self, account: Account, subject: bytes) -> Plan:
+        """See `Publisher.plan_for`."""
+        return account.plan(subject)
+
     # -- publishing ---------------------------------------------------------------------------------------------
 
     def route(self, subject: bytes, headers: bool, reply: bytes) -> Way[Lane] | None:
@@ -342,7 +357,10 @@ class ClientConnection(Publisher):
         account = self.account
         split = start + header if header > 0 else start
         headers, payload = data[start:split], data[split:end]
-        reached = account.dispatch(account.plan(subject), subject, reply, headers, payload, self)
+        if headers and self.broker.tracer is not None and destination(headers):
+            reached = dispatch(self, account, account.plan(subject), (subject, reply, headers, payload), self)
+        else:
+            reached = account.dispatch(account.plan(subject), subject, reply, headers, payload, self)
         if reply and not reached and self.no_responders:
             self._no_responders(subject, reply)
 

@@ -15,6 +15,7 @@ from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.protocol.parser import Way
 
 if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.route import RouteConnection
     from nimsnats.broker.subscription import Handler, RowsHandler
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Receiver: TypeAlias = "ClientConnection | RouteConnection"
 """A connection that messages go to."""
 
-Lane: TypeAlias = "Receiver | Fanout | Group | Internal"
+Lane: TypeAlias = "Receiver | Fanout | Group | Internal | Headed"
 """What takes a run of messages."""
 
 _MOST_SHARES = 256
@@ -68,6 +69,24 @@ class Internal:
         self.handler = handler
         self.rows = rows
         self.headers = headers
+        self.delivered = 0
+
+
+class Headed:
+    """The lane of messages with headers, which may want to be traced: else they go the way of `lane`.
+
+    One stands for each receiver, so that runs of it go on over several subjects; for other lanes, `plan` and `account`
+    say whose messages these are.
+    """
+
+    __slots__ = ("account", "delivered", "lane", "plan")
+
+    def __init__(
+        self, lane: Receiver | Fanout | Group | Internal, plan: Plan | None = None, account: Account | None = None
+    ) -> None:
+        self.lane = lane
+        self.plan = plan
+        self.account = account
         self.delivered = 0
 
 
@@ -153,7 +172,7 @@ class Plan:
         elif mixed:
             self.stranded = Outward(self.subject, (), mixed)
 
-    def build_ways(self) -> None:
+    def build_ways(self, account: Account) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
 
         That is so when a handler or a queue group is not the only receiver, or when a receiver counts down
@@ -167,7 +186,7 @@ class Plan:
         remotes = outward.plain if outward is not None else ()
         if self.handlers or self.queues or mixed:
             if not (self.targets or remotes) and len(self.queues) + len(self.handlers) + len(mixed) == 1:
-                self._build_single(mixed)
+                self._build_single(mixed, account)
             return
         if any(sub.limit for sub, _ in self.targets):
             return
@@ -190,14 +209,25 @@ class Plan:
             headed.setdefault(remote_prefix(sub, self.subject, headers=True), []).append((sub.route, sub))
         self.way = _way(plain)
         if headers:
-            self.header_way = _way(headed)
+            self.header_way = self._headed(_way(headed), account)
 
-    def _build_single(self, mixed: Sequence[MixedGroup]) -> None:
+    def _headed(self, way: Way[Lane], account: Account) -> Way[Lane]:
+        """The way of messages with headers into a lane."""
+        lane, tally, prefix = way
+        if isinstance(lane, (Fanout, Group, Internal)):
+            headed = Headed(lane, self, account)
+            return headed, headed, prefix
+        assert not isinstance(lane, Headed)
+        if lane.headed is None:
+            lane.headed = Headed(lane)
+        return lane.headed, tally, prefix
+
+    def _build_single(self, mixed: Sequence[MixedGroup], account: Account) -> None:
         """The only receiver is one handler or one queue group of clients, here or at peers."""
         for sub in self.handlers:
             assert sub.handler is not None
             self.way = _lane(Internal(self.subject, sub.handler, sub.rows, headers=False))
-            self.header_way = _lane(Internal(self.subject, sub.handler, headers=True))
+            self.header_way = self._headed(_lane(Internal(self.subject, sub.handler, headers=True)), account)
             return
         members: list[tuple[Subscription, Receiver, bytes, bytes]] = []
         for member in mixed[0].members if mixed else self.queues[0]:
@@ -213,7 +243,8 @@ class Plan:
             members.append((sub, sub.client, prefix, b"H" + prefix))
         self.way = _lane(Group([(sub, receiver, prefix) for sub, receiver, prefix, _ in members]))
         if all(receiver.headers for _, receiver, _, _ in members):
-            self.header_way = _lane(Group([(sub, receiver, prefix) for sub, receiver, _, prefix in members]))
+            group = Group([(sub, receiver, prefix) for sub, receiver, _, prefix in members])
+            self.header_way = self._headed(_lane(group), account)
 
 
 def _way(groups: dict[bytes, list[tuple[Receiver, Subscription]]]) -> Way[Lane]:

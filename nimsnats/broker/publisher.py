@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.connection import Connection
-from nimsnats.broker.plan import Fanout, Group, Internal, Lane
+from nimsnats.broker.msgtrace import destination, dispatch, suspected
+from nimsnats.broker.plan import Fanout, Group, Headed, Internal, Lane, Plan
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
+    from nimsnats.broker.client import ClientConnection
 
 _CHUNK: Final = 4096
 """Average message size from which a run is queued message by message instead of being joined."""
@@ -21,10 +23,12 @@ _CHUNK: Final = 4096
 class Publisher(Connection):
     """One connection that publishes."""
 
-    __slots__ = ("account",)
+    __slots__ = ("account", "headed")
 
     account: Account
     """Whose draws choose members of queue groups; for a client, the account that it is in."""
+    headed: Headed | None
+    """The lane of messages with headers to here, once there are any."""
 
     def run(self, lane: Lane, pieces: list[bytes], size: int) -> None:
         """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
@@ -44,6 +48,9 @@ class Publisher(Connection):
                 for receiver, sub in members:
                     sub.delivered += count
                     self._give(receiver, shared, length, count, size)
+        elif isinstance(lane, Headed):
+            self._headed(lane, pieces, size)
+            return
         else:
             count = len(pieces) - 1
             if isinstance(lane, Group):
@@ -79,6 +86,52 @@ class Publisher(Connection):
                 sub, receiver, prefix = members[(first + step) % count]
                 if receiver.accept(sub, prefix, tail, payload, self):
                     break
+
+    @property
+    def name(self) -> str:
+        """What the connection calls itself, perhaps nothing."""
+        raise NotImplementedError
+
+    def known_as(self) -> ClientConnection | None:
+        """The client that messages come from; None for those of peers."""
+        raise NotImplementedError
+
+    def plan_for(self, account: Account, subject: bytes) -> Plan:
+        """The receivers of a message from here for plain subscriptions."""
+        raise NotImplementedError
+
+    def _headed(self, lane: Headed, pieces: list[bytes], size: int) -> None:
+        """A run of messages with headers, and perhaps some among them that want to be traced."""
+        inner = lane.lane
+        if self.broker.tracer is None or not suspected(pieces, size):
+            self.run(inner, pieces, size)
+            return
+        step = 2 if isinstance(inner, Connection) else 1
+        for at in range(1, len(pieces), step):
+            tail = pieces[at + step - 1]
+            reply, block, payload = unpacked(tail, headers=True)
+            if destination(block):
+                account, plan = self._receivers(lane, pieces[at])
+                dispatch(self, account, plan, (plan.subject, reply, block, payload), self.known_as())
+                self.in_msgs += 1
+                self.in_bytes += len(block) + len(payload)
+            else:
+                self.run(inner, [b"", *pieces[at : at + step]], len(block) + len(payload))
+
+    def _receivers(self, lane: Headed, prefix: bytes) -> tuple[Account, Plan]:
+        """Whose a message of a run is, and its plan; `prefix` is what a single receiver would get before it."""
+        if lane.account is not None and lane.plan is not None:
+            return lane.account, lane.plan
+        _, first, second, *_ = prefix.split(b" ")
+        receiver = lane.lane
+        assert isinstance(receiver, Publisher)
+        client = receiver.known_as()
+        if client is None:  # a peer: HMSG account subject
+            return self.account, self.plan_for(self.account, second)
+        sub = client.subs.get(second)
+        if sub is not None:
+            sub.delivered -= 1  # the parser has counted the message as one of a run
+        return client.account, self.plan_for(client.account, first)
 
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
         """Each message of a run goes to a handler inside the server."""

@@ -16,7 +16,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from nimsnats.broker.account import InvalidSubject, Outgoing
-from nimsnats.broker.plan import Internal, Lane
+from nimsnats.broker.msgtrace import destination, dispatch
+from nimsnats.broker.plan import Internal, Lane, Plan
 from nimsnats.broker.publisher import Publisher, unpacked
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.route_outward import marked, shown_subject
@@ -28,6 +29,8 @@ from nimsnats.protocol.route import RouteParser
 from nimsnats.protocol.route_info import RouteConnect, RouteInfo, encode_connect
 
 if TYPE_CHECKING:
+    from nimsnats.broker.account import Account
+    from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.connection import Connection
     from nimsnats.broker.route_dial import Solicitation
     from nimsnats.broker.route_table import RouteTable
@@ -87,6 +90,7 @@ class RouteConnection(Publisher):
         self.parser = RouteParser(self, max(options.max_pending, _LARGEST), _LINES * options.max_control_line)
         self.account = table.broker.system_account
         self.lines: dict[bytes, Line[Lane]] = table.lines
+        self.headed = None
         self.stage = Stage.GREETING
         self.peer: RouteInfo | None = None
         self.headers = True
@@ -282,6 +286,15 @@ class RouteConnection(Publisher):
         for key in [key for key in self._strange if key[0] == account]:
             self.interested(*key, self._strange.pop(key))
 
+    def known_as(self) -> ClientConnection | None:
+        """See `Publisher.known_as`."""
+        return None
+
+    def plan_for(self, account: Account, subject: bytes) -> Plan:
+        """See `Publisher.plan_for`."""
+        assert account.routing is not None
+        return account.routing.plan(subject, ())
+
     # -- messages from the peer ---------------------------------------------------------------------------------
 
     def arrival(
@@ -311,9 +324,13 @@ class RouteConnection(Publisher):
         shown = shown_subject(reply) if reply[:1] == b"$" else None
         if shown is not None:
             reply, subject = shown
-        routing.account.dispatch(plan, subject, reply, body[:header], body[header:], None)
+        block, payload = body[:header], body[header:]
+        if block and self.broker.tracer is not None and destination(block):
+            dispatch(self, routing.account, plan, (subject, reply, block, payload), None)
+        else:
+            routing.account.dispatch(plan, subject, reply, block, payload, None)
         if plan.stranded is not None:
-            message = Outgoing(plan, subject, reply, body[:header], body[header:], None)
+            message = Outgoing(plan, subject, reply, block, payload, None)
             plan.stranded.send(message, routing.account.draw, self)
 
     def acks(self, run: AckRun) -> AcksTaker | None:

@@ -100,7 +100,7 @@ class AccountRouting:
         if key in self._seen:
             if len(self._plans) >= _PLANS_KEPT:
                 self._forget()
-            plan.build_ways()
+            plan.build_ways(self.account)
             self._plans[key] = plan
             self._keys.setdefault(subject, set()).add(key)
         else:

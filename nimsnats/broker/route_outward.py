@@ -76,7 +76,9 @@ class Outward:
             else:
                 reached += chosen
         for route, (sub, queues) in due.items():
-            reached += self._send(message, route, sub, b" ".join(queues))
+            shaped = message.for_route(route)
+            if shaped is not None:
+                reached += self._send(shaped, route, sub, b" ".join(queues))
         return reached
 
     def _send(self, message: Outgoing, route: RouteConnection, sub: RemoteSubscription, queues: bytes) -> bool:

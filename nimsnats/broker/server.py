@@ -29,6 +29,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL, NATS_VERSION
 
 if TYPE_CHECKING:
+    from nimsnats.broker.msgtrace import Tracer
     from nimsnats.broker.route_table import RouteTable
     from nimsnats.broker.tls import TlsOptions
 
@@ -88,6 +89,8 @@ class Broker:
         """Told about every account that comes into being."""
         self.client_listeners: list[ClientListener] = []
         """Told about clients that come, go or are refused."""
+        self.tracer: Tracer | None = None
+        """Reports the ways of messages that want to be traced."""
         self.accounts: dict[str, Account] = {}
         self.global_account = self.account(GLOBAL_ACCOUNT)
         self.system_account = self.account(options.system_account)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     AcksHandler: TypeAlias = Callable[[bytes], Callable[[list[int]], None] | None]
     """What takes plain acknowledgements of `<stream>.<consumer>` as stream sequences; None: they come one by one."""
+
+
+class _More(TypedDict):
+    """Further arguments of an internal subscription."""
+
+    routed: bool
+    rows: RowsHandler | None
+    acks: AcksHandler | None
 
 
 class Subscription:
@@ -51,6 +59,16 @@ class Subscription:
         self.delivered = 0
         self.limit = 0
         """Auto-unsubscribe after that many messages, counted from the start; 0 means never."""
+
+
+class StreamSubscription(Subscription):
+    """What a stream listens to; `stream` is its name, for traces."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, stream: str, subject: bytes, queue: bytes, handler: Handler, **more: Unpack[_More]) -> None:
+        super().__init__(subject, queue, handler=handler, **more)
+        self.stream = stream
 
 
 def nobody(seqs: list[int]) -> None:

@@ -191,8 +191,9 @@ class Ingest:
             if subject not in self._subscriptions:
                 group = nodes_group(f"S.{self._stream.name}")
                 self._subscriptions[subject] = self._account.subscribe(
-                    subject.encode(), self.receive, group, routed=leading, rows=self.receive_rows
-                )
+                    subject.encode(), self.receive, group,
+                    routed=leading, rows=self.receive_rows, stream=self._stream.name,
+                )  # fmt: skip
 
     def close(self) -> None:
         """Take no more messages. Batches on their way are still answered."""

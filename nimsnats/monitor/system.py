@@ -24,6 +24,7 @@ from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.jsz import account_jsz
 from nimsnats.monitor.query import NotMeant, ParameterError
 from nimsnats.monitor.statsz import server_object, statsz
+from nimsnats.monitor.tracing import TraceReports
 from nimsnats.monitor.view import NodeView
 from nimsnats.protocol.headers import header_value
 
@@ -74,6 +75,7 @@ class SystemServices:
         self._view = view
         self._sequence = 0
         self.events = ServerEvents(view, self._server)
+        self._traces = TraceReports(view, self._server)
         self._subscriptions: list[tuple[Account, Subscription]] = []
 
     def start(self) -> None:
@@ -89,6 +91,7 @@ class SystemServices:
                 self._adopt(account)
         broker.account_listeners.append(self._adopt)
         self.events.start()
+        self._traces.start()
 
     def _adopt(self, account: Account) -> None:
         """Let an ordinary account ask about itself."""
@@ -100,6 +103,7 @@ class SystemServices:
     def stop(self) -> None:
         """Unsubscribe. Idempotent."""
         self.events.stop()
+        self._traces.stop()
         listeners = self._view.broker.account_listeners
         if self._adopt in listeners:
             listeners.remove(self._adopt)

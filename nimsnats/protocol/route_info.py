@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from nimsnats.protocol.connect import BadConnect, parse_object
 
-PROTOCOL = 1
-"""`proto` of our INFO: below 3 no message traces are expected of us."""
+PROTOCOL = 3
+"""`proto` of our INFO: peers below 3 report no traces of messages."""
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class RouteInfo:
     server_id: str
     server_name: str = ""
     version: str = ""
+    proto: int = 0
     host: str = ""
     port: int = 0
     ip: str = ""
@@ -50,6 +51,7 @@ class RouteInfo:
             server_id=fields.text("server_id"),
             server_name=fields.text("server_name"),
             version=fields.text("version"),
+            proto=fields.number("proto"),
             host=fields.text("host"),
             port=fields.number("port"),
             ip=fields.text("ip"),
