@@ -11,7 +11,7 @@ Every answer is JSON (or an event stream), every refusal `{"error": "..."}` with
     DELETE /v1/services/{service}/nodes/{node}?instance=I  deregister 200, 404 unknown, 409 another instance
     GET    /v1/services                                    services   200 {name: {"nodes": n}}
 
-`X-Registry-TTL` carries the TTL in seconds.
+`X-Registry-TTL` carries the TTL in seconds; it is missing while the disk refuses to keep what is registered.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class RegistryApi:
         body = await _json_body(request, optional=True)
         instance = body.get("instance") if isinstance(body, Mapping) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         info = self._directory.heartbeat(service, node, instance if isinstance(instance, str) else "")
-        return answer({"name": info.name, "ttl": self._directory.ttl}, headers=self._ttl())
+        granted = {"ttl": self._directory.granted} if self._directory.granted else {}
+        return answer({"name": info.name, **granted}, headers=self._ttl())
 
     async def _deregister(self, request: web.Request) -> web.StreamResponse:
         service, node = _names(request)
@@ -161,7 +162,8 @@ class RegistryApi:
         return answer([info.to_json() for info in nodes], headers=headers)
 
     def _ttl(self) -> dict[str, str]:
-        return {"X-Registry-TTL": f"{self._directory.ttl:g}"}
+        granted = self._directory.granted
+        return {"X-Registry-TTL": f"{granted:g}"} if granted else {}
 
     # -- watching -----------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,17 @@ class Directory:
         """Whether everything registered is on disk right now."""
         return self._store is not None and not self._store.error
 
+    @property
+    def trouble(self) -> str:
+        """Why the disk does not hold everything that it should; empty when it does, or there is none."""
+        return self._store.error if self._store is not None else ""
+
+    @property
+    def granted(self) -> float:
+        """The TTL that nodes are told, in seconds; 0, which is no promise, while the disk refuses: a restart could
+        bring back whom this registry has told others to be gone, so it must be nobody's witness."""
+        return 0.0 if self.trouble else self.ttl
+
     async def open(self) -> None:
         """Load what an earlier run has left. Raises `RegistryStoreError`."""
         if self._store is None:

@@ -30,9 +30,10 @@ class Lease:
     def renew(self, sent_ns: int, ttl_ns: int, answered_ns: int) -> None:
         """A heartbeat or registration sent at `sent_ns` was acknowledged, which was received at `answered_ns`.
 
-        `ttl_ns` is the TTL it was granted.
+        `ttl_ns` is the TTL it was granted. A registry that tells it after it did not may have let this node expire
+        before: that begins another run.
         """
-        if self.since_ns and self.ttl_ns and self._gap(answered_ns):
+        if self.since_ns and (self.ttl_ns or ttl_ns) and self._gap(answered_ns):
             self.lapse()
         if not self.since_ns:
             self.since_ns = sent_ns

@@ -35,11 +35,11 @@ class LocalRegistry(RegistryMember):
 
     async def _send_register(self, info: NodeInfo) -> Grant:
         await self._directory.register(self.service, info)
-        return Grant(self._directory.ttl)
+        return Grant(self._directory.granted)
 
     async def _send_heartbeat(self, info: NodeInfo) -> Grant:
         self._directory.heartbeat(self.service, info.name, info.instance)
-        return Grant(self._directory.ttl)
+        return Grant(self._directory.granted)
 
     async def _send_deregister(self, info: NodeInfo) -> None:
         await self._directory.deregister(self.service, info.name, info.instance)

@@ -76,6 +76,8 @@ class RegistryMember(Registry):
         self._log = log or logging.getLogger(__name__)
         self._interval = heartbeat_interval
         self._assumed_ttl = ttl
+        self._known_ttl = 0.0
+        """What the registry told last; it may cease to promise it, and still keep it."""
         self._info: NodeInfo | None = None
         self._enrolled = False
         """A registration was acknowledged, so a heartbeat comes next."""
@@ -182,11 +184,12 @@ class RegistryMember(Registry):
 
     def _granted(self, grant: Grant, sent_ns: int) -> None:
         ttl = grant.ttl or self._assumed_ttl
+        self._known_ttl = ttl or self._known_ttl
         self.lease.renew(sent_ns, int(ttl * 1e9), self.runtime.boot_time_ns())
 
     def _pause(self) -> float:
         """Seconds between heartbeats: as configured, but three fit into a TTL."""
-        ttl = self.lease.ttl_ns / 1e9
+        ttl = self._known_ttl
         if not ttl or self._interval <= ttl / 2:
             return self._interval
         self._once(

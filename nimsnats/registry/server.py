@@ -112,12 +112,15 @@ class RegistryServer:
         await self.directory.close()
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
+        trouble = self.directory.trouble
         body: dict[str, object] = {
-            "status": "healthy",
+            "status": "degraded" if trouble else "healthy",
             "services": len(self.directory.services()),
             "ttl": self.directory.ttl,
             "persistent": self.directory.persistent,
         }
+        if trouble:
+            body["error"] = f"the disk refuses what is registered: {trouble}"
         return answer(body)
 
 

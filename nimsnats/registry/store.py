@@ -2,7 +2,8 @@
 
 Owns: one SQLite file and the order of its writes. What is in it is soft state: nodes that it loses register again at
 their next heartbeat. So damage is put aside and reported instead of keeping the registry down, and a full disk costs
-persistence, not service. Heartbeats are not written; after a restart every node has a full TTL to report again.
+persistence, not service; what it refused is written again until it has been taken. Heartbeats are not written; after a
+restart every node has a full TTL to report again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from nimsnats.registry.errors import InvalidNodeError, RegistryStoreError
 from nimsnats.registry.node import NodeInfo, check_name
 from nimsnats.runtime import Runtime
 
+_RETRY: Final = 5.0
+"""Seconds until what the disk has refused is written again, unless something else is to be written before."""
 _APPLICATION_ID: Final = 0x4E_52_45_47
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -41,7 +44,9 @@ class RegistryStore:
         self._runtime = runtime
         self._log = log
         self._database: aiosqlite.Connection | None = None
-        self._pending: list[tuple[str, str, NodeInfo | None]] = []
+        self._pending: dict[tuple[str, str], NodeInfo | None] = {}
+        """By service and name: what the node is now, None for gone."""
+        self._retry: asyncio.TimerHandle | None = None
         self._flushed: asyncio.Future[None] | None = None
         """Of what is pending."""
         self._writing: asyncio.Future[None] | None = None
@@ -120,44 +125,69 @@ class RegistryStore:
 
     async def close(self) -> None:
         """Write what is pending and close the file. Idempotent."""
+        if self._retry is not None:
+            self._again()
         if self._writer is not None:
             await self._writer
+        self._stop_waiting()
         if self._database is not None:
             await self._database.close()
             self._database = None
 
     def _enqueue(self, service: str, name: str, info: NodeInfo | None) -> asyncio.Future[None]:
-        self._pending.append((service, name, info))
+        self._pending[service, name] = info
         if self._flushed is None:
             self._flushed = self._runtime.loop.create_future()
+        self._begin()
+        return self._flushed
+
+    def _begin(self) -> None:
+        self._stop_waiting()
         if self._writer is None:
             self._writer = self._runtime.spawn(self._write(), "registry-store")
-        return self._flushed
+
+    def _again(self) -> None:
+        """Write what the disk has refused."""
+        if self._database is not None:
+            self._begin()
+
+    def _stop_waiting(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     async def _write(self) -> None:
         """Write batches until nothing is pending: all that waits is one transaction, one fsync."""
         while self._pending:
-            batch, self._pending = self._pending, []
+            batch, self._pending = self._pending, {}
             self._writing = done = self._flushed
             self._flushed = None
             try:
                 await self._commit(batch)
             except sqlite3.Error as error:
                 if not self.error:
-                    self._log.error("Registry database %s: %s; going on in memory", self._path, error)
+                    self._log.error(
+                        "Registry database %s: %s; going on in memory, and no witness for two nodes", self._path, error
+                    )
                 self.error = str(error)
+                self._pending = batch | self._pending
             else:
+                if self.error:
+                    self._log.info("Registry database %s takes everything again", self._path)
                 self.error = ""
             if done is not None and not done.done():
                 done.set_result(None)
+            if self.error and self._flushed is None:
+                self._retry = self._runtime.call_later(_RETRY, self._again)
+                break
         self._writer = self._writing = None
 
-    async def _commit(self, batch: list[tuple[str, str, NodeInfo | None]]) -> None:
+    async def _commit(self, batch: dict[tuple[str, str], NodeInfo | None]) -> None:
         database = self._database
         assert database is not None, "write after close"
         await database.execute("BEGIN")
         try:
-            for service, name, info in batch:
+            for (service, name), info in batch.items():
                 if info is None:
                     await database.execute("DELETE FROM nodes WHERE service = ? AND name = ?", (service, name))
                 else:

@@ -8,12 +8,16 @@ import os
 import sqlite3
 from pathlib import Path
 
+import aiohttp
 import pytest
 
+from nimsnats.cluster.witness import shortcoming
 from nimsnats.registry import NodeInfo, RegistryStoreError, UnknownNodeError
 from nimsnats.registry.directory import Directory
+from nimsnats.registry.morpheus import MorpheusRegistry
 from nimsnats.registry.server import RegistryServer
 from nimsnats.runtime import Runtime
+from tests.broker.peer import until
 from tests.registry.clock import ManualRuntime
 
 ONE = NodeInfo("one", "10.0.0.1", 6222, instance="i1", http="http://10.0.0.1:8222")
@@ -148,6 +152,37 @@ async def test_a_disk_that_refuses_costs_persistence_not_service(
     await directory.register("forest", TWO)
     assert directory.persistent
     await directory.close()
+    later = await opened(tmp_path / "registry.db")
+    assert [info.port for info in later.nodes("forest")[0]] == [3, TWO.port], "what was refused is written, too"
+    await later.close()
+
+
+async def test_a_registry_whose_disk_refuses_is_no_witness(tmp_path: Path) -> None:
+    runtime = ManualRuntime()
+    server = RegistryServer(runtime, ttl=3, data_dir=tmp_path)
+    await server.start("127.0.0.1:0")
+    node = MorpheusRegistry(server.url, "forest", runtime=runtime)
+    await node.register(ONE)
+    lease, database = node.lease, server.directory._store._database  # type: ignore[union-attr]
+    assert lease.unbroken(runtime.boot_time_ns())
+    await database.execute("PRAGMA query_only = ON")  # type: ignore[union-attr]
+    await server.directory.register("forest", TWO)
+    await node.heartbeat()
+    assert not lease.unbroken(runtime.boot_time_ns()) and shortcoming(ONE, lease, None)
+    assert node._pause() == 1, "it is still expired after the TTL that it was told"
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/health") as answer:
+        health = await answer.json()
+    assert (answer.status, health["status"], health["persistent"]) == (200, "degraded", False) and health["error"]
+    lapses = lease.lapses
+    await database.execute("PRAGMA query_only = OFF")  # type: ignore[union-attr]
+    for _ in range(6):
+        await runtime.advance(1)
+        await node.heartbeat()
+    await until(lambda: server.directory.persistent)
+    await node.heartbeat()
+    assert lease.unbroken(runtime.boot_time_ns()) and lease.lapses > lapses
+    await node.close()
+    await server.stop()
 
 
 async def test_a_bad_row_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
