@@ -76,6 +76,7 @@ def _private(path: Path) -> Generator[Path]:
     """The database under a name of our own: beside the directory by a hard link, or where that cannot be, as a copy."""
     source = path / DATABASE
     wal = source.with_name(source.name + "-wal")
+    reason = "there is no directory for temporary files"
     for parent in (path.resolve().parent, None):
         try:
             room = Path(tempfile.mkdtemp(prefix=".nimsnats-audit-", dir=parent))
@@ -84,18 +85,24 @@ def _private(path: Path) -> Generator[Path]:
         try:
             target = room / DATABASE
             try:
-                os.link(source, target)
-            except OSError:
-                shutil.copyfile(source, target)
-            if wal.exists():
-                shutil.copyfile(wal, target.with_name(wal.name))
+                _bring(source, target)
+                if wal.exists():
+                    shutil.copyfile(wal, target.with_name(wal.name))
+            except OSError as error:
+                reason = f"{path} cannot be copied to {room.parent}: {error.strerror or error}"
+                continue
             yield target
-        except OSError as error:
-            raise Unwritable(f"{path} cannot be read: {error.strerror or error}") from error
+            return
         finally:
             shutil.rmtree(room, ignore_errors=True)
-        return
-    raise Unwritable("there is no directory for temporary files")
+    raise Unwritable(f"{reason}; name one with room for its write-ahead log in TMPDIR")
+
+
+def _bring(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 class Audit:

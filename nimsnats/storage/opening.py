@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from nimsnats.storage.repair import Loss
 from nimsnats.storage.witness import GroupTestimony, Testimony, Witness, read_testimony
 
 READERS: Final = 2
+_ELBOW_ROOM: Final = 128 * 1024
+"""Bytes for what an opening writes besides: SQLite's shared memory, the witness, the identity."""
 _READER_CACHE_KIB: Final = 4096
 _WRITER_CACHE_KIB: Final = 16384
 _ENVIRONMENT: Final = frozenset(
@@ -136,6 +139,7 @@ def _prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
     if not database.exists() or _unborn(database, testimony):
         _create(directory, testimony)
         return Contents(generation=testimony.generation)
+    _check_room(directory)
     contents = Contents(testimony=testimony.groups, generation=testimony.generation)
     beside = [path for suffix in ("-wal", "-shm") if not (path := Path(f"{database}{suffix}")).exists()]
     try:
@@ -175,6 +179,22 @@ def _prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
         contents.last[group] = max(last, seen.last if seen else 0)
     _report(contents, view, log)
     return contents
+
+
+def _check_room(directory: Directory) -> None:
+    """Refuse, before anything is touched, what would stop half-way: the write-ahead log is about to be folded in.
+    Raises Unwritable."""
+    database = directory.database
+    pages = database.stat().st_size // layout.PAGE_SIZE
+    wal = Wal(database.with_name(database.name + "-wal"))
+    more = {page for _, page, _ in wal.frames if page > pages}
+    needed = len(more) * layout.PAGE_SIZE + _ELBOW_ROOM
+    system = os.statvfs(directory.path)
+    if (system.f_bavail if os.geteuid() else system.f_bfree) * system.f_frsize < needed:
+        room = f"{needed / 2**20:.1f} MiB at least"
+        raise Unwritable(
+            f"no space left in {directory.path}: make room ({room}), then start again; nothing was touched"
+        )
 
 
 def _find_hidden(

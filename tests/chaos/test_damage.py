@@ -13,6 +13,7 @@ import pytest
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
 
+from nimsnats.storage.layout import PAGE_SIZE
 from tests.chaos.process import SERVER_READY, NodeProcess
 from tests.chaos.workload import STREAM, Ledger, connect, make_order_stream, publish_orders, read_stream
 
@@ -24,15 +25,25 @@ def _only(data_dir: Path, suffix: str) -> Path:
     return found
 
 
+def log_end(wal: Path) -> int:
+    """Where the frames of the write-ahead log end and the zeros begin that are kept ahead of it: a frame of the present
+    generation has the salts of the header (SQLite fileformat2, 4.1)."""
+    content = wal.read_bytes()
+    at = 32
+    while content[at + 8 : at + 16] == content[16:24]:
+        at += 24 + PAGE_SIZE
+    return min(at, len(content))
+
+
 def tear_wal(data_dir: Path, chance: random.Random) -> None:
     """The last pages of the write-ahead log never reached the disk."""
     wal = _only(data_dir, "-wal")
+    end = log_end(wal)
     with wal.open("r+b") as file:
-        file.truncate(wal.stat().st_size - chance.randrange(1, 40_000))
+        file.truncate(end - chance.randrange(1, 40_000))
 
 
-def _flip(path: Path, chance: random.Random, first: int, flips: int) -> None:
-    size = path.stat().st_size
+def _flip(path: Path, chance: random.Random, first: int, size: int, flips: int) -> None:
     with path.open("r+b") as file:
         for _ in range(flips):
             offset = chance.randrange(first, size)
@@ -45,12 +56,14 @@ def _flip(path: Path, chance: random.Random, first: int, flips: int) -> None:
 def flip_wal(data_dir: Path, chance: random.Random) -> None:
     """A few bits of the write-ahead log have turned."""
     wal = _only(data_dir, "-wal")
-    _flip(wal, chance, wal.stat().st_size // 2, 3)
+    end = log_end(wal)
+    _flip(wal, chance, end // 2, end, 3)
 
 
 def flip_database(data_dir: Path, chance: random.Random) -> None:
     """A few bits of the database itself have turned (the node had stopped in order, so it holds everything)."""
-    _flip(_only(data_dir, ".db"), chance, 100, 3)
+    database = _only(data_dir, ".db")
+    _flip(database, chance, 100, database.stat().st_size, 3)
 
 
 def spoil_messages(data_dir: Path, chance: random.Random) -> None:

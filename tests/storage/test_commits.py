@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nimsnats.runtime import Runtime
-from nimsnats.storage import CommitReport, Corrupt, Database, StorageFailed, StorageFull, open_database
+from nimsnats.storage import CommitReport, Corrupt, Database, StorageFailed, StorageFull, Unwritable, open_database
 
 BLOCK = 0x81
 
@@ -241,6 +241,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_really_full_disk(small_disk: Path) -> None:
     await _fill(small_disk / "db", 0)
+
+
+async def test_a_start_without_room_is_refused_before_anything_is_touched(small_disk: Path) -> None:
+    """What a crash leaves: everything is in the write-ahead log, which a start folds in."""
+    database = await open_database(small_disk / "first", Runtime.real())
+    group = database.create_group("S", 1, "n1", b"")
+    for index in range(1, 5):
+        database.append(group, index, 1, 0x81, 1, index, b"x" * 200_000)
+    await _synced(database)
+    data = small_disk / "data"
+    shutil.copytree(small_disk / "first", data)
+    await database.close()
+    shutil.rmtree(small_disk / "first")
+    (data / "nimsnats.db-shm").unlink()
+    free = os.statvfs(small_disk)
+    with (small_disk / "other").open("wb") as other:
+        os.posix_fallocate(other.fileno(), 0, (free.f_bfree - 64) * free.f_frsize)
+    before = {path.name: path.read_bytes() for path in data.iterdir() if path.name != "lock"}
+    with pytest.raises(Unwritable, match=r"no space left in .*: make room \(0.9 MiB at least\), then start again"):
+        await open_database(data, Runtime.real())
+    assert {path.name: path.read_bytes() for path in data.iterdir() if path.name != "lock"} == before
+    (small_disk / "other").unlink()
+    database = await open_database(data, Runtime.real())
+    assert len(await database.read_log(group, 1, 9, 1 << 20)) == 4
+    await database.close()
 
 
 async def test_what_was_being_fetched_when_a_node_ended_is_no_damage(tmp_path: Path) -> None:
