@@ -17,6 +17,8 @@ from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.raft.membership import Membership
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
 
+_SOMEBODY: Final = "??"
+"""A vote for nobody knows whom: it keeps a member from voting twice in that term, and is no loss by itself."""
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -120,7 +122,7 @@ def _mark_loss(group: HostedGroup, stored: StoredGroup, loss: tuple[str, tuple[i
 def marked_loss(vote: str) -> tuple[str, tuple[int, int] | None] | None:
     """The vote and pledge out of a vote that notes a loss (`HostedGroup.hard_state`); None when it does not."""
     if vote == "?":  # storage has found the group, but not its record
-        return "?", None
+        return _SOMEBODY, None
     if not vote.startswith("!"):
         return None
     pledge, _, cast = vote[1:].partition("!")

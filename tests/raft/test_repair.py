@@ -19,26 +19,28 @@ async def _written(cluster: Cluster) -> dict[int, bytes]:
     return await cluster.agreed("abc")
 
 
-def _damage(node: Node, index: int) -> None:
-    """Crash it; what its disk held of this entry is gone."""
+def _damage(node: Node, index: int, *, record: bool = False) -> None:
+    """Crash it; what its disk held of this entry is gone, and with the group's `record` whom it voted for."""
     node.crash()
     for kept in node.disk.durable.values():
         kept.rows[index].data = None
+        if record:
+            kept.vote = "?"
     node.disk.crash()
 
 
-@pytest.mark.parametrize("compacted", [False, True], ids=["log", "block"])
-def test_a_damaged_member_is_repaired_by_the_others(compacted: bool) -> None:
+@pytest.mark.parametrize("lost", ["entry", "block", "record"])
+def test_a_damaged_member_is_repaired_by_the_others(lost: str) -> None:
     async def test() -> None:
         cluster = Cluster("abc", 9)
         held = await _written(cluster)
         leader = await cluster.elected()
-        if compacted:
+        if lost == "block":
             for name in "abc":
                 cluster.group(name).compact()
         await cluster.runtime.sleep(1)
         node = next(node for node in cluster.nodes.values() if node is not leader)
-        _damage(node, list(held)[5])
+        _damage(node, list(held)[5], record=lost == "record")
         await node.start()
         group = await node.open("S", cluster.members("abc"))
         assert group.impaired
