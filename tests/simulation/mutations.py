@@ -212,8 +212,8 @@ def _reuse_any_block() -> Patches:
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     "ack-before-commit": Mutation("publishes are acknowledged when they are proposed", _ack_before_commit),
-    "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice, 66),
-    "commit-earlier-terms": Mutation("entries of earlier terms are committed by counting", _commit_earlier_terms),
+    "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice, 47),
+    "commit-earlier-terms": Mutation("entries of earlier terms are committed by counting", _commit_earlier_terms, 4),
     "skip-fsync": Mutation("commits are reported before they are synced", _skip_fsync),
     "apply-out-of-order": Mutation("a follower applies neighbouring entries in the wrong order", _apply_out_of_order),
     "forget-vote": Mutation("term and vote are not stored", _forget_vote),
@@ -221,10 +221,10 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "one of two goes on alone without asking the registry", _seize_without_witness, 5
     ),
     "count-learners": Mutation("learners count for what is committed", _count_learners),
-    "vote-for-any-log": Mutation("votes do not ask whose log is newer", _vote_for_any_log, 3),
-    "forget-ids": Mutation("snapshots do not hold message ids", _forget_ids, 20),
+    "vote-for-any-log": Mutation("votes do not ask whose log is newer", _vote_for_any_log, 4),
+    "forget-ids": Mutation("snapshots do not hold message ids", _forget_ids, 13),
     "acks-stay-here": Mutation("followers do not apply acknowledgements", _acks_stay_here),
-    "wrong-snapshot-position": Mutation("snapshots are stored one entry too low", _wrong_snapshot_position, 3),
+    "wrong-snapshot-position": Mutation("snapshots are stored one entry too low", _wrong_snapshot_position, 4),
     "reuse-any-block": Mutation("blocks are reused whatever has become of them", _reuse_any_block, 7),
 }
 
