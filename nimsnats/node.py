@@ -76,6 +76,8 @@ class Node:
         """Called with the step of the start, and then the state of the cluster, in words for people."""
         self.stalls: StallWatch | None = None
         """How often the loop was stuck, if somebody counts (the process does)."""
+        self.reloading: Callable[[], str] | None = None
+        """Reads the configuration again, where there is one to read; returns what was wrong."""
         self.cluster: ClusterManager | None = None
         self.registry: Registry | None = None
         self.pairs: Pairs | None = None
@@ -108,6 +110,7 @@ class Node:
             self.log.info("Starting embedded NATS cluster node: %s", self.settings.node_name)
             self.progress(f"Step 1 of 8: recovering {self.settings.data_dir} and starting the embedded server")
             self.server.stalls = self.stalls
+            self.server.reloading = self.reloading
             await self.server.start()
             await self._join_cluster()
             await self._grow_forest()

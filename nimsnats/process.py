@@ -57,12 +57,13 @@ class Service(Protocol):
     """What a process runs.
 
     `progress` is called with what the service is at, in words for people. `stalls` tells it how often the loop was
-    stuck.
+    stuck. `reloading` reads the configuration again when the system account asks for it; it returns what was wrong.
     """
 
     settings: Settings
     progress: Callable[[str], None]
     stalls: StallWatch | None
+    reloading: Callable[[], str] | None
 
     async def start(self) -> None: ...
 
@@ -113,6 +114,7 @@ class Process:
         for number in _NAMES:
             runtime.loop.add_signal_handler(number, self._on_signal, number)
         self._service.progress = self._progress
+        self._service.reloading = self._reload
         self._service.stalls = stalls = StallWatch(runtime)
         stalls.start()
         self._tick(runtime)
@@ -221,7 +223,7 @@ class Process:
         actions: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGINT: self._done.set,
             signal.SIGTERM: self._terminate,
-            signal.SIGHUP: self._reload,
+            signal.SIGHUP: self._hang_up,
             signal.SIGUSR1: self._reopen,
             signal.SIGUSR2: self._lame_duck,
         }
@@ -241,24 +243,29 @@ class Process:
         finally:
             self._done.set()
 
-    def _reload(self) -> None:
+    def _hang_up(self) -> None:
+        self._reload()
+
+    def _reload(self) -> str:
+        """Read the configuration again; why that did not work, or nothing."""
         read = self._service.settings.reload
         if read is None:
             self._log.warning("There is nothing to reload: no configuration file was given")
-            return
+            return "config file not specified"
         self._notify.reloading()
         try:
             settings = read()
             changes = self._service.reload(settings)
         except (StartError, ValueError, OSError) as error:
             self._log.error("Failed to reload server configuration: %s", error)
-            return
+            return str(error)
         finally:
             self._notify.ready(self._status or "Ready")
         for change in changes:
             self._log.info("Reloaded: %s", change)
         digest = f" ({settings.config_digest})" if settings.config_digest else ""
         self._log.info("Reloaded server configuration%s", digest)
+        return ""
 
     def _reopen(self) -> None:
         output = current_output()

@@ -101,6 +101,8 @@ class Server:
         """Called with what the server is at, in words for people."""
         self.stalls: StallWatch | None = None
         """How often the loop was stuck, if somebody counts (the process does)."""
+        self.reloading: Callable[[], str] | None = None
+        """Reads the configuration again, where there is one to read; returns what was wrong."""
         self.clustered = False
         """Whether peers are told that this server takes part in the cluster: not only as a core server."""
         self._given_runtime = runtime
@@ -161,6 +163,7 @@ class Server:
             config_digest=settings.config_digest,
             config_loaded_ns=runtime.time_ns(),
             stalls=self.stalls,
+            reload=self.reloading,
         )
         self.view.start()
         from nimsnats.monitor.system import SystemServices

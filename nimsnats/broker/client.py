@@ -470,6 +470,10 @@ class ClientConnection(Publisher):
         if self._first_pong and self.options.protocol >= 1:
             self._say(self.broker.info_line(self, connected=True))
 
+    def send_away(self) -> None:
+        """Tell this client that it should go to another server."""
+        self._say(self.broker.info_line(self, connected=True, leave=True))
+
     def pong(self) -> None:
         """The client is alive."""
         if self.trace:

@@ -182,7 +182,9 @@ class _Traced(Outgoing):
 
     def _muted(self) -> bytes:
         """The headers with the destination taken back: what is stored must not be traced again."""
-        return with_headers(without_header(self.headers, DESTINATION), ((DESTINATION, _DISABLED),))
+        block = self.headers
+        start = block.find(_MARK) + len(_MARK)
+        return b"%b %b%b" % (block[:start], _DISABLED, block[block.find(b"\r\n", start) :])
 
     def _store(self, stream: str, sub: Subscription) -> None:
         """Let a stream have the message, and learn from its acknowledgement what became of it."""

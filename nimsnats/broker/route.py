@@ -102,7 +102,7 @@ class RouteConnection(Publisher):
         self.rtt = 0.0
         """Seconds; 0 until it has been measured."""
         self.pings_out = 0
-        self._ping_sent = 0.0
+        self._ping_sent = 0
         self._doubted = False
         self._held = 0
 
@@ -424,7 +424,7 @@ class RouteConnection(Publisher):
         self.pings_out = 0
         self._doubted = False
         if self._ping_sent:
-            self.rtt = max(self.broker.runtime.monotonic() - self._ping_sent, 1e-9)
+            self.rtt = max(self.broker.runtime.boot_time_ns() - self._ping_sent, 1) / 1e9
 
     def timer(self) -> None:
         """The handshake took too long, or it is time for a PING."""
@@ -448,7 +448,7 @@ class RouteConnection(Publisher):
 
     def _send_ping(self) -> None:
         self.pings_out += 1
-        self._ping_sent = self.broker.runtime.monotonic()
+        self._ping_sent = self.broker.runtime.boot_time_ns()  # the loop's own clock counts milliseconds
         self.send(_PING)
 
     def _interval(self) -> float:

@@ -10,6 +10,7 @@ import logging
 import platform
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -199,14 +200,18 @@ class Broker:
                 listener(account)
         return account
 
-    def info_line(self, client: ClientConnection, *, connected: bool = False) -> bytes:
-        """INFO for one client: the greeting, or the one that names its account after the first PING."""
+    def info_line(self, client: ClientConnection, *, connected: bool = False, leave: bool = False) -> bytes:
+        """INFO for one client: the greeting, or the one that names its account after the first PING.
+
+        With `leave` it is as if this server were about to end.
+        """
         auth = self.authenticator
+        info = replace(self.info, lame_duck=True) if leave else self.info
         if not connected:
             shown = auth.required and auth.default is None
-            return self.info.encode(client.cid, client.ip, auth_required=shown, tls=not client.local)
+            return info.encode(client.cid, client.ip, auth_required=shown, tls=not client.local)
         account = client.account
-        return self.info.encode(
+        return info.encode(
             client.cid,
             client.ip,
             auth_required=auth.required,

@@ -9,8 +9,10 @@ from nimsnats.jetstream.clock import format_time
 from nimsnats.jetstream.info import stream_state
 from nimsnats.monitor.clusterz import meta_block
 from nimsnats.monitor.format import JsonObject, present, seconds_ns
+from nimsnats.monitor.process import machine_bytes
 from nimsnats.monitor.query import NotMeant, ParameterError
 from nimsnats.monitor.view import NodeView
+from nimsnats.storage.space import room_of
 from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:
@@ -99,16 +101,28 @@ def jetstream_stats(view: NodeView) -> JsonObject:
 
 
 def jetstream_config(view: NodeView) -> JsonObject:
-    """Settings. `sync_interval` 0 is this server's default: nothing is acknowledged before it is synced."""
+    """Settings. `sync_interval` 0 is this server's default: nothing is acknowledged before it is synced.
+
+    Where nothing is set the limit is the machine's, as tools that compare use with it expect.
+    """
     assert view.jetstream is not None
     options = view.jetstream.options
     return {
-        "max_memory": options.max_memory,
-        "max_storage": options.max_file,
+        "max_memory": options.max_memory if options.max_memory >= 0 else machine_bytes(),
+        "max_storage": options.max_file if options.max_file >= 0 else _room(view),
         "store_dir": str(options.store_dir),
         **present({"sync_interval": 0 if options.sync_always else seconds_ns(options.sync_interval)}),
         **present({"sync_always": options.sync_always, "domain": options.domain, "strict": options.strict}),
     }
+
+
+def _room(view: NodeView) -> int:
+    """What streams take on the disk, and what they may still take."""
+    assert view.jetstream is not None
+    try:
+        return view.jetstream.stats().file + room_of(view.jetstream.options.store_dir)
+    except OSError:
+        return -1
 
 
 def jetstream_limits() -> JsonObject:

@@ -20,6 +20,14 @@ def resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def machine_bytes() -> int:
+    """Memory of the whole machine; 0 where that is not known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * _PAGE
+    except (OSError, ValueError):
+        return 0
+
+
 def cpu_seconds() -> float:
     """Processor time of the process so far, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)

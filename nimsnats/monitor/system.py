@@ -159,8 +159,12 @@ class SystemServices:
                 broker = self._view.broker
                 self._send(request, {"name": broker.server_name, "host": broker.options.host, "id": broker.server_id})
             case "KICK":
-                self._answering(request, lambda: self._kick(request))
-            case "LDM" | "RELOAD" | "PROFILEZ" | "EXPVARZ":
+                self._acting(request, lambda: self._kick(request))
+            case "LDM":
+                self._acting(request, lambda: self._send_away(request))
+            case "RELOAD":
+                self._acting(request, self._reload)
+            case "PROFILEZ" | "EXPVARZ":
                 self._answer(request, error=(500, f"{name} is not available on this server"))
             case _:
                 return False
@@ -214,14 +218,27 @@ class SystemServices:
             return
         self._send(request, self.events.connections(account))
 
-    def _kick(self, request: _Request) -> JsonObject:
+    def _kick(self, request: _Request) -> None:
         """Close a connection by its cid."""
         cid = _decoded(request.body, _CID).get("cid", 0)
         client = self._view.broker.clients.get(cid)
         if client is None:
             raise ParameterError("no such client or leafnode id")
         client.close(Reason.KICKED)
-        return {}
+
+    def _send_away(self, request: _Request) -> None:
+        """Ask a client to go to another server; it is known by its cid."""
+        client = self._view.broker.clients.get(_decoded(request.body, _CID).get("cid", 0))
+        if client is None:
+            raise ParameterError("no such client id")
+        client.send_away()
+
+    def _reload(self) -> None:
+        """Read the configuration again."""
+        reload = self._view.reload
+        error = reload() if reload is not None else "config file not specified"
+        if error:
+            raise ParameterError(error)
 
     def _count_interest(self, request: _Request) -> None:
         try:
@@ -291,6 +308,17 @@ class SystemServices:
             self._answer(request, {"data": None}, error=(500, str(error)))
         else:
             self._answer(request, answer)
+
+    def _acting(self, request: _Request, act: Callable[[], None]) -> None:
+        """Do something and say that it is done, or the error that it raises."""
+        try:
+            act()
+        except ApiError as error:
+            self._answer(request, error=(400, _complaint(error)))
+        except ParameterError as error:
+            self._answer(request, error=(500, str(error)))
+        else:
+            self._answer(request)
 
     def _answer(
         self, request: _Request, fields: JsonObject | None = None, error: tuple[int, str] | None = None

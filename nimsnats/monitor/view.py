@@ -97,6 +97,8 @@ class NodeView:
     stalls: StallWatch | None = None
     config_digest: str = ""
     config_loaded_ns: int = 0
+    reload: Callable[[], str] | None = None
+    """Reads the configuration again; why that did not work, or nothing."""
 
     http_host: str = ""
     http_port: int = 0

@@ -29,6 +29,12 @@ def space_of(path: Path) -> Space:
     return Space(_size(path / DATABASE), _size(path / _WAL), system.f_bavail * block, system.f_blocks * block)
 
 
+def room_of(path: Path) -> int:
+    """Bytes that may still be written where `path` is; raises OSError when it is gone."""
+    system = os.statvfs(path)
+    return system.f_bavail * system.f_frsize
+
+
 def _size(file: Path) -> int:
     """0 for a file that is not there: SQLite takes the WAL away when it closes."""
     try:

@@ -9,15 +9,18 @@ import os
 import signal
 from pathlib import Path
 
+import nats
 import pytest
 
 from nimsnats import Server, log
+from nimsnats.broker.options import User
 from nimsnats.process import Process
 
 
-async def test_hup_without_a_file_says_what_was_reloaded(caplog: pytest.LogCaptureFixture) -> None:
+async def test_hup_and_the_system_account_reload(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "nimsnats")
     server = Server(jetstream=False)
+    server.settings.broker.users = [User("sys", "s", "$SYS")]
     server.settings.reload = lambda: server.settings
     ready = asyncio.Event()
     start = server.start
@@ -33,9 +36,16 @@ async def test_hup_without_a_file_says_what_was_reloaded(caplog: pytest.LogCaptu
     os.kill(os.getpid(), signal.SIGHUP)
     while "Reloaded" not in caplog.text:  # noqa: ASYNC110 a signal is no event of ours
         await asyncio.sleep(0.001)
+    client = await nats.connect(server.url, user="sys", password="s")
+    ask = f"$SYS.REQ.SERVER.{server.broker.server_id}.RELOAD"
+    assert list(json.loads((await client.request(ask)).data)) == ["server"]
+    server.settings.reload = None
+    refused = json.loads((await client.request(ask)).data)
+    assert refused["error"] == {"code": 500, "description": "config file not specified"}
+    await client.close()
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
-    assert "Reloaded server configuration" in caplog.messages
+    assert caplog.messages.count("Reloaded server configuration") == 2
 
 
 async def test_a_node_that_is_told_to_stop_while_it_starts_does_so_at_once(

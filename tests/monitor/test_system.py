@@ -17,6 +17,7 @@ from nimsnats.broker.server import Broker
 from nimsnats.monitor.system import SystemServices
 from nimsnats.monitor.view import NodeView
 from nimsnats.runtime import Runtime
+from tests.broker.peer import Peer
 from tests.conformance.oracle import Oracle
 from tests.monitor.sides import Side, differences, shape
 
@@ -186,6 +187,22 @@ async def test_a_connection_can_be_kicked(our_system: Side) -> None:
     assert missing["error"] == {"code": 500, "description": "no such client or leafnode id"}
     await our_system.request(kick, json.dumps({"cid": victim.client_id}), **_SYSTEM)
     await gone.wait()
+
+
+async def test_a_client_can_be_sent_to_another_server(their_system: Side, our_system: Side) -> None:
+    for side in (their_system, our_system):
+        client = await Peer.connect(side.client_port, b'CONNECT {"user":"a","pass":"a","protocol":1}\r\nPING\r\n')
+        found = await side.request("$SYS.REQ.SERVER.PING.CONNZ", '{"acc":"A"}', **_SYSTEM)
+        (own,) = [connection["cid"] for connection in found["data"]["connections"]]
+        server = await side.request("$SYS.REQ.SERVER.PING.IDZ", **_SYSTEM)
+        leave = f"$SYS.REQ.SERVER.{server['id']}.LDM"
+        missing = await side.request(leave, '{"cid":999999}', **_SYSTEM)
+        assert list(missing) == ["server", "error"]
+        assert missing["error"] == {"code": 500, "description": "no such client id"}
+        await side.request(leave, json.dumps({"cid": own}), **_SYSTEM)
+        while b'"ldm":true' not in await client.line():
+            pass
+        client.close()
 
 
 async def test_interest_can_be_counted(their_system: Side, our_system: Side) -> None:
