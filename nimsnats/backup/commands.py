@@ -193,8 +193,9 @@ def restore(
                 progress = _progress(config["name"], manifest.state.get("bytes", 0), runtime, quiet)
                 info = await put_back(link, place, manifest, config, progress.move)
                 state = info["state"]
+                fewer = f" of the {manifest.messages} in the backup" if state["messages"] < manifest.messages else ""
                 progress.end(
-                    f"{config['name']}: {state['messages']} messages, sequences {state['first_seq']} to "
+                    f"{config['name']}: {state['messages']} messages{fewer}, sequences {state['first_seq']} to "
                     f"{state['last_seq']}, {state['consumer_count']} consumers"
                 )
         return 0
