@@ -17,6 +17,7 @@ from nimsnats.config import ConfigError, NodeFlags, load_node
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+needs_hadolint = pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed")
 needs_shellcheck = pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 
 
@@ -214,4 +215,10 @@ def test_the_image_is_made_of_what_is_here() -> None:
         word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
     ]
     assert [name for name in copied if not (DEPLOY.parent / name).exists()] == []
-    assert [line for line in lines if line.startswith("USER")][-1] == "USER nimsforest"
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER 4222:4222", "a number: no root by that name"
+
+
+@needs_hadolint
+def test_the_image_is_described_cleanly() -> None:
+    checked = run("hadolint", DEPLOY / "Containerfile")
+    assert (checked.returncode, checked.stdout) == (0, "")
