@@ -16,8 +16,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from tests.chaos import campaign, faults
 from tests.chaos.network import NotPermitted
@@ -38,14 +40,26 @@ def main() -> int:
     parser.add_argument("--disk", type=int, default=128, help="megabytes of each node's disk (plan any)")
     parser.add_argument("--logs", type=Path, help="an existing folder for what the nodes log")
     options = parser.parse_args()
+    say = stopwatch()
+    made = campaign.world(disk=options.disk if options.plan == "any" else 0)
+    return conduct(made, lambda world: run(world, options, say))
+
+
+def stopwatch() -> Callable[[str], None]:
+    """Prints lines with the seconds since now."""
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"[{time.monotonic() - began:7.1f}] {text}", flush=True)
 
+    return say
+
+
+def conduct(made: AbstractContextManager[World], work: Callable[[World], Coroutine[Any, Any, campaign.Report]]) -> int:
+    """Do the work in a world and print what came of it; the exit code."""
     try:
-        with campaign.world(disk=options.disk if options.plan == "any" else 0) as world:
-            report = asyncio.run(run(world, options, say))
+        with made as world:
+            report = asyncio.run(_ended_by_sigterm(work(world)))
     except NotPermitted as reason:
         print(reason)
         return SKIPPED
@@ -55,8 +69,8 @@ def main() -> int:
     return 1 if report.errors else 0
 
 
-async def run(world: World, options: argparse.Namespace, say: Callable[[str], None]) -> campaign.Report:
-    """What was asked for."""
+async def _ended_by_sigterm(work: Coroutine[Any, Any, campaign.Report]) -> campaign.Report:
+    """Without that, namespaces would be left behind."""
     task, own = asyncio.current_task(), os.getpid()
     assert task is not None
 
@@ -64,7 +78,12 @@ async def run(world: World, options: argparse.Namespace, say: Callable[[str], No
         if os.getpid() == own:  # the children that open namespaces inherit this, and are ended by the same signal
             task.cancel()
 
-    signal.signal(signal.SIGTERM, terminated)  # else namespaces would be left behind
+    signal.signal(signal.SIGTERM, terminated)
+    return await work
+
+
+async def run(world: World, options: argparse.Namespace, say: Callable[[str], None]) -> campaign.Report:
+    """What was asked for."""
     nodes = 1 if options.plan == "growth" else options.nodes
     async with campaign.running(world, options.seed, nodes, say, options.logs) as under_load:
         if options.plan == "growth":

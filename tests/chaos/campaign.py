@@ -34,7 +34,7 @@ from tests.chaos.workload import (
     read_all,
     settle_orders,
 )
-from tests.chaos.world import World
+from tests.chaos.world import HostedNode, MakeNode, World
 
 CLIENTS: Final = "clients"
 _WORKERS: Final = 4
@@ -215,7 +215,7 @@ async def _lead(client: Client, node: str) -> None:
 
 
 @contextmanager
-def world(*, disk: int = 0) -> Iterator[World]:
+def world(*, disk: int = 0, make_node: MakeNode = HostedNode) -> Iterator[World]:
     """A world with its own network and folder, in which this process is on the clients' host from now on.
 
     `disk` in megabytes gives every node a small disk in memory. Raises NotPermitted.
@@ -226,7 +226,7 @@ def world(*, disk: int = 0) -> Iterator[World]:
         raise NotPermitted(f"no mounts of our own here (CAP_SYS_ADMIN?): {error}") from error
     with Network() as network, tempfile.TemporaryDirectory(prefix="nims-chaos-", ignore_cleanup_errors=True) as folder:
         network.add(CLIENTS)
-        made = World(network, Path(folder), disk=disk)
+        made = World(network, Path(folder), disk=disk, make_node=make_node)
         network.enter(CLIENTS)()
         yield made
 
@@ -257,18 +257,21 @@ async def random_faults(campaign: Campaign, minutes: float, among: Iterable[faul
     return await campaign.conclude()
 
 
+async def one_more(world: World, _chance: Random) -> str:
+    """A node joins."""
+    node = await world.grow()
+    return f"{node.name} joins: {len(world.members)} nodes"
+
+
+async def one_less(world: World, chance: Random) -> str:
+    """A node leaves in order."""
+    node = chance.choice(world.members)
+    await world.shrink(node)
+    return f"{node.name} leaves: {len(world.members)} nodes"
+
+
 async def growth(campaign: Campaign) -> Report:
     """From one node to two, three and five, back to one, and up again."""
-
-    async def one_more(world: World, _chance: Random) -> str:
-        node = await world.grow()
-        return f"{node.name} joins: {len(world.members)} nodes"
-
-    async def one_less(world: World, chance: Random) -> str:
-        node = chance.choice(world.members)
-        await world.shrink(node)
-        return f"{node.name} leaves: {len(world.members)} nodes"
-
     await campaign.happen(faults.quiet)
     for _ in range(4):
         await campaign.happen(one_more)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -90,13 +91,18 @@ class HostedNode(NodeProcess):
         await super().kill()
 
 
+MakeNode = Callable[[Network, str, Path, str], HostedNode]
+"""Takes the network, a name, the world's directory and the registry's URL."""
+
+
 class World:
     """The hosts, the registry, the nodes. Nodes are made once and may be started and stopped at will.
 
     To be made outside of an event loop; see `Network`.
     """
 
-    def __init__(self, network: Network, directory: Path, *, disk: int = 0) -> None:
+    def __init__(self, network: Network, directory: Path, *, disk: int = 0, make_node: MakeNode = HostedNode) -> None:
+        self._make_node = make_node
         self.network = network
         self.directory = directory
         self.disk = disk
@@ -135,7 +141,7 @@ class World:
         if node is None:
             registry = f"http://{self.registry.address}:8500"
             name = f"n{len(self.nodes) + 1}"
-            node = await asyncio.to_thread(HostedNode, self.network, name, self.directory, registry)
+            node = await asyncio.to_thread(self._make_node, self.network, name, self.directory, registry)
             if self.disk:
                 mount_disk(node.data_dir, self.disk)
             self.nodes.append(node)

@@ -15,24 +15,16 @@ import pytest
 
 from nimsnats import cli
 from nimsnats.version import __version__
+from tests.deploy import packages
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ("nimsnats", "forest", "deploy", "pyproject.toml", "README.md", "LICENSE", ".gitignore")
 
 
 def build(directory: Path, umask: int) -> dict[str, str]:
     """The digests of wheel and source archive, built from a copy of the sources."""
     pytest.importorskip("hatchling")
-    for name in SHIPPED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(ROOT / name, directory / name)
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build"], cwd=directory, check=True, capture_output=True, umask=umask,
-        env={**os.environ, "SOURCE_DATE_EPOCH": "1767225600", "HOME": str(directory)}, timeout=60,
-    )  # fmt: skip
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (directory / "dist").iterdir()}
+    built = packages.build(directory, umask=umask)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in built}
 
 
 def test_whoever_builds_it_gets_the_same_bytes(tmp_path: Path) -> None:
