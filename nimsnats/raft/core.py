@@ -320,12 +320,18 @@ class Core:
         self.leading.broadcast()
 
     def _on_vote(self, message: Message) -> None:
-        """Grant at most one vote a term (3.4), and none to a log that is behind ours (3.6.1)."""
+        """Grant at most one vote a term (3.4), and none to a log that is behind ours (3.6.1).
+
+        Who has just begun and knows of no membership gives none: nobody counts on it yet, for it is a learner first.
+        But it may have been a voter under this name before, and a member that has missed its removal would count it.
+        """
         pre = message.kind is Kind.PRE_VOTE
         free = self.vote == message.sender or (not self.vote and not self.leader) or (pre and message.term > self.term)
         current = (message.log_term, message.index) >= (self.log.last_term, self.log.last)
         if self.impaired:
             current = current and self.pledge is not None and (message.log_term, message.index) >= self.pledge
+        elif not self.membership.everyone:
+            current = False
         granted = free and current
         kind = Kind.PRE_VOTE_REPLY if pre else Kind.VOTE_REPLY
         term = message.term if granted else self.term

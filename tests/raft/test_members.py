@@ -367,6 +367,34 @@ def test_a_wiped_member_is_nobody_until_it_is_added() -> None:
     run(test)
 
 
+def test_a_member_that_begins_again_under_its_old_name_gives_no_vote_to_who_has_missed_that() -> None:
+    async def test() -> None:
+        cluster = await _three(12)
+        for number in range(10):
+            await cluster.write(b"%d" % number)
+        await cluster.agreed("abc")
+        leader = await cluster.elected()
+        again, away = (node for node in cluster.nodes.values() if node is not leader)
+        cluster.isolate(away.name)
+        group = cluster.group(leader.name)
+        await group.change_members([leader.member, again.member])
+        await group.change_members([leader.member])
+        assert again.host is not None
+        await again.host.remove_group("S")
+        await cluster.write(b"alone")
+        cluster.cut = {(one, two) for one in cluster.nodes for two in cluster.nodes if leader.name in (one, two)}
+        await again.open("S", [leader.member])
+        await cluster.runtime.sleep(20)
+        assert not cluster.group(away.name).leading
+        cluster.cut.clear()
+        await group.change_members(cluster.members("abc"))
+        held = await cluster.agreed("abc")
+        assert list(held.values()) == [*(b"%d" % number for number in range(10)), b"alone"]
+        await cluster.stop()
+
+    run(test)
+
+
 def test_a_snapshot_that_is_offered_twice_at_once_is_fetched_once() -> None:
     async def test() -> None:
         cluster = Cluster("ab", 9)
