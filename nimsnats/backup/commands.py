@@ -187,20 +187,32 @@ def restore(
                 click.echo(f"{manifest.stream}: {manifest.messages} messages of {manifest.taken} are whole", err=True)
         async with connected(_credentials(options)) as link:
             await _make_room(link, [config["name"] for _, _, config in plans], replace, exists)
+            failed = 0
             for place, manifest, config in plans:
-                if replace and await exists(link, config["name"]):
-                    await link.ask(f"STREAM.DELETE.{config['name']}")
                 progress = _progress(config["name"], manifest.state.get("bytes", 0), runtime, quiet)
-                info = await put_back(link, place, manifest, config, progress.move)
-                state = info["state"]
-                fewer = f" of the {manifest.messages} in the backup" if state["messages"] < manifest.messages else ""
-                progress.end(
-                    f"{config['name']}: {state['messages']} messages{fewer}, sequences {state['first_seq']} to "
-                    f"{state['last_seq']}, {state['consumer_count']} consumers"
-                )
-        return 0
+                try:
+                    if replace and await exists(link, config["name"]):
+                        await link.ask(f"STREAM.DELETE.{config['name']}")
+                    info = await put_back(link, place, manifest, config, progress.move)
+                except (Refused, Damaged) as error:
+                    failed = _fail(f"{config['name']}: {error}")
+                    if link.client.is_closed:
+                        break
+                    continue
+                progress.end(_restored(manifest, info))
+            return failed
 
     return _run(work)
+
+
+def _restored(manifest: Manifest, info: dict[str, Any]) -> str:
+    """What a restored stream holds, in a line; limits, and servers of other kinds, may have left some out."""
+    state = info["state"]
+    fewer = f" of the {manifest.messages} in the backup" if state["messages"] < manifest.messages else ""
+    return (
+        f"{info['config']['name']}: {state['messages']} messages{fewer}, sequences {state['first_seq']} to "
+        f"{state['last_seq']}, {state['consumer_count']} consumers"
+    )
 
 
 async def _make_room(link: Link, names: Sequence[str], replace: bool, exists: Callable[..., Any]) -> None:

