@@ -23,6 +23,8 @@ _ADVISORY: Final = "io.nats.server.advisory.v1."
 _FIRST_STATSZ: Final = 0.25
 _STATSZ_PERIOD: Final = 10.0
 """Seconds between two `STATSZ`; the first ones come quicker, each after twice the time."""
+_CONNECTIONS_PERIOD: Final = 30.0
+"""Seconds after which the connections of accounts are told again, for those who have missed the change."""
 
 
 class ServerEvents:
@@ -33,12 +35,14 @@ class ServerEvents:
         self._server = server
         self._account = view.broker.system_account
         self._timer: asyncio.TimerHandle | None = None
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._own = f"$SYS.SERVER.{view.broker.server_id}"
 
     def start(self) -> None:
         """Begin to tell."""
         self._view.broker.client_listeners.append(self)
         self._later(_FIRST_STATSZ)
+        self._beat_later()
 
     def stop(self) -> None:
         """The server ends: say so. Idempotent."""
@@ -46,6 +50,9 @@ class ServerEvents:
             return
         self._timer.cancel()
         self._timer = None
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
         self._view.broker.client_listeners.remove(self)
         self._tell(f"{self._own}.SHUTDOWN", lambda: {"server": self._server()})
 
@@ -102,6 +109,15 @@ class ServerEvents:
     def _tell(self, subject: str, build: Callable[[], JsonObject]) -> None:
         if self._account.has_interest(subject.encode()):
             self._account.publish(subject.encode(), encode(build()))
+
+    def _beat_later(self) -> None:
+        self._heartbeat = self._view.broker.runtime.call_later(_CONNECTIONS_PERIOD, self._beat)
+
+    def _beat(self) -> None:
+        for account in self._view.broker.accounts.values():
+            if account.clients:
+                self._tell_connections(account)
+        self._beat_later()
 
     def _later(self, delay: float) -> None:
         self._timer = self._view.broker.runtime.call_later(delay, self._tick, min(2 * delay, _STATSZ_PERIOD))

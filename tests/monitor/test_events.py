@@ -8,9 +8,12 @@ from typing import Any
 
 import nats
 import nats.errors
+import pytest
 from nats.aio.msg import Msg
 
 from nimsnats import Server
+from nimsnats.broker.auth import ConfiguredAuthenticator
+from nimsnats.broker.options import User
 from tests.monitor.sides import Side, differences, shape
 from tests.monitor.test_system import _NO_FLAGS, _ORDINARY, _SYSTEM, our_system, their_system
 
@@ -81,3 +84,20 @@ async def test_the_end_is_announced() -> None:
         server_id = server.broker.server_id
         await server.lame_duck()
     assert told == [f"$SYS.SERVER.{server_id}.LAMEDUCK".encode(), f"$SYS.SERVER.{server_id}.SHUTDOWN".encode()]
+
+
+async def test_connections_are_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nimsnats.monitor.events._CONNECTIONS_PERIOD", 0.01)
+    async with Server(jetstream=False) as server:
+        told: asyncio.Queue[bytes] = asyncio.Queue()
+
+        def take(subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: object) -> None:
+            told.put_nowait(payload)
+
+        server.broker.system_account.subscribe(b"$SYS.SERVER.ACCOUNT.A.CONNS", take)
+        server.settings.broker.users.append(User("a", "a", "A"))
+        server.broker.authenticator = ConfiguredAuthenticator(server.settings.broker, server.runtime)
+        client = await nats.connect(server.url, user="a", password="a")
+        counts = [json.loads(await told.get())["conns"] for _ in range(3)]
+        assert counts == [1, 1, 1], "once when it comes, then again and again"
+        await client.close()
