@@ -75,7 +75,7 @@ def suspected(pieces: list[bytes], size: int) -> bool:
 
 def destination(block: bytes) -> bytes:
     """Where a message's trace goes to; empty when it wants none."""
-    if block.find(_MARK) < 0:
+    if block.find(_MARK) < 0 or not block.endswith(_END):
         return b""
     found = header_value(block, DESTINATION) or b""
     return found if found != _DISABLED and is_literal(found) and not found.startswith(RESERVED) else b""
@@ -176,7 +176,7 @@ class _Traced(Outgoing):
             return None if self._only else self
         report.hops += 1
         hop = b"%b.%d" % (self._hop, report.hops) if self._hop else b"%d" % report.hops
-        self.note("eg", **_who(route), hop=hop.decode())
+        self.note("eg", **_who(route), hop=_text(hop))
         block = with_headers(without_header(self.headers, _HOP), ((_HOP, hop),))
         return Outgoing(None, self.subject, self.reply, block, self.payload, self.origin)
 

@@ -11,16 +11,22 @@ from typing import Any
 import nats
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nimsnats.server import Server
-from tests.broker.peer import until
+from tests.broker.peer import Peer, until
 from tests.conformance.oracle import Oracle
 from tests.jetstream.trio import Trio, trio
 
 TRACED = {"Nats-Trace-Dest": "trace.here"}
+_PIECES = (
+    b"NATS/1.0\r\n", b"Nats-Trace-Dest: t\r\n", b"Nats-Trace-Dest:", b"Nats-Trace-Hop: 1\r\n", b"Nats-Trace-Hop: \xff",
+    b"Nats-Trace-Only: 1\r\n", b"\r\n", b":",
+)  # fmt: skip
 _ONLY = {**TRACED, "Nats-Trace-Only": "true"}
 
 
@@ -159,6 +165,17 @@ async def test_a_mixed_run_loses_and_doubles_nothing(ours: str) -> None:
         assert len(await scene.settled()) == 1, "traced messages count once towards the limit of a subscription"
 
 
+@given(st.lists(st.sampled_from(_PIECES) | st.binary(max_size=6), max_size=8).map(b"".join))
+@example(b"NATS/1.0\r\nNats-Trace-Dest: t\r\nNats-Trace-Hop: \xff\r\n\r\n")
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_no_header_block_harms_the_server(ours: str, block: bytes) -> None:
+    port = int(ours.rpartition(":")[2])
+    peer = await Peer.connect(port, b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n')
+    size = len(block)
+    await peer.sync(b"SUB x 1\r\nSUB t 2\r\n" + b"HPUB x %d %d\r\n%b\r\n" % (size, size, block) * 3)
+    peer.close()
+
+
 async def test_peers_report_their_part(tmp_path: Path) -> None:
     async with trio(tmp_path) as cluster:
         await told_of_hops(cluster)
@@ -196,3 +213,11 @@ async def told_of_hops(cluster: Trio) -> None:
         await traces.next_msg(timeout=5)
     await first.flush()
     assert got.empty()
+    peer = await Peer.connect(
+        int(cluster.nodes[0].url.rpartition(":")[2]), b'CONNECT {"headers":true,"verbose":false}\r\n'
+    )
+    block = b"NATS/1.0\r\nNats-Trace-Dest: trace.here\r\nNats-Trace-Hop: \xff\r\n\r\n"
+    await peer.sync(b"HPUB x %d %d\r\n%b\r\n" % (len(block), len(block), block))
+    peer.close()
+    for _ in range(3):
+        await traces.next_msg(timeout=5)
