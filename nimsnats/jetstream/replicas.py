@@ -61,11 +61,9 @@ class Replicas:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     await self._group.change_members(wanted)
-            except NotLeader:
-                return
             except TimeoutError:
                 continue
-            except (ValueError, TransferFailed) as error:
+            except (NotLeader, ValueError, TransferFailed) as error:
                 self._log.debug("Members of %s stay for now: %s", self._group.name, error)
                 await self._runtime.sleep(_AGAIN)
             else:
@@ -73,6 +71,7 @@ class Replicas:
                 return
 
     def _drop(self) -> None:
+        self._target = ()  # what is wanted next begins a task, also while this one is still ending
         if self._task is not None:
             self._task.cancel()
 

@@ -500,11 +500,12 @@ class Replica:
         def over() -> bool:
             return condition() or self.group.stopped or (patience is None and not self.group.serving)
 
-        if not over():
+        deadline = None if patience is None else runtime.monotonic() + patience
+        while not over():  # what was so when this was woken may have passed before its turn came
             waiting: asyncio.Future[None] = runtime.loop.create_future()
             timer = None
-            if patience is not None:
-                timer = runtime.call_later(patience, _time_out, waiting)
+            if deadline is not None:
+                timer = runtime.call_later(max(0.0, deadline - runtime.monotonic()), _time_out, waiting)
             self._waiting.append((over, waiting))
             try:
                 await waiting
