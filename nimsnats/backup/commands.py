@@ -72,7 +72,7 @@ def _run(work: Callable[[Runtime], Coroutine[Any, Any, int]]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename or 'error'}: {error.strerror or error}")
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except KeyboardInterrupt:
         return _fail("interrupted")
 

@@ -104,23 +104,28 @@ def parsed(data: bytes) -> dict[str, Any]:
 @asynccontextmanager
 async def connected(credentials: Credentials) -> AsyncGenerator[Link]:
     """A link that is closed at the end. Raises Refused when there is none to be had."""
+    told: list[Exception] = []
+
+    async def hear(error: Exception) -> None:
+        """Once connected, errors are told by whoever waits for something."""
+        told[:] = [error]
+
     try:
         client = await nats.connect(  # pyright: ignore[reportUnknownMemberType]
             credentials.url,
             name="nimsnats backup",
             connect_timeout=5,
             allow_reconnect=False,
-            error_cb=_quiet,
+            max_reconnect_attempts=1,  # of the first connection, too; and it does not say why it gives up
+            reconnect_time_wait=0.2,
+            error_cb=hear,
             **credentials.options(),
         )
-    except (OSError, nats.errors.Error, ssl.SSLError, TimeoutError) as error:
+    except (OSError, nats.errors.Error, ssl.SSLError, TimeoutError, ValueError) as error:
+        if isinstance(error, nats.errors.NoServersError) and told:
+            error = told[0]
         raise Refused(f"cannot connect to {credentials.url}: {error or type(error).__name__}") from None
     try:
         yield Link(client)
     finally:
         await client.close()
-
-
-async def _quiet(error: Exception) -> None:
-    """Errors of the connection are told by whoever waits for something on it."""
-    del error

@@ -55,6 +55,10 @@ async def back_up(link: Link, stream: str, directory: Path, told: Told, taken: s
     lock = _claim(directory)
     try:
         return await _Transfer(link, stream, directory, told, consumers).run(taken)
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, str(directory)) from error  # a write does not know where it writes
     finally:
         os.close(lock)
 

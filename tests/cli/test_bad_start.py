@@ -89,6 +89,32 @@ async def test_the_data_of_a_newer_version_is_not_touched(directory: Path, capsy
         assert whole(directory) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("NATS_CLIENT_PORT", "abc", "is not a port number"),
+        ("REGISTRY_URL", "registry:8500", "it must look like http://host:8500"),
+        ("REGISTRY_HEARTBEAT_INTERVAL", "10s # often", "unknown unit"),
+        ("NATS_NODE_NAME", "a b", "cannot contain spaces"),
+        ("NATS_CLUSTER_TLS_CERT", "/nowhere.pem", "NATS_CLUSTER_TLS_CERT"),
+    ],
+)
+async def test_a_broken_setting_is_named_and_no_data_is_touched(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    told: str,
+) -> None:
+    before = whole(directory)
+    monkeypatch.setenv(name, value)
+    assert await asyncio.to_thread(cli.main, ["--data-dir", str(directory)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nimsnats: ") and told in line
+    assert whole(directory) == before
+
+
 def whole(path: Path) -> dict[str, bytes]:
     """All of a directory but the text of the lock, which names the last process."""
     return {entry.name: entry.read_bytes() for entry in path.iterdir() if entry.name != "lock"}
