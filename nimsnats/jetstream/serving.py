@@ -138,9 +138,9 @@ class ServedStream:
 
     @property
     def current(self) -> bool:
-        """Whether this replica knows its leader and has applied nearly everything that is committed."""
+        """Whether this replica knows its leader and has applied nearly everything of whose commit it has heard."""
         group = self.stream.group
-        return bool(group.leader) and group.committed - group.applied <= _BEHIND
+        return bool(group.leader) and max(group.committed, group.announced) - group.applied <= _BEHIND
 
     @property
     def ready(self) -> bool:

@@ -10,8 +10,11 @@ from nimsnats.monitor.view import NodeView
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.engine import JetStream
+    from nimsnats.jetstream.meta import StreamRecord
 
 _UNAVAILABLE = "unavailable"
+_PLACED = 10.0
+"""Seconds from a node's start until it has been given what it is to have: what is missing then goes elsewhere."""
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ def healthz(
                 _check_meta(view.jetstream)
             if not (js_enabled_only or js_meta_only):
                 _check_assets(view, account, stream, consumer)
-                _check_replicas(view.jetstream, account, stream)
+                _check_replicas(view, account, stream)
     except _Failure as failure:
         if details:
             error = {"type": failure.type, **failure.place, "error": failure.error}
@@ -80,20 +83,36 @@ def _check_meta(jetstream: JetStream) -> None:
         raise _Failure("JETSTREAM", "JetStream is not current with the meta leader")
 
 
-def _check_replicas(jetstream: JetStream, account: str, stream: str) -> None:
-    """Whether this node's replicas know their leaders and follow them."""
+def _check_replicas(view: NodeView, account: str, stream: str) -> None:
+    """Whether this node's replicas are full members of their groups that know their leaders and follow them.
+
+    A node that has just come may still get replicas: streams leave it when it stops, where the rest is safer without.
+    """
+    jetstream = view.jetstream
+    assert jetstream is not None
     if not jetstream.peers.several:
         return
+    age = (view.broker.runtime.time_ns() - view.started_ns) / 1e9
     for record in jetstream.meta.streams.values():
-        if not jetstream.holds(record) or account not in ("", record.account) or stream not in ("", record.name):
-            continue
         if record.account not in jetstream.accounts:
             continue  # not configured here any more: its streams stay closed
-        served = jetstream.served(record)
-        if served is None or not served.current:
+        if account not in ("", record.account) or stream not in ("", record.name):
+            continue
+        if jetstream.holds(record):
+            served = jetstream.served(record)
+            wrong = served is None or not served.current or jetstream.host.member not in served.stream.group.members
+        else:
+            wrong = age < _PLACED and len(record.members) < _wanted(jetstream, record)
+        if wrong:
             place: JsonObject = {"account": record.account, "stream": record.name}
             text = f"JetStream stream '{record.account} > {record.name}' is not current"
             raise _Failure("STREAM", text, place=place)
+
+
+def _wanted(jetstream: JetStream, record: StreamRecord) -> int:
+    """Replicas that a stream can have with as many nodes as there are."""
+    nodes = len(jetstream.cluster.nodes) if jetstream.cluster is not None else 1
+    return min(int(record.config.get("num_replicas", 1)), nodes)
 
 
 def _check_assets(view: NodeView, account: str, stream: str, consumer: str) -> None:

@@ -104,6 +104,8 @@ class Core:
         """Lowest index replaced since the driver last looked; 0 for none."""
         self.install: Message | None = None
         """A snapshot the leader offers and that we want; the driver fetches it and calls `installed`."""
+        self.announced = 0
+        """Highest index that a leader has told to be committed, whether it is here or not."""
         self.impaired = 0
         """Not 0: this member has lost entries that it may have acknowledged. It does not campaign, votes only
         for who surely has them, and asks its leader to feed it from where its log still is whole. The number
@@ -369,6 +371,7 @@ class Core:
     def _on_append(self, message: Message) -> None:
         self._heard_leader(message)
         log = self.log
+        self.announced = max(self.announced, message.commit)
         reply = Message(Kind.APPEND_REPLY, message.sender, self.name, self.term)
         if message.index < log.committed:
             reply.index = log.committed
@@ -479,6 +482,7 @@ class Core:
 
     def _on_install(self, message: Message) -> None:
         self._heard_leader(message)
+        self.announced = max(self.announced, message.index)
         if message.index <= self.log.committed or self.log.matches(message.index, message.log_term):
             self.log.committed = max(self.log.committed, message.index)
             self.durable.append(Message(Kind.APPEND_REPLY, message.sender, self.name, self.term, self.log.committed))

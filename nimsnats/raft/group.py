@@ -155,6 +155,11 @@ class HostedGroup:
         return self.core.log.committed
 
     @property
+    def announced(self) -> int:
+        """Highest index that a leader has told this member to be committed."""
+        return self.core.announced
+
+    @property
     def since_snapshot(self) -> tuple[int, int]:
         """Entries and bytes applied since the last snapshot was asked for."""
         return self._entries_since, self._bytes_since

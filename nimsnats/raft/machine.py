@@ -278,6 +278,9 @@ class Group(Protocol):
     @property
     def committed(self) -> int: ...
 
+    @property
+    def announced(self) -> int: ...
+
     def propose(self, kind: int, data: bytes, context: object | None = None, messages: int = 0) -> None:
         """Queue an entry; it is durable, committed and applied later, or `StateMachine.refuse` gets
         `context`.

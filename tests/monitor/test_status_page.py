@@ -13,6 +13,7 @@ import aiohttp
 import nats
 import pytest
 
+from nimsnats.monitor.healthz import healthz
 from nimsnats.monitor.page import collect, merge
 from nimsnats.monitor.page.facts import EXAMPLE, fits, nodez
 from nimsnats.monitor.page.live import MOST_VIEWERS
@@ -20,6 +21,7 @@ from nimsnats.monitor.server import MonitorServer
 from nimsnats.monitor.view import NodeView
 from nimsnats.registry.memory import MemoryHub
 from nimsnats.runtime import Runtime
+from tests.broker.peer import until
 from tests.jetstream.trio import TrioNode
 from tests.monitor.sides import Side
 
@@ -230,3 +232,31 @@ async def test_who_was_not_asked_for_long_is_waited_for_and_who_left_in_order_ha
             assert [one["state"] for one in (await overview(first))["nodes"]] == ["healthy", "healthy"]
         seen = await until_seen(first, lambda seen: len(seen["nodes"]) == 1)
         assert (seen["status"], seen["problems"]) == ("healthy", [])
+
+
+@pytest.mark.timeout(30)
+async def test_a_node_that_returns_is_sound_only_when_it_has_its_copies_again(tmp_path: Path) -> None:
+    hub, many = MemoryHub(Runtime.real()), 400
+    first, second = (TrioNode(tmp_path, name, hub) for name in ("n1", "n2"))
+    async with first:
+        async with second:
+            client = await nats.connect(first.url)
+            js = client.jetstream()
+            await js.add_stream(name="ORDERS", subjects=["orders.>"], num_replicas=2)
+            await until(lambda: sound(second))
+        for _ in range(many):
+            await js.publish("orders.1", b"x")
+        returning = asyncio.create_task(second.start())
+        while not sound(second):  # noqa: ASYNC110 - in every turn of the loop
+            await asyncio.sleep(0)
+        served = second.served("ORDERS")
+        assert served is not None and served.stream.store.last_seq == many
+        await returning
+        await second.stop()
+        await client.close()
+
+
+def sound(node: TrioNode) -> bool:
+    """What `/healthz` says."""
+    view = node.server.view
+    return view is not None and view.cluster_page is not None and healthz(view)["status_code"] == 200
