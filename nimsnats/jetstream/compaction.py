@@ -6,7 +6,7 @@ Owns the choice of what to rewrite and the two steps that make it safe at every 
    messages and those of the neighbours to be merged, whose own bytes stay. A restart sees either bytes and the same
    stream, because a note names the live sequences of its block and everything else in the bytes is ignored.
 2. With the next snapshot the block's note takes over the neighbours' sequences and their blocks are dropped, in one
-   transaction. The bytes of step 1 were queued before, so they are durable by then.
+   transaction. Only what is durable of step 1 takes part: a disk that was full then may have space again.
 
 Only messages that were dead in the last snapshot are left out: entries after it are replayed at a restart and may look
 at what was still there. It changes nothing that a client can see.
@@ -26,6 +26,7 @@ from nimsnats.jetstream.blocks import Block, Loaded
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.store import MessageStore
 from nimsnats.runtime import Runtime
+from nimsnats.storage import StorageError
 
 SMALL: Final = 64 * 1024
 """Stored bytes below which a block may be merged."""
@@ -46,7 +47,7 @@ class _Job:
     blocks: list[Block]
     live: list[list[int]]
     batch: Batch | None = None
-    """What was written, once it was."""
+    """What was written, once it is durable."""
     seqs: array[int] = field(default_factory=lambda: array("Q"))
 
 
@@ -57,7 +58,7 @@ class Compactor:
         self,
         store: MessageStore,
         read_block: Callable[[int], Awaitable[bytes]],
-        rewrite_block: Callable[[int, bytes], None],
+        rewrite_block: Callable[[int, bytes], Awaitable[None]],
         runtime: Runtime,
         log: logging.Logger,
     ) -> None:
@@ -150,7 +151,7 @@ class Compactor:
                     break
                 messages.extend(message for message in map(loaded.get, live) if message is not None)
             else:
-                self._write(job, messages)
+                await self._write(job, messages)
             await asyncio.sleep(0)
 
     async def _read(self, block: Block) -> Loaded | None:
@@ -160,7 +161,7 @@ class Compactor:
             self._log.error("Block %d cannot be compacted: %s", block.index, error)
             return None
 
-    def _write(self, job: _Job, messages: list[StoredMessage]) -> None:
+    async def _write(self, job: _Job, messages: list[StoredMessage]) -> None:
         target = job.blocks[0]
         if len(messages) != sum(map(len, job.live)) or not target.live:
             return
@@ -174,7 +175,11 @@ class Compactor:
         job.seqs = array("Q", [message.seq for message in messages])
         batch.offsets = array("I", [seq - target.first for seq in job.seqs])
         batch.times = array("Q", [message.time for message in messages])
-        self._rewrite_block(target.index, batch.encode())
+        try:
+            await self._rewrite_block(target.index, batch.encode())
+        except StorageError as error:
+            self._log.debug("Block %d stays as it is: %s", target.index, error)
+            return  # without a batch: its note must go on saying what the old bytes hold
         job.batch = batch
 
     # Step 2

@@ -157,8 +157,8 @@ class Stream(StreamView):
     def _read_block(self, index: int) -> Awaitable[bytes]:
         return self.group.read_block(index)
 
-    def _rewrite_block(self, index: int, data: bytes) -> None:
-        self.group.rewrite_block(index, data)
+    def _rewrite_block(self, index: int, data: bytes) -> Awaitable[None]:
+        return self.group.rewrite_block(index, data)
 
     # Proposing
 

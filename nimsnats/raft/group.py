@@ -194,11 +194,11 @@ class HostedGroup:
             return self.home.storage.read_block(self.home.number, index)
         return self.home.read(index, self._name)
 
-    def rewrite_block(self, index: int, data: bytes) -> None:
-        """Replace a compacted block's bytes."""
+    async def rewrite_block(self, index: int, data: bytes) -> None:
+        """Replace a compacted block's bytes; done once the new ones are on disk. Raises StorageError."""
         if isinstance(self.home, Durable):
             self.home.storage.rewrite(self.home.number, index, data)
-            self.home.storage.sync(_forget)
+            await self.host.synced()
         else:
             block = self.home.blocks[index]
             self.home.blocks[index] = (*block[:5], data)
@@ -512,8 +512,3 @@ class HostedGroup:
         self._new_blocks, self._unsaved, self._dropped = [], {}, set()
         self._entries_since = self._bytes_since = 0
         self._damaged = False
-
-
-def _forget(error: Exception | None) -> None:
-    """A refused rewrite changes nothing: the old bytes say the same."""
-    del error

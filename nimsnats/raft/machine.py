@@ -294,7 +294,7 @@ class Group(Protocol):
         """The bytes of a block, checksummed. Raises `nimsnats.storage.Corrupt` when they are damaged."""
         ...
 
-    def rewrite_block(self, index: int, data: bytes) -> None:
-        """Replace a compacted block's bytes with an equivalent that has fewer dead messages; durable
-        later."""
+    def rewrite_block(self, index: int, data: bytes) -> Awaitable[None]:
+        """Replace a compacted block's bytes with others that hold at least what its note names; done once they are
+        durable. Raises `nimsnats.storage.StorageError`: then the old ones stay."""
         ...

@@ -21,6 +21,7 @@ from nimsnats.jetstream.stream import Stream
 from nimsnats.raft.host import Host
 from nimsnats.runtime import Runtime
 from nimsnats.storage import Database, open_database
+from nimsnats.storage.batch import Disk, RealDisk
 
 
 @dataclass
@@ -39,11 +40,11 @@ class Stand:
 
 
 @asynccontextmanager
-async def running(directory: Path, **options: object) -> AsyncIterator[Stand]:
+async def running(directory: Path, disk: Disk | None = None, **options: object) -> AsyncIterator[Stand]:
     """Start on `directory` (kept, so that a second start recovers), stop in order."""
     runtime = Runtime.real()
     broker = Broker(BrokerOptions(host="127.0.0.1", port=-1, jetstream=True), runtime)
-    database = await open_database(directory, runtime)
+    database = await open_database(directory, runtime, disk=disk or RealDisk())
     host = Host(database, runtime, "test")
     engine = JetStream(broker, host, JetStreamOptions(directory, **options), runtime)  # type: ignore[arg-type]
     async with AsyncExitStack() as ending:  # a thread of the database that is left behind would keep the process alive

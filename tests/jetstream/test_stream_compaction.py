@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from nimsnats.jetstream.info import stream_state
 from nimsnats.jetstream.stream import Stream
+from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import StoredBlock
+from nimsnats.storage import StorageFull
 from tests.jetstream.stand import running
 from tests.jetstream.test_stream_machine import CONFIGS, Log, contents, new_stream, random_history
 
@@ -96,3 +99,38 @@ async def test_single_publishes_and_overwrites_end_in_few_blocks(tmp_path: Path)
         assert [(await js.get_msg("S", seq)).data for seq in range(1, 61)] == [b"%d" % n for n in range(60)]
         kv = await js.key_value("b")
         assert [(await kv.get(f"k{n}")).value for n in range(3)] == [b"57", b"58", b"59"]
+
+
+class FullFor:
+    """A disk without space for what is to be written while `full` is set."""
+
+    full = False
+
+    def commit(self, write: Callable[[], None]) -> None:
+        if self.full:
+            raise StorageFull("no space left")
+        write()
+
+
+async def test_blocks_that_a_full_disk_kept_from_being_merged_stay_apart(tmp_path: Path) -> None:
+    disk = FullFor()
+    async with running(tmp_path, disk) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s"])
+        for n in range(30):
+            await js.publish("s", b"%d" % n)
+        stream = stand.stream("S")
+        assert isinstance(stream.group, HostedGroup)
+        for number in range(3):
+            disk.full = number == 0
+            stream.group.compact()
+            assert stream._compactor._task is not None
+            await stream._compactor._task
+            disk.full = False
+            assert len(stream.store.blocks) > 20 or number == 2
+            await js.publish("s", b"more")
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        assert len(stand.stream("S").store.blocks) < 10
+        assert (await js.stream_info("S")).state.messages == 33
+        assert [(await js.get_msg("S", seq)).data for seq in range(1, 31)] == [b"%d" % n for n in range(30)]

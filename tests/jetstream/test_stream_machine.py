@@ -58,7 +58,7 @@ class Log:
         future.set_result(self.entries[index - 1].data)
         return future
 
-    def rewrite_block(self, index: int, data: bytes) -> None:
+    async def rewrite_block(self, index: int, data: bytes) -> None:
         self.entries[index - 1].data = data
 
 

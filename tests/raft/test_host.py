@@ -24,8 +24,7 @@ async def test_proposals_are_applied_in_order_with_their_context(tmp_path: Path,
         assert list(machine.entries.values()) == [b"data %d" % number for number in range(20)]
         assert group.applied == group.committed == max(machine.entries)
         assert await group.read_block(min(machine.entries)) == b"data 0"
-        group.rewrite_block(min(machine.entries), b"less")
-        await host.synced()
+        await group.rewrite_block(min(machine.entries), b"less")
         assert await group.read_block(min(machine.entries)) == b"less"
 
 

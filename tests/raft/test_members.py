@@ -292,7 +292,7 @@ def test_a_block_that_the_leader_has_rewritten_is_fetched(storage: Any) -> None:
         machine, group = leader.machines["S"], cluster.group(leader.name)
         assert isinstance(machine, Merging)
         machine.merged = b" ".join(machine.entries.values())
-        group.rewrite_block(min(machine._blocks), machine.merged)
+        await group.rewrite_block(min(machine._blocks), machine.merged)
         for number in range(300):
             await cluster.write(b"more %d" % number)
         _compact(leader)
