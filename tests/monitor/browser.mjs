@@ -1,6 +1,6 @@
 // Looks at a status page in headless Chromium and writes what it finds, a line of JSON for each step.
 // Arguments: the page's URL, the path of the browser, a folder with playwright-core and axe-core.
-// At the step "kill" it waits for a line on its standard input.
+// At the steps "stop", "silent" and "kill" it waits for a line on its standard input.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { once } from "node:events";
@@ -74,12 +74,12 @@ const drawn = await page.evaluate(() => ({
 }));
 await page.locator('.map .node[data-key="n2"]').focus();
 await page.waitForFunction(() => document.querySelectorAll(".map line.on").length === 2);
-await page.evaluate(() => (document.activeElement.dataset.mine = "yes"));
+await page.evaluate(() => (document.activeElement.mine = "yes"));
 await page.waitForFunction(
   (time) => document.querySelector('[data-f="time"]').textContent !== time,
   await page.locator('[data-f="time"]').textContent(),
 );
-const kept = await page.evaluate(() => document.activeElement.dataset.mine);
+const kept = await page.evaluate(() => document.activeElement.mine);
 await page.keyboard.press("Enter");
 const target = await page.evaluate(() => document.querySelector(":target h3").textContent);
 await page.locator(".map summary").click();
@@ -101,6 +101,15 @@ const letters = await page.evaluate(() =>
   })),
 );
 tell("phone", { wide, letters, violations: await violations(page) });
+
+tell("stop", {});
+await once(process.stdin, "data");
+await page.waitForFunction(() => document.querySelector('.map .node[data-key="n3"] .open'));
+tell("silent", {});
+await once(process.stdin, "data");
+await page.waitForFunction(() => document.querySelector('ul.nodes [data-key="n3"] .badge').textContent === "healthy");
+await page.waitForFunction(() => !document.querySelector(".map .open"));
+tell("again", {});
 
 tell("kill", {});
 await once(process.stdin, "data");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -147,6 +148,13 @@ async def watch(look: Look, nodes: list[NodeProcess]) -> None:
     phone = await look.step("phone")
     assert (phone["wide"], phone["violations"]) == (False, [])
     assert phone["letters"] > 9.5
+    for step, number in (("stop", signal.SIGSTOP), ("silent", signal.SIGCONT)):
+        await look.step(step)
+        process = nodes[2].process
+        assert process is not None
+        process.send_signal(number)
+        look.go_on()
+    await look.step("again")
     await look.step("kill")
     await nodes[2].kill()
     look.go_on()

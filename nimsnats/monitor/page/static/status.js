@@ -67,6 +67,9 @@
       if (old.data !== fresh.data) old.data = fresh.data;
       return true;
     }
+    for (const { name } of [...old.attributes]) {
+      if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+    }
     for (const { name, value } of fresh.attributes) {
       if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
