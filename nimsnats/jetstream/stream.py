@@ -596,11 +596,11 @@ class Stream(StreamView):
         """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
         fields = unpack(state)
         store = self.store
+        self._compactor.abandon()
+        self.reader.forget()
+        store.clear()
+        store.dropped, store.withheld = [], []
         if self._group is not None:  # a follower that was away for too long becomes what its leader is
-            self._compactor.abandon()
-            self.reader.forget()
-            store.clear()
-            store.dropped, store.withheld = [], []
             self.restored += 1
         self.configured = True
         self.config = StreamConfig.from_stored(fields["config"])

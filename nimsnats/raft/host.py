@@ -160,7 +160,7 @@ class Host:
             await self.synced()
             return self._found(HostedGroup(name, machine, self, Durable(storage, number)), founders)
         group = HostedGroup(name, machine, self, Durable(storage, stored.id))
-        await bring_back(group, stored)
+        await bring_back(group, stored, founders)
         return group
 
     async def _open_memory(self, name: str, machine: StateMachine, founders: frozenset[str]) -> HostedGroup:

@@ -13,6 +13,7 @@ from typing import Final
 
 from nimsnats.raft.core import MEMBERSHIP, Core, HardState
 from nimsnats.raft.group import HostedGroup
+from nimsnats.raft.home import Durable
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.raft.membership import Membership
 from nimsnats.storage.interface import Storage, StoredEntry, StoredGroup
@@ -22,8 +23,9 @@ _SOMEBODY: Final = "??"
 _CHUNK_BYTES: Final = 4 * 1024 * 1024
 
 
-async def bring_back(group: HostedGroup, stored: StoredGroup) -> None:
+async def bring_back(group: HostedGroup, stored: StoredGroup, founders: frozenset[str]) -> None:
     """Recover a file group. A group of one leads at the end; a member of several waits for the others' word.
+    `founders` are those that the group began with, or who else is asked to let this node in.
 
     Raises Corrupt, StorageFull, StorageFailed.
     """
@@ -49,7 +51,7 @@ async def bring_back(group: HostedGroup, stored: StoredGroup) -> None:
         if not intact:
             _mark_loss(group, stored)
     else:
-        await _rejoin(group, stored, membership, loss)
+        await _rejoin(group, stored, membership, loss, founders)
     await host.synced()
 
 
@@ -64,7 +66,11 @@ def _only(membership: Membership, member: str) -> bool:
 
 
 async def _rejoin(
-    group: HostedGroup, stored: StoredGroup, membership: Membership, loss: tuple[str, tuple[int, int] | None] | None
+    group: HostedGroup,
+    stored: StoredGroup,
+    membership: Membership,
+    loss: tuple[str, tuple[int, int] | None] | None,
+    founders: frozenset[str],
 ) -> None:
     """Stand where this member of several stood; what is damaged, and all behind it, is forgotten."""
     host, storage = group.host, group.host.storage
@@ -73,9 +79,12 @@ async def _rejoin(
     group.membership = membership
     blocks = _Blocks(storage, stored)
     if stored.snapshot_index and stored.state:
+        blank = group.machine.snapshot().state
         await group.machine.restore(stored.state, blocks.all())
+        if blocks.damaged:
+            await group.machine.restore(blank, ())
     if stored.snapshot_index and (not stored.state or blocks.damaged):
-        forget(group, stored)
+        _begin_anew(group, stored, founders)
         _mark_loss(group, stored, loss)
         return
     group.position(state, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
@@ -87,6 +96,18 @@ async def _rejoin(
     elif loss is None and _only(core.membership, host.member):
         core.log.committed = core.log.durable
         group.resume()
+
+
+def _begin_anew(group: HostedGroup, stored: StoredGroup, founders: frozenset[str]) -> None:
+    """Nothing of the snapshot and the log can be used, and nothing of it may be met again: the leader may have its
+    whole log yet, and feed this member from the first entry on, as it did then."""
+    forget(group, stored)
+    if len(founders) > 1 and group.host.member in founders:  # no entry tells of them
+        group.membership = Membership(founders)
+    storage = group.host.storage
+    storage.remove_group(stored.id)
+    number = storage.create_group(stored.name, stored.term, stored.vote, group.membership.encode())
+    group.home = Durable(storage, number)
 
 
 def forget(group: HostedGroup, stored: StoredGroup) -> None:
@@ -114,9 +135,9 @@ def _mark_loss(group: HostedGroup, stored: StoredGroup, loss: tuple[str, tuple[i
         last,
         reason,
     )
-    storage = group.host.storage
-    storage.set_hard_state(stored.id, *group.hard_state())
-    storage.truncate(stored.id, core.log.last + 1)
+    storage, number = group.host.storage, group.home.number
+    storage.set_hard_state(number, *group.hard_state())
+    storage.truncate(number, core.log.last + 1)
 
 
 def marked_loss(vote: str) -> tuple[str, tuple[int, int] | None] | None:

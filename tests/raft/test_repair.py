@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -29,17 +32,17 @@ def _damage(node: Node, index: int, *, record: bool = False) -> None:
     node.disk.crash()
 
 
-@pytest.mark.parametrize("lost", ["entry", "block", "record"])
+@pytest.mark.parametrize("lost", ["entry", "block", "block of its own", "record"])
 def test_a_damaged_member_is_repaired_by_the_others(lost: str) -> None:
     async def test() -> None:
         cluster = Cluster("abc", 9)
         held = await _written(cluster)
         leader = await cluster.elected()
-        if lost == "block":
-            for name in "abc":
+        node = next(node for node in cluster.nodes.values() if node is not leader)
+        if lost.startswith("block"):
+            for name in "abc" if lost == "block" else node.name:
                 cluster.group(name).compact()
         await cluster.runtime.sleep(1)
-        node = next(node for node in cluster.nodes.values() if node is not leader)
         _damage(node, list(held)[5], record=lost == "record")
         await node.start()
         group = await node.open("S", cluster.members("abc"))
@@ -76,3 +79,28 @@ def test_no_sound_member_is_let_go_while_the_only_other_one_has_no_vote() -> Non
         await cluster.stop()
 
     run(test)
+
+
+def test_a_damaged_snapshot_in_a_real_file_is_replaced_from_the_first_entry_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 9, tmp_path)
+        held = await _written(cluster)
+        leader = await cluster.elected()
+        node = next(node for node in cluster.nodes.values() if node is not leader)
+        cluster.group(node.name).compact()
+        await cluster.runtime.sleep(1)
+        await node.stop()
+        with closing(sqlite3.connect(tmp_path / node.member / "nimsnats.db")) as file, file:
+            blocks = "id % (1 << 40) = ? AND kind >= 128"
+            assert file.execute(f"UPDATE entries SET data = x'00' WHERE {blocks}", (list(held)[5],)).rowcount == 1
+        for impaired in (True, False):
+            await node.start()
+            group = await node.open("S", cluster.members("abc"))
+            assert group.impaired is impaired
+            await cluster.until(lambda group=group: not group.impaired)
+            assert await cluster.agreed("abc") == held
+            assert await group.read_block(list(held)[5]) == b"5"
+            await node.stop()
+        await cluster.stop()
+
+    run(test, threads=True)
