@@ -2,7 +2,8 @@
 
 Owns the records of deliveries and acknowledgements. A message whose acknowledgement was confirmed is not delivered in
 answer to any request that was sent afterwards; everything that was published is delivered at least once; a sequence is
-always the same message; a work queue keeps a message until it is acknowledged.
+always the same message; a work queue keeps a message until it is acknowledged. Where deliveries are limited, no message
+comes more often than that, and no two deliveries of it have the same number.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ class Consumer:
     stream: Stream
     name: str
     ack_wait: float
+    max_deliver: int = 0
+    """0: no limit."""
+    counts: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    """The numbers of its deliveries by stream sequence, where they are limited."""
     delivered: dict[int, bytes] = field(default_factory=dict[int, bytes])
     """Payload by stream sequence."""
     tried: set[int] = field(default_factory=set[int])
@@ -37,7 +42,8 @@ class Consumer:
 
     def config(self) -> dict[str, object]:
         """As the API wants it."""
-        return {
+        limit = {"max_deliver": self.max_deliver} if self.max_deliver else {}
+        return limit | {
             "durable_name": self.name,
             "ack_policy": "explicit",
             "ack_wait": int(self.ack_wait * 1e9),
@@ -46,8 +52,11 @@ class Consumer:
 
     def drained(self) -> bool:
         """Whether everything that was acknowledged to publishers has been delivered, and somebody has tried to
-        acknowledge it: whether that was heard, or has to be tried again, is nobody's promise."""
-        return all(publish.acked in self.tried for publish in self.stream.publishes if publish.acked)
+        acknowledge it: whether that was heard, or has to be tried again, is nobody's promise. With limited deliveries
+        all of a message's may be lost on the way."""
+        return self.max_deliver > 0 or all(
+            publish.acked in self.tried for publish in self.stream.publishes if publish.acked
+        )
 
 
 @dataclass(slots=True)
@@ -114,6 +123,14 @@ class Puller:
         self.world.trace(self.client.name, "gets", f"{consumer.stream.name}:{seq} {payload.decode()} ({count})")
         if consumer.delivered.setdefault(seq, payload) != payload:
             raise Violation(f"{consumer.stream.name}:{seq} was {consumer.delivered[seq]!r}, and now is {payload!r}")
+        if consumer.max_deliver:
+            counts = consumer.counts.setdefault(seq, set())
+            if count in counts or count > consumer.max_deliver:
+                raise Violation(
+                    f"{consumer.stream.name}:{seq} is delivered (by {self.client.node}) as number {count} of at most"
+                    f" {consumer.max_deliver}, after {sorted(counts)}"
+                )
+            counts.add(count)
         confirmed = consumer.confirmed.get(seq)
         if confirmed is not None and confirmed < pull.sent:
             raise Violation(
@@ -128,6 +145,8 @@ class Puller:
         dice = self.random.random() if self.careless else 0.5
         await asyncio.sleep(self.random.random() * 0.05)
         consumer = self.consumer
+        if consumer.max_deliver and self.random.random() < 0.3:
+            return
         if dice < 0.03:
             return
         if dice < 0.08:
@@ -148,7 +167,7 @@ class Puller:
 def check_deliveries(consumer: Consumer, held: dict[int, tuple[bytes, bytes]]) -> None:
     """`held` is the stream at the end. Raises Violation."""
     name = consumer.stream.name
-    for publish in consumer.stream.publishes:
+    for publish in consumer.stream.publishes if not consumer.max_deliver else ():
         if publish.acked and consumer.delivered.get(publish.acked) != publish.payload:
             raise Violation(f"{name}: {publish} was delivered as {consumer.delivered.get(publish.acked)!r}")
     for seq, (_, payload) in held.items():

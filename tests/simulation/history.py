@@ -69,6 +69,8 @@ class History:
         self.pullers: list[Puller] = []
         self.writers: list[Writer] = []
         self.consumers: list[Consumer] = []
+        self.limited = Random(seed).choice([1, 2, 3]) if seed % 4 == 3 else 0
+        """`max_deliver` of one more consumer, in a quarter of all histories."""
         self.size = random.choice([1, 2, 3, 3, 3, 3, 5])
         replicas = random.choice([[3], [3], [1, 2, 3]])
         self.streams = [Stream("S", random.choice(replicas))]
@@ -132,15 +134,20 @@ class History:
                 self.publishers.append(Publisher(self.world, stream, len(self.publishers) + 1))
             if stream is self.queue or self.random.random() < 0.5:
                 consumer = Consumer(stream, "C", self.random.choice([1.0, 3.0]))
-                self.consumers.append(consumer)
-                subject = f"$JS.API.CONSUMER.DURABLE.CREATE.{stream.name}.C"
-                await self._ask(subject, {"stream_name": stream.name, "config": consumer.config()})
-                for _ in range(self.random.choice([1, 2])):
-                    self.pullers.append(Puller(self.world, consumer, len(self.pullers) + 1))
+                await self._consume(consumer, self.random.choice([1, 2]))
+        if self.limited:
+            await self._consume(Consumer(self.streams[0], "L", 0.5, max_deliver=self.limited), 1)
         if self.bucket is not None:
             await self._ask(f"$JS.API.STREAM.CREATE.{self.bucket.stream}", self.bucket.config())
             for _ in range(self.random.choice([1, 2, 3])):
                 self.writers.append(Writer(self.world, self.bucket, len(self.writers) + 1))
+
+    async def _consume(self, consumer: Consumer, pullers: int) -> None:
+        self.consumers.append(consumer)
+        subject = f"$JS.API.CONSUMER.DURABLE.CREATE.{consumer.stream.name}.{consumer.name}"
+        await self._ask(subject, {"stream_name": consumer.stream.name, "config": consumer.config()})
+        for _ in range(pullers):
+            self.pullers.append(Puller(self.world, consumer, len(self.pullers) + 1))
 
     async def _ask(self, subject: str, body: object) -> None:
         """An API request that is repeated until it has succeeded. Nothing is wrong yet."""

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from nimsnats.cluster import pairs
 from nimsnats.jetstream.admission import Admission
+from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.kinds import CONSUMER_ACKS
 from nimsnats.jetstream.publish import Ingest
@@ -210,6 +211,10 @@ def _reuse_any_block() -> Patches:
     return _replacing(Download, "_reuse", make)
 
 
+def _deliver_unwritten() -> Patches:
+    return _replacing(Consumer, "careful", lambda _: property(lambda consumer: False))
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     "ack-before-commit": Mutation("publishes are acknowledged when they are proposed", _ack_before_commit),
     "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice, 47),
@@ -225,6 +230,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "forget-ids": Mutation("snapshots do not hold message ids", _forget_ids, 13),
     "acks-stay-here": Mutation("followers do not apply acknowledgements", _acks_stay_here),
     "wrong-snapshot-position": Mutation("snapshots are stored one entry too low", _wrong_snapshot_position, 4),
+    "deliver-unwritten": Mutation("limited deliveries are made before they are written down", _deliver_unwritten, 75),
     "reuse-any-block": Mutation("blocks are reused whatever has become of them", _reuse_any_block, 7),
 }
 

@@ -16,6 +16,7 @@ from nimsnats.jetstream.consumer.advisory import ack_sample, advise
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.delivery import NEVER, Delivery
 from nimsnats.jetstream.consumer.info import consumer_info
+from nimsnats.jetstream.consumer.outbox import Outbox
 from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD
@@ -57,6 +58,7 @@ class Consumer:
         "generated",
         "id",
         "name",
+        "outbox",
         "owner",
         "plain_acks",
         "runtime",
@@ -83,6 +85,8 @@ class Consumer:
         self.configure(config)
         self.delivery: Delivery | None = None
         self.side: PullSide | PushSide | None = None
+        self.outbox: Outbox | None = None
+        """Where deliveries wait to be written down; None when they need not."""
         self.wake_at = NEVER
         self.acked: list[int] = []
         """Acknowledged since the last entry (policy explicit)."""
@@ -130,8 +134,27 @@ class Consumer:
         config = self.config
         return config.ack_policy == "none" and not config.durable and self.owner.source.retention == "limits"
 
+    @property
+    def careful(self) -> bool:
+        """Whether a delivery has to be written down before it is made: forgotten in a crash, it could be made once more
+        than `max_deliver` allows."""
+        return self.config.max_deliver > 0 and not self.unacknowledged
+
+    def _hold_back(self) -> None:
+        if self.outbox is None and self.careful:
+            self.outbox = Outbox(self.account)
+            self._deliver = self.outbox.deliver
+
+    def _let_go(self) -> None:
+        if self.outbox is not None:
+            self.outbox.clear()
+            self.outbox = None
+            self._deliver = self.account.deliver
+
     def lead(self, now: int) -> None:
         """Start to deliver."""
+        self._let_go()
+        self._hold_back()
         self.delivery = Delivery(self.config, self.filters, self.state, self.owner.source)
         self.acked, self.acked_to = [], None
         if self.config.push:
@@ -147,6 +170,7 @@ class Consumer:
 
     def follow(self, status: bytes | None) -> None:
         """Stop to deliver; open requests end with `status` (empty: server shutdown, None: silently)."""
+        self._let_go()
         if isinstance(self.side, PullSide) and status is not None:
             self.side.close(status)
         self.delivery = None
@@ -172,6 +196,7 @@ class Consumer:
         if self.delivery is None:
             return
         self.delivery.configure(self.config, self.filters)
+        self._hold_back()
         if isinstance(self.side, PushSide):
             self.side.configure(now)
         elif self.side is not None:
@@ -200,15 +225,17 @@ class Consumer:
             return False
         if delivery.wanted and self.owner.loading(self):
             return False
-        before = delivery.next_number
+        if self.outbox is not None and self.outbox.full:
+            return False  # the next entry that is applied goes on
+        before, exhausted = delivery.next_number, len(delivery.exhausted)
         more = side.serve(now)
         if delivery.next_number != before:
             self._active_at = now
             self.mark()
             if delivery.tracked:
                 self.wake(now + delivery.wait(1))
-        elif delivery.exhausted:
-            self.mark()
+        elif len(delivery.exhausted) != exhausted:
+            self.mark()  # only for news: what is marked already may have to wait until it can be written
         if not more and self.waits:
             self.owner.journal.hunger(self)
         return more
@@ -302,6 +329,13 @@ class Consumer:
             sent += 1
             number += 1
         return sent
+
+    def say(self, to: bytes, headers: bytes, reply: bytes = b"") -> None:
+        """Send a client a status, a heartbeat or the like, after everything that was delivered before."""
+        if self.outbox is not None:
+            self.outbox.say(to, headers, reply)
+        else:
+            self.account.publish(to, b"", headers=headers, reply=reply)
 
     def size(self, message: StoredMessage, number: int, pending: int) -> int:
         """What a delivery counts against byte limits: subject, acknowledgement subject, headers and payload."""

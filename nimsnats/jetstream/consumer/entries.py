@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.consumer.state import delivery_runs, expand, expand_deliveries, runs_of
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.packing import pack, unpack
+
+if TYPE_CHECKING:
+    from nimsnats.jetstream.consumer.consumer import Consumer
+    from nimsnats.jetstream.consumer.outbox import Outbox, Parcel
 
 
 class Operation:
@@ -38,13 +42,15 @@ class Operation:
 class Deliveries:
     """One tick's deliveries: items of [consumer id, time, last number, last seq, fresh, again, exhausted].
 
-    `repeated` when the entry was dropped once, so that acknowledgements may have been applied before it.
+    `repeated` when the entry was dropped once, so that acknowledgements may have been applied before it. `held` is what
+    is sent when it is applied.
     """
 
-    __slots__ = ("items", "repeated")
+    __slots__ = ("held", "items", "repeated")
 
     def __init__(self) -> None:
         self.items: list[list[Any]] = []
+        self.held: list[tuple[Consumer, Outbox, list[Parcel]]] = []
         self.repeated = False
 
     def encode(self) -> bytes:

@@ -2,8 +2,9 @@
 
 Owns the marks (who has to be looked at), the one flush a tick, the batches on their way through the log and the
 answers that wait for them. At most one entry for deliveries and one for acknowledgements a tick, for all consumers.
-Deliveries alone can wait a little: the acknowledgement that mostly follows soon then shares their commit. Lives on the
-leader only; what entries mean when they are applied is `set.py`'s business.
+Deliveries alone can wait a little: the acknowledgement that mostly follows soon then shares their commit; not those
+that are not made before (`outbox.py`). Lives on the leader only; what entries mean when they are applied is `set.py`'s
+business.
 
 A batch that is dropped (the disk is full) is proposed again until it is stored, and nothing new is written before it.
 """
@@ -116,12 +117,13 @@ class Journal:
 
     def _write(self, marked: Iterable[Consumer], now: int, *, everything: bool = False) -> None:
         """Propose what was acknowledged to these consumers, and before it whatever has been delivered."""
-        acks = Acks()
+        acks, urgent = Acks(), everything
         for consumer in marked:
             self._owing[consumer.id] = consumer
+            urgent = urgent or (consumer.outbox is not None and consumer.outbox.due)
             if (item := consumer.take_acks(now)) is not None:
                 acks.items.append(item)
-        if acks.items or everything:
+        if acks.items or urgent:
             self._write_deliveries(everything=everything)
         elif self._deferred is None and self._owing:
             self._deferred = self._owner.runtime.call_later(DEFERRED, self._write_deliveries)
@@ -145,6 +147,8 @@ class Journal:
         for consumer in self._owing.values():
             if (item := consumer.take_delivered(now, everything)) is not None:
                 deliveries.items.append(item)
+                if (outbox := consumer.outbox) is not None:
+                    deliveries.held.append((consumer, outbox, outbox.seal()))
         self._owing.clear()
         if deliveries.items:
             self._propose(deliveries)

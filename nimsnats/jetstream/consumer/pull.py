@@ -249,4 +249,4 @@ class PullSide:
         self._status(request.reply, block)
 
     def _status(self, reply: bytes, block: bytes) -> None:
-        self._consumer.account.publish(reply, b"", headers=block)
+        self._consumer.say(reply, block)

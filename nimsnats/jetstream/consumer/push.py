@@ -142,7 +142,7 @@ class PushSide:
                     self._consumer.name.encode(),
                     token.encode(),
                 )
-                self._consumer.account.publish(self._to, b"", reply=self._asked, headers=FLOW_CONTROL)
+                self._consumer.say(self._to, FLOW_CONTROL, self._asked)
         elif self._unanswered - self._asked_bytes >= self._window:
             self._asked_bytes += size
 
@@ -165,6 +165,5 @@ class PushSide:
         if self._heartbeat_at <= now:
             self._heartbeat_at = now + self._heartbeat
             if self.bound:
-                block = heartbeat(*self._consumer.position(), self._asked)
-                self._consumer.account.publish(self._to, b"", headers=block)
+                self._consumer.say(self._to, heartbeat(*self._consumer.position(), self._asked))
         return min(when, self._heartbeat_at)

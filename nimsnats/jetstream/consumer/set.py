@@ -172,6 +172,10 @@ class ConsumerSet:
             self._apply_delivered(context.items if local else read_deliveries(entry.data, self.source.live))
             if local and context.repeated:
                 self._acknowledge_again(context)
+            for consumer, outbox, parcels in context.held if local else ():
+                outbox.release(parcels)
+                if consumer.outbox is outbox:
+                    consumer.mark()
         elif entry.kind == CONSUMER_ACKS:
             self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data))
             if isinstance(context, Acks):
