@@ -65,11 +65,11 @@ class Observer:
             self._violated(f"{core.name} commits {group.name} {index}, which only {having} of {sorted(voters)} have")
 
     def _has(self, member: str, group: str, index: int, term: int) -> bool:
-        """Whether a member's disk holds an entry. A damaged one was there when it was acknowledged."""
-        disk = self.world.machine(node_of(member)).disk
-        if disk.identity.instance != member.rpartition("@")[2]:
-            return False
-        for kept in disk.groups.values():
+        """Whether a member's disk holds an entry. A damaged one was there when it was acknowledged, and so was one on a
+        disk that has been replaced since."""
+        machine, instance = self.world.machine(node_of(member)), member.rpartition("@")[2]
+        disk = next((each for each in (machine.disk, *machine.worn) if each.identity.instance == instance), None)
+        for kept in disk.groups.values() if disk is not None else ():
             if kept.name == group:
                 row = kept.rows.get(index)
                 return index <= kept.snapshot[0] or (row is not None and (row.term == term or row.data is None))

@@ -44,6 +44,8 @@ class Machine:
         self.host = f"10.0.0.{number}"
         self.random = Random(world.random.getrandbits(64))
         self.disk = Disk(Random(self.random.getrandbits(64)), self.name)
+        self.worn: list[Disk] = []
+        """Those that it had before."""
         self.clock_ns = self.random.randrange(-50_000_000, 50_000_000)
         """By how much the wall clock is wrong."""
         self.process: Process | None = None
@@ -157,6 +159,7 @@ class Machine:
     def wipe(self) -> None:
         """A new, empty disk: another instance of the node."""
         assert self.process is None
+        self.worn.append(self.disk)
         self.disk = Disk(Random(self.random.getrandbits(64)), self.name)
         self.world.trace(self.name, "wiped", self.disk.identity.instance[-4:])
 
