@@ -197,7 +197,7 @@ class History:
         """Raises Violation, or whatever a bug raises."""
         with ExitStack() as stack:
             stack.enter_context(watching(self.observer))
-            stack.enter_context(small_limits(self.random))
+            stack.enter_context(small_limits(self.random, self.world.network.delay))
             stack.enter_context(self.nemesis.weather.over())
             stack.enter_context(_logging(NodeLog(self.world)))
             self.world.loop.run(self._main(), 3600.0)

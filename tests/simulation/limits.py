@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from random import Random
+from typing import Final
 from unittest.mock import patch
 
 from nimsnats.jetstream import compaction
 from nimsnats.raft import group, host, recovery, replica, transfer
 from nimsnats.raft.core import Settings
 
+_FAR: Final = 0.01
+"""Seconds of latency from which on the smallest windows cannot keep up with what is published meanwhile."""
+
 
 @contextmanager
-def small_limits(random: Random) -> Iterator[None]:
-    """While this is entered, limits are what the dice say."""
+def small_limits(random: Random, latency: float) -> Iterator[None]:
+    """While this is entered, limits are what the dice say, on a network of that latency in seconds."""
     choices = (
         (group, "COMPACT_ENTRIES", [15, 60, 8192]),
         (replica, "_KEEP_ENTRIES", [3, 128]),
@@ -27,14 +31,18 @@ def small_limits(random: Random) -> Iterator[None]:
         (recovery, "_CHUNK_BYTES", [500, 4 << 20]),
         (compaction, "FULL_MESSAGES", [40, 4096]),
     )
+    far = latency >= _FAR
     with ExitStack() as stack:
         for module, name, values in choices:
             assert hasattr(module, name), f"{module.__name__} has no {name} any more"
-            stack.enter_context(patch.object(module, name, random.choice(values)))
+            value = random.choice(values)
+            if far and name in ("_KEEP_ENTRIES", "_BLOCKS_ASKED", "_CHUNK_BYTES"):
+                value = max(values)
+            stack.enter_context(patch.object(module, name, value))
         settings = Settings(
             election_ticks=random.choice([10, 10, 3]),
             max_message_bytes=random.choice([1 << 20, 300]),
-            max_inflight_messages=random.choice([64, 2]),
+            max_inflight_messages=max(random.choice([64, 2]), 16 if far else 0),
         )
         stack.enter_context(patch.object(host, "Settings", lambda: settings))
         yield
