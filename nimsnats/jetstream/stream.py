@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nimsnats.jetstream import errors, search
-from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Admission, Duplicate, nats_headers
+from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
 from nimsnats.jetstream.batch import BadBatch, Batch
-from nimsnats.jetstream.blocks import DEAD_NOTE, BlockCache, Note
-from nimsnats.jetstream.compaction import Compactor
+from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.expiry import Expiry, parse_ttl
+from nimsnats.jetstream.expiry import parse_ttl
 from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.kinds import (
     CONSUMER_FIRST,
@@ -37,21 +36,15 @@ from nimsnats.jetstream.kinds import (
     STREAM_RESTORED,
     STREAM_TOLD,
 )
-from nimsnats.jetstream.outcomes import Outcomes, Placement
+from nimsnats.jetstream.outcomes import Placement
 from nimsnats.jetstream.packing import pack, unpack
-from nimsnats.jetstream.reading import BlockReader
-from nimsnats.jetstream.store import MessageStore
-from nimsnats.jetstream.view import StreamView
-from nimsnats.raft.machine import BlockRecord, Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
+from nimsnats.jetstream.stream_state import StreamState
+from nimsnats.raft.machine import Entry, Group, NotLeader
 from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.jetstream.consumer.set import ConsumerSet
-
-_STATE_VERSION: Final = 1
-_BREATH: Final = 16
-"""Blocks of a snapshot that are taken back before the rest of the node has its turn."""
 
 Outcome = int | Duplicate | ApiError
 """What became of one published message: its sequence, or why it was not stored."""
@@ -86,40 +79,21 @@ class Environment:
     """Makes the stream's consumer set."""
 
 
-class Stream(StreamView):
+class Stream(StreamState):
     """See the module. Implements `StateMachine` for its group and `MessageSource` for its consumers."""
 
     def __init__(self, account: Account, config: StreamConfig, created: int, environment: Environment) -> None:
-        store = MessageStore(file=config.storage == "file", cache=environment.cache)
-        reader = BlockReader(store, self._read_block, environment.runtime, environment.log, self._give_up)
-        super().__init__(config, store, reader)
+        super().__init__(config, created, environment.runtime, environment.cache, environment.log)
         self.account = account
-        self.created = created
-        """When the stream was created, nanoseconds."""
         self.environment = environment
-        self.runtime = environment.runtime
-        self.log = environment.log
-        self.expiry = Expiry()
-        self.leading = False
         self.led_since = 0
         """When this node began to lead, nanoseconds; 0 while it does not."""
-        self.configured = False
-        """Whether the group itself holds the configuration (it also stands in the meta group)."""
         self.on_leadership: Callable[[bool], None] | None = None
         self.on_config: Callable[[StreamConfig], None] | None = None
         """Called when a configuration was applied, with the one before."""
         self.on_change: Callable[[], None] | None = None
         """Called when something that can expire was stored."""
-        self.restored = 0
-        """How often a snapshot of the leader has taken the place of everything here."""
-        self._admission = Admission()
-        self._outcomes = Outcomes(self.store)
         self._telling = False
-        self._group: Group | None = None
-        self._compactor = Compactor(
-            self.store, self._read_block, self._rewrite_block, environment.runtime, environment.log
-        )
-        self._set_first_seq()
         self.consumers = environment.consumers(self)
 
     # Life
@@ -140,12 +114,6 @@ class Stream(StreamView):
             if self._outcomes.due:
                 self._tell_soon()
 
-    @property
-    def group(self) -> Group:
-        """The stream's group. Only to be asked for while it is open."""
-        assert self._group is not None
-        return self._group
-
     async def close(self, *, deleted: bool = False) -> None:
         """Stop to serve; the group is closed by its owner. `deleted` is what consumers tell their clients."""
         self.leading = False
@@ -153,12 +121,6 @@ class Stream(StreamView):
         await self._compactor.close()
         await self.reader.close()
         self.store.close()
-
-    def _read_block(self, index: int) -> Awaitable[bytes]:
-        return self.group.read_block(index)
-
-    def _rewrite_block(self, index: int, data: bytes) -> Awaitable[None]:
-        return self.group.rewrite_block(index, data)
 
     # Proposing
 
@@ -404,10 +366,6 @@ class Stream(StreamView):
         if messages > 0 or size > 0:
             self._gone(store.remove_below(search.front(store, messages, size)))
 
-    def _gone(self, seqs: list[int]) -> None:
-        if seqs and len(self.consumers):
-            self.consumers.removed(seqs)
-
     # Operations: each returns the result that the proposer waits for
 
     def _apply_config(self, fields: dict[str, Any]) -> None:
@@ -432,10 +390,6 @@ class Stream(StreamView):
             for subject, count in list(self.store.index.counts(())):
                 if count > keep:
                     self._gone(self._evict(subject, keep))
-
-    def _set_first_seq(self) -> None:
-        if self.config.first_seq > 1 and not self.store.last_seq:
-            self.store.first_seq, self.store.last_seq = self.config.first_seq, self.config.first_seq - 1
 
     def _apply_delete(self, fields: dict[str, Any]) -> bool:
         """`seq`: remove one message."""
@@ -488,6 +442,11 @@ class Stream(StreamView):
         self.reader.forget()
         self._gone(removed)
 
+    def _apply_lost(self, fields: dict[str, Any]) -> None:
+        """`seqs`: messages that are damaged."""
+        self._gone(self.store.lose(fields["seqs"]))
+        self.reader.forget()
+
     # A new stream out of an archive: its loader (`snapshot/loader.py`) has checked what it proposes
 
     def _apply_restored(self, entry: Entry) -> None:
@@ -520,127 +479,6 @@ class Stream(StreamView):
         self._admission.forget_ids(fields["now"] - self.config.duplicate_window)
         self._enforce_subject_limit()
         self._enforce_limits()
-
-    # Damage, snapshot, restore
-
-    def foresee(self, entry: Entry) -> None:
-        """An entry behind a loss tells what became of batches before it."""
-        told = entry.data if entry.kind == STREAM_TOLD else b""
-        if entry.kind == MESSAGES:
-            try:
-                told = Batch.decode(entry.data).told
-            except BadBatch:
-                return  # said when it is applied
-        if told:
-            self._outcomes.learn(told)
-
-    def damaged(self, damage: LogDamage) -> None:
-        """Log entries are lost: their sequences are used up and named in the state."""
-        self._outcomes.begin()
-        for index, messages in sorted(damage.entries.items()):
-            known, gone = self._outcomes.place(index)
-            self._gone(gone)
-            first = self.store.last_seq + 1
-            self.store.lose_run(messages if known is None else known.stored)
-            self._outcomes.passed(messages, known=known is not None, kept=False)
-            lost = self.store.last_seq + 1 - first
-            if not lost:
-                self.log.error("Stream %s: entry %d is damaged (%s)", self.config.name, index, damage.reason)
-                continue
-            self.log.error(
-                "Stream %s: entry %d is damaged (%s): %d messages lost, sequences %d to %d",
-                *(self.config.name, index, damage.reason, lost, first, self.store.last_seq),
-            )
-
-    def _give_up(self, seqs: list[int]) -> None:
-        """A block cannot be read any more. In a group of one nobody else has it, and the state says so from now on."""
-        if self.leading and len(self.group.members) == 1:
-            self.group.propose(STREAM_LOST, pack({"seqs": seqs}))
-
-    def _apply_lost(self, fields: dict[str, Any]) -> None:
-        """`seqs`: messages that are damaged."""
-        self._gone(self.store.lose(fields["seqs"]))
-        self.reader.forget()
-
-    def snapshot(self) -> Snapshot:
-        """State as of the last applied entry."""
-        store = self.store
-        self._compactor.conclude()
-        self.reader.forget()
-        self.expiry.prune(self.live)
-        state = {
-            "version": _STATE_VERSION,
-            "config": self.config.to_stored(),
-            "created": self.created,
-            "first": store.first_seq,
-            "last": store.last_seq,
-            "time": store.last_time,
-            "lost": store.lost,
-            "lost_bytes": store.lost_bytes,
-            "admission": self._admission.dump(),
-            "expiry": self.expiry.stored(),
-            "consumers": self.consumers.snapshot(),
-        }
-        notes: list[BlockRecord] = []
-        for block in store.blocks:
-            if block.changed:
-                block.changed = False
-                notes.append(BlockRecord(block.index, block.note()))
-        dropped = store.take_dropped()
-        notes.extend(BlockRecord(index, DEAD_NOTE) for index in store.withheld)
-        if self._group is not None:
-            self._compactor.begin()
-        return Snapshot(pack(state), notes, dropped)
-
-    async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
-        """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
-        fields = unpack(state)
-        store = self.store
-        self._compactor.abandon()
-        self.reader.forget()
-        store.clear()
-        store.dropped, store.withheld = [], []
-        if self._group is not None:  # a follower that was away for too long becomes what its leader is
-            self.restored += 1
-        self.configured = True
-        self.config = StreamConfig.from_stored(fields["config"])
-        self.subjects = self.config.subject_bytes
-        self.created = fields["created"]
-        store.last_seq = fields["last"]
-        store.last_time = fields["time"]
-        store.lost, store.lost_bytes = fields["lost"], fields.get("lost_bytes", 0)
-        for count, stored in enumerate(blocks, 1):
-            if stored.note:
-                self._restore_block(stored)
-            else:
-                store.dropped.append(stored.index)
-            if count % _BREATH == 0:
-                await asyncio.sleep(0)
-        store.first_seq = fields["first"]
-        if store.messages or store.first_seq:
-            store.advance()
-        self._admission.load(fields["admission"])
-        self.expiry.restore(fields["expiry"])
-        self.consumers.restore(fields["consumers"])
-
-    def _restore_block(self, stored: StoredBlock) -> None:
-        note = Note(stored.note)
-        data = stored.data
-        reason = "checksum failed"
-        if data is not None:
-            try:
-                self.store.restore_block(stored.index, note.first, note.live, note.rejected, Batch.decode(data))
-                return
-            except BadBatch as error:
-                reason = str(error)
-        lost = list(note.live)
-        self.store.lost.extend(lost)
-        self.store.lost_bytes += note.stored
-        self.store.dropped.append(stored.index)
-        self.log.error(
-            "Stream %s: block %d is damaged (%s): %d messages lost, sequences %d to %d",
-            *(self.config.name, stored.index, reason, len(lost), note.first, note.first + note.count - 1),
-        )
 
     # MessageSource, beyond what `StreamView` answers
 
