@@ -78,12 +78,15 @@ async def _rejoin(
     state = HardState(stored.term, vote)
     group.membership = membership
     blocks = _Blocks(storage, stored)
+    blank = group.machine.snapshot().state
     if stored.snapshot_index and stored.state:
-        blank = group.machine.snapshot().state
         await group.machine.restore(stored.state, blocks.all())
+    if stored.snapshot_index and (not stored.state or blocks.damaged):
+        if stored.state and await _ends_alone(group, stored, membership, loss):
+            await _go_on_alone(group, stored)
+            return
         if blocks.damaged:
             await group.machine.restore(blank, ())
-    if stored.snapshot_index and (not stored.state or blocks.damaged):
         _begin_anew(group, stored, founders)
         _mark_loss(group, stored, loss)
         return
@@ -92,10 +95,44 @@ async def _rejoin(
     intact = await _take_log(core, stored, stored.snapshot_index + 1, storage)
     group.recount()
     if not intact or stored.damage:
+        if await _ends_alone(group, stored, membership, loss):
+            await _go_on_alone(group, stored)
+            return
         _mark_loss(group, stored, loss)
     elif loss is None and _only(core.membership, host.member):
         core.log.committed = core.log.durable
         group.resume()
+
+
+async def _ends_alone(
+    group: HostedGroup, stored: StoredGroup, membership: Membership, loss: tuple[str, tuple[int, int] | None] | None
+) -> bool:
+    """Whether the others of this group have left since the snapshot: then nobody can make good what is damaged."""
+    first = stored.snapshot_index + 1
+    while loss is None and first <= stored.last:
+        entries = await group.host.storage.read_log(stored.id, first, stored.last, _CHUNK_BYTES)
+        for found in entries:
+            if found.kind == MEMBERSHIP and found.data is not None:
+                membership = Membership.decode(found.data)
+        if not entries:
+            break
+        first = entries[-1].index + 1
+    return loss is None and _only(membership, group.host.member)
+
+
+async def _go_on_alone(group: HostedGroup, stored: StoredGroup) -> None:
+    """As a group of one does it: what is damaged is named, everything else is kept. The machine stands at the
+    snapshot."""
+    host = group.host
+    group.membership = Membership(frozenset({host.member}))
+    group.alone = True
+    group.position(
+        HardState(stored.term, stored.vote), stored.snapshot_index, stored.snapshot_term, stored.snapshot_total
+    )
+    await _replay(group, stored, Replay(group, stored, host.log, through=True))
+    group.lead()
+    group.compact()
+    await host.synced()
 
 
 def _begin_anew(group: HostedGroup, stored: StoredGroup, founders: frozenset[str]) -> None:
@@ -199,8 +236,15 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
     state = HardState(stored.term, stored.vote)
     group.position(state, stored.snapshot_index, stored.snapshot_term, stored.snapshot_total)
     replay = Replay(group, stored, log)
+    await _replay(group, stored, replay)
+    return replay
+
+
+async def _replay(group: HostedGroup, stored: StoredGroup, replay: Replay) -> None:
+    """Apply the log to the machine, which stands at the snapshot."""
+    host, storage = group.host, group.host.storage
     if stored.damage:
-        log.error("Group %s: %s", stored.name, "; ".join(stored.damage))
+        host.log.error("Group %s: %s", stored.name, "; ".join(stored.damage))
         group.damaged(LogDamage({}, "; ".join(stored.damage)))
         replay.lost_any = True
     while replay.next <= stored.last and replay.stopped_at is None:
@@ -216,7 +260,6 @@ async def recover(group: HostedGroup, stored: StoredGroup, storage: Storage, log
                 break
         await asyncio.sleep(0)
     replay.finish()
-    return replay
 
 
 async def _look_ahead(group: HostedGroup, stored: StoredGroup, first: int, storage: Storage) -> None:
@@ -238,12 +281,13 @@ async def _look_ahead(group: HostedGroup, stored: StoredGroup, first: int, stora
 
 
 class Replay:
-    """Applies a log in order, gathering runs of lost entries."""
+    """Applies a log in order, gathering runs of lost entries; up to the first change of members, or `through`."""
 
-    def __init__(self, group: HostedGroup, stored: StoredGroup, log: logging.Logger) -> None:
+    def __init__(self, group: HostedGroup, stored: StoredGroup, log: logging.Logger, *, through: bool = False) -> None:
+        self._through = through
         self.next = stored.snapshot_index + 1
         self.lost_any = False
-        self.looked_ahead = False
+        self.looked_ahead = through
         """Whether the machine was shown what is left behind the first loss."""
         self.stopped_at: int | None = None
         """Index of the first change of members: from there on, this was no group of one."""
@@ -267,7 +311,7 @@ class Replay:
         if self._lost:
             self._name_unknown(found.total - found.messages)
             self._tell()
-        if found.kind == MEMBERSHIP:
+        if found.kind == MEMBERSHIP and not self._through:
             self.stopped_at = found.index
             return
         entry = Entry(found.index, found.term, found.kind, found.data, None, found.messages)

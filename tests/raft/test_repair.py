@@ -104,3 +104,40 @@ def test_a_damaged_snapshot_in_a_real_file_is_replaced_from_the_first_entry_on(t
         await cluster.stop()
 
     run(test, threads=True)
+
+
+@pytest.mark.parametrize("hole", [5, -1], ids=["block", "entry"])
+@pytest.mark.parametrize("still", ["abc", "a"])
+def test_damage_is_mended_by_the_others_or_named_where_they_have_left(still: str, hole: int) -> None:
+    async def test() -> None:
+        cluster = Cluster("abc", 6)
+        await cluster.start()
+        node = cluster.nodes["a"]
+        group = await node.open("S", None)
+        for number in range(10):
+            await cluster.write(b"%d" % number)
+        for name in "bc":
+            await cluster.nodes[name].open("S", [node.member])
+        await group.change_members(cluster.members("abc"))
+        await cluster.write(b"together")
+        if still == "a":
+            await group.change_members([node.member])
+        held = await cluster.agreed(still)
+        await cluster.runtime.sleep(1)
+        lost = list(held)[hole]
+        _damage(node, lost)
+        await node.start()
+        group = await node.open("S", None)
+        assert group.impaired is (still == "abc")
+        await cluster.until(lambda: not group.impaired)
+        if still == "a":
+            machine = node.machines["S"]
+            assert group.leading and (lost in machine.lost or lost in machine.damaged_blocks)
+            held.pop(lost)
+            await cluster.write(b"on")
+            assert list(machine.entries.values()) == [*held.values(), b"on"]
+        else:
+            assert await cluster.agreed("abc") == held
+        await cluster.stop()
+
+    run(test)

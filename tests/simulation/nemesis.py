@@ -57,7 +57,11 @@ class Nemesis:
             self.random.choice(self.faults)()
 
     def _whole(self) -> bool:
-        return inspection.whole(self.world, self.wanted)
+        """Whether one more node may lose what it has: no change of members that only it may know of is under way."""
+        if not inspection.whole(self.world, self.wanted):
+            return False
+        hosts = [machine.engine.host for machine in self.world.used if machine.engine is not None]
+        return all(group.replica.membership_committed() for host in hosts for group in host.groups())
 
     def say(self, what: str, detail: object = "") -> None:
         """Tell."""
