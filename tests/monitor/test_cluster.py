@@ -70,6 +70,7 @@ async def test_jsz_and_raftz_show_the_cluster(cluster: Trio) -> None:
     leader = cluster.meta_leader()
     assert leader is not None
     await until(lambda: all("S" in node.app.streams for node in cluster.nodes))
+    await until(lambda: all(node.app.streams["S"].stream.group.leader for node in cluster.nodes))
     for node in cluster.nodes:
         meta = (await node.get("/jsz"))["meta_cluster"]
         assert (meta["leader"], meta["peer"]) == (leader.name, node_hash(leader.name))
