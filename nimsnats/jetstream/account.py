@@ -262,7 +262,7 @@ class JetStreamAccount:
             record.group,
             stream,
             storage="file" if config.storage == "file" else "memory",
-            members=engine.founders(record),
+            members=engine.beginning.founders(record),
         )
         if config.storage == "memory":
             await engine.ended.begun(record)

@@ -45,6 +45,8 @@ _CALM: Final = 1.0
 """Seconds between two looks, while something is to be done and otherwise."""
 _PATIENCE: Final = 0.5
 """Seconds to wait for another node's answer."""
+_BEGINNING: Final = 1.0
+"""Seconds that a node which leaves gives itself to begin what it has just been given."""
 _WAIT: Final = 3.0
 """Seconds without any member of the cluster that this node wants to join until it looks for another one."""
 
@@ -425,15 +427,25 @@ class Cluster:
         self.stopping = True
         deadline = engine.runtime.monotonic() + patience
         leaves = not await self._may_halt()
-        steps: list[Callable[[], Awaitable[bool]]] = []
+        await self._take(self._begun, min(deadline, engine.runtime.monotonic() + _BEGINNING))
         if leaves or any(self._needs_us(record.members) for record in engine.meta.streams.values()):
-            steps.append(self._streams_left)
+            await self._take(self._streams_left, deadline)
         if leaves:
-            steps.append(self._catalogue_left)
-        for step in steps:
-            while self.several and engine.runtime.monotonic() < deadline and not await step():
-                await engine.runtime.sleep(_BUSY / 4)
+            await self._take(self._catalogue_left, deadline)
         await engine.hand_over()
+
+    async def _take(self, step: Callable[[], Awaitable[bool]], deadline: float) -> None:
+        """One step of leaving, as often as it takes."""
+        runtime = self.engine.runtime
+        while self.several and runtime.monotonic() < deadline and not await step():
+            await runtime.sleep(_BUSY / 4)
+
+    async def _begun(self) -> bool:
+        """Whether every replica that is to be here is. Founders count in their groups before they have begun: one that
+        leaves earlier has agreed to nothing, cannot be replaced by the rest, and is missed."""
+        engine = self.engine
+        records = [record for record in engine.meta.streams.values() if record.account in engine.accounts]
+        return self.group.current and all(engine.served(record) for record in records if engine.holds(record))
 
     async def _may_halt(self) -> bool:
         """Whether this node can stop and stay a member; the catalogue's leader knows who else does."""

@@ -25,6 +25,7 @@ from nimsnats.jetstream.api.dispatch import ApiDispatcher
 from nimsnats.jetstream.api.message import MessageApi
 from nimsnats.jetstream.api.snapshot import SnapshotApi
 from nimsnats.jetstream.api.stream import StreamApi
+from nimsnats.jetstream.beginning import Beginning
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.clock import SECOND
 from nimsnats.jetstream.cluster import Cluster
@@ -87,6 +88,7 @@ class JetStream:
         self.cluster = Cluster(self, self.mail) if self.mail is not None else None
         self.leaders = Leaders(self, self.mail)
         self.ended = Ended(self, self.mail)
+        self.beginning = Beginning(self)
         self.relay = Relay(self.mail, self._way_into, runtime.random) if self.mail is not None else None
         self.tags = NodeTags(host.member, broker.options.tags)
         self.placement = Placement(
@@ -104,9 +106,7 @@ class JetStream:
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
         self.transfers = Transfers(self, self.mail, self._advisories)
         self._behind: dict[Key, str] = {}
-        """Streams that could not be made what the catalogue says, and why; "" where the catalogue may be old."""
-        self._current = ""
-        """The catalogue's group, once it is known to be current."""
+        """Streams that could not be made what the catalogue says, and why."""
         self._dispatchers: list[ApiDispatcher] = []
         self._directs: list[DirectApi] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -155,11 +155,11 @@ class JetStream:
         meta.on_leadership = partial(self._catalogue_led, meta)
         meta.opened(await self.host.open_group(name, meta, members=founders))
         self.meta = meta
-        meta.on_change = self._changed
+        meta.on_change = self.follow
         if self.cluster is not None:
             self.cluster.opened()
         for key in list(meta.streams) if self.accounts else ():
-            self._changed(key)
+            self.follow(key)
 
     def _several(self) -> bool:
         return self.cluster is not None and self.cluster.several
@@ -192,26 +192,6 @@ class JetStream:
         """Whether a replica is to be open here: also one that is to go, as long as its group may count on it."""
         return self.holds(record) or record.group in self.host.recorded_groups()
 
-    def may_begin(self, record: StreamRecord) -> bool:
-        """Whether a replica may be open here, even begin its stream, that storage does not have. What a starting node
-        finds in its catalogue may be older than what it knew last: streams that it began then, and has handed on since,
-        must not begin anew, and empty."""
-        group = self.meta.group
-        if self._current != group.name and group.current and not group.impaired:
-            self._current = group.name
-        return self._current == group.name or record.group in self.host.recorded_groups()
-
-    def founders(self, record: StreamRecord) -> list[str] | None:
-        """Who begins a stream's group, if nothing of it is recorded here: all founders of one that is born whole, this
-        node, or another (we join)."""
-        if self.host.member in record.founders and self.host.member not in record.left:
-            return record.founders
-        begins = not record.members or record.founder == self.host.member
-        if begins and not self.ended.remembered(record):
-            return None
-        others = [member for member in (record.founder, *record.members) if member not in ("", self.host.member)]
-        return others[:1] or ["-"]
-
     def served(self, record: StreamRecord) -> ServedStream | None:
         """This node's replica of a stream."""
         account = self.accounts.get(record.account)
@@ -230,8 +210,8 @@ class JetStream:
             self.broker.account(account)
         return next((one for one in self._dispatchers if one.account.name == account), None)
 
-    def _changed(self, key: Key) -> None:
-        """The catalogue says something new about a stream."""
+    def follow(self, key: Key) -> None:
+        """The catalogue says something new about a stream, or may be believed now: make it so here."""
         account = self.accounts.get(key[0])
         if account is not None:
             self._opens(self._settle(account, key[1]))
@@ -239,8 +219,8 @@ class JetStream:
     async def _settle(self, account: JetStreamAccount, name: str) -> None:
         key = (account.name, name)
         record = self.meta.streams.get(key)
-        if record is not None and self.keeps(record) and self.served(record) is None and not self.may_begin(record):
-            self._behind[key] = ""
+        if record is not None and self.keeps(record) and not (self.served(record) or self.beginning.may(record)):
+            self.beginning.postpone(key)
             return
         try:
             await account.settle(name)
@@ -249,7 +229,7 @@ class JetStream:
                 self.log.error("Stream '%s > %s' does not follow the catalogue: %s", account.name, name, error)
             self._behind[key] = str(error)
         else:
-            if self._behind.pop(key, ""):
+            if self._behind.pop(key, None) is not None:
                 self.log.info("Stream '%s > %s' follows the catalogue again", account.name, name)
 
     def strays(self) -> list[str]:
@@ -423,6 +403,7 @@ class JetStream:
         if self.cluster is not None:
             await self.cluster.close()
         await asyncio.gather(*self._opening, return_exceptions=True)
+        self.beginning.close()
         for dispatcher in self._dispatchers:
             await dispatcher.close()
         for direct in self._directs:
@@ -457,8 +438,8 @@ class JetStream:
             return
         if not self.keeps(record):
             return
-        if not self.may_begin(record):
-            self._behind[record.key] = ""
+        if not self.beginning.may(record):
+            self.beginning.postpone(record.key)
             return
         served = await account.open(record)
         store = served.stream.store

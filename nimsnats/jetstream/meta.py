@@ -41,7 +41,7 @@ class StreamRecord:
     - storage finds damage where the record was: a member that has lost what it said (`Core.impaired`) gives no vote;
     - it removed the record itself, because the stream had left it: it had applied the entry that says so, and that puts
       it into `left`, for ever. A starting node, whose catalogue may be older than what it did, begins nothing before it
-      knows as much as then (`JetStream.may_begin`).
+      knows as much as then (`beginning.py`).
 
     Groups of two begin with one member: what the other one may do alone (`Core.seize`) rests on what both have had.
     Memory streams do, too: their members forget, and their record says only that they were there.
