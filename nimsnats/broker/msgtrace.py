@@ -197,26 +197,21 @@ class _Traced(Outgoing):
         self._open += 1
 
         def answered(subject: bytes, _: bytes, headers: bytes, payload: bytes, origin: object) -> None:
-            finish()
+            finish(_refusal(payload))
+            if reply:
+                account.publish(reply, payload, headers=headers)
+
+        def finish(error: str) -> None:
+            timer.cancel()
+            account.unsubscribe(waiting)
             event["ts"] = broker.runtime.time_ns()
-            error = _refusal(payload)
             if error:
                 del event["subject"]
                 event["error"] = error
             self.done()
-            if reply:
-                account.publish(reply, payload, headers=headers)
-
-        def late() -> None:
-            finish()
-            self.done()
-
-        def finish() -> None:
-            timer.cancel()
-            account.unsubscribe(waiting)
 
         waiting = account.subscribe(inbox, answered)
-        timer = broker.runtime.call_later(_ANSWERED, late)
+        timer = broker.runtime.call_later(_ANSWERED, finish, "no answer from the stream, which may have stored it")
         sub.handler(self.subject, inbox, self._muted(), self.payload, self.origin)
 
 

@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from nimsnats.broker import msgtrace
 from nimsnats.server import Server
 from tests.broker.peer import Peer, until
 from tests.conformance.oracle import Oracle
@@ -221,3 +222,18 @@ async def told_of_hops(cluster: Trio) -> None:
     peer.close()
     for _ in range(3):
         await traces.next_msg(timeout=5)
+
+
+async def test_a_stream_that_does_not_answer_is_not_said_to_have_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(msgtrace, "_ANSWERED", 0.05)
+    async with Server(store_dir=str(tmp_path / "store")) as server:
+        server.broker.global_account.subscribe(b"mute", lambda *_: True, stream="S")
+        client = await server.client()
+        traces = await client.subscribe("trace.here")
+        await client.publish("mute", b"", headers=TRACED)
+        report = json.loads((await traces.next_msg(10)).data)
+        event = next(event for event in report["events"] if event["type"] == "js")
+        assert event["error"].startswith("no answer") and "subject" not in event
+        await client.close()
