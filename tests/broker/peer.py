@@ -80,7 +80,9 @@ async def running(**options: Any) -> AsyncIterator[Broker]:
         await broker.stop()
 
 
-async def until(condition: Any) -> None:
-    """Let the loop turn until `condition()` holds; the test's own timeout ends it otherwise."""
-    while not condition():  # noqa: ASYNC110 - any state of the broker may be waited for
-        await asyncio.sleep(0.001)
+async def until(condition: Any, patience: float = 30.0) -> None:
+    """Let the loop turn until `condition()` holds. Raises TimeoutError after `patience` seconds: sooner than the
+    test's own timeout, which tears the loop from under a fixture and leaves its nodes running."""
+    async with asyncio.timeout(patience):
+        while not condition():  # noqa: ASYNC110 - any state of the broker may be waited for
+            await asyncio.sleep(0.001)

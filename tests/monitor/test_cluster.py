@@ -39,7 +39,8 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tri
         await running.ask(0, "STREAM.CREATE.ONE", one)
         config = {"durable_name": "C", "name": "C", "ack_policy": "explicit"}
         await running.ask(0, "CONSUMER.CREATE.S.C", {"stream_name": "S", "config": config})
-        await running.ask(0, "STREAM.LEADER.STEPDOWN.S", {"placement": {"preferred": "n2"}})
+        moved = await running.ask(0, "STREAM.LEADER.STEPDOWN.S", {"placement": {"preferred": "n2"}})
+        assert moved.get("success"), moved
         await until(lambda: running.leader("S") == "n2")
         await running.clients[0].request("s", b"x", timeout=5)
         yield running
