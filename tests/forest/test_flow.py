@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client
 
 from forest.leaf import Leaf, parse_time
-from tests.forest.conftest import Grow, emptied, observing, settled, stored, task_of, writes_of
+from tests.forest.conftest import Grow, emptied, observing, settled, stored, task_of, until, writes_of
 from tests.forest.events import CHARGE_ID, SUCCEEDED, failed, succeeded
 
 LEAVES = ("payment.completed", "payment.failed", "followup.required", "email.send")
@@ -135,7 +135,8 @@ async def test_the_demo_feeds_payments(grow: Grow, client: Client, caplog: pytes
     charge = observer.seen["followup.required"][0]["data"]["charge_id"]
     assert (await task_of(client, charge))["charge_id"] == charge
     assert forest.metrics.total("forest_demo_events_total") > 0
-    assert f"of {charge}\n" in caplog.text and f"demo: soil: create task-{charge}: " in caplog.text
+    assert f"of {charge}\n" in caplog.text
+    await until(lambda: f"demo: soil: create task-{charge}: " in caplog.text, "the demo tells of the task")
     assert forest.metrics.total("forest_items_poison_total") == 0
 
 

@@ -32,7 +32,6 @@ _DIFFERENT = {
     "/varz": [
         "-feature_flags",  # options of the Go implementation
         "-git_commit",
-        "-http_req_stats./",
     ],
     "/accountz?acc=$G": ["-account_detail.imports"],  # system services are plain subscriptions here
     "/accountz?acc=$SYS": ["-account_detail.exports", "-account_detail.imports"],
@@ -49,7 +48,8 @@ async def test_shape_is_the_oracles(path: str, theirs: Side, ours: Side) -> None
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
     found = differences(shape(expected.json), shape(answer.json))
     allowed = _DIFFERENT.get(path, [])
-    assert [line for line in found if line not in allowed] == []
+    asked_before = "-http_req_stats./"  # the oracle's are those of all tests so far, in whatever order
+    assert [line for line in found if line not in allowed and not line.startswith(asked_before)] == []
     both = keys_in_order(answer.json)
     assert [key for key in keys_in_order(expected.json) if key in both] == both
     for client, side in zip(clients, (theirs, ours), strict=True):
