@@ -7,7 +7,7 @@ import pytest
 from tests.simulation.child import run_seeds
 from tests.simulation.witness_history import MUTATIONS, pairs
 
-SEEDS = range(1, 5)
+SEEDS = range(1, 9)
 
 
 def test_no_seed_of_two_nodes_breaks_a_promise() -> None:

@@ -176,12 +176,12 @@ SETTINGS: dict[str, Setting] = {
     "the registry forgets": Setting(Faults(memory_losses=1)),
     "the registry comes back with its database": Setting(Faults(comebacks=1)),
     "two registries": Setting(Faults(crashes=1), two_registries=True),
+    "members change in order": Setting(Faults(), changes=True),
+    "an entry is taken away": Setting(Faults(evictions=1)),
 }
 """Worlds in which the rule must hold, a few seconds each."""
 
 LONG: dict[str, Setting] = {
-    "members change in order": Setting(Faults(), changes=True),
-    "an entry is taken away": Setting(Faults(evictions=1)),
     "acknowledgements in flight": Setting(Faults(crashes=1), prompt=False),
     "acknowledgements in flight, the registry comes back": Setting(Faults(crashes=1, comebacks=1), prompt=False),
     "writes in flight": Setting(Faults(crashes=1), writes=True),
