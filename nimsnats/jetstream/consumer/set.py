@@ -19,6 +19,7 @@ from nimsnats.jetstream.clock import parse_time
 from nimsnats.jetstream.consumer.alarm import Alarm
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
+from nimsnats.jetstream.consumer.delivery import Delivery
 from nimsnats.jetstream.consumer.entries import Acks, Deliveries, Operation, read_acks, read_deliveries
 from nimsnats.jetstream.consumer.journal import Journal
 from nimsnats.jetstream.consumer.listening import Listening
@@ -85,7 +86,8 @@ class ConsumerSet:
         self._by_id: dict[int, Consumer] = {}
         self._retention = Retention(source, self._consumers)
         self.journal = Journal(self, log)
-        self._loads: dict[int, asyncio.Task[None]] = {}
+        self._loads: dict[Delivery, asyncio.Task[None]] = {}
+        """Messages that are being read, by who waits for them."""
         self._by_token: dict[bytes, Consumer] = {}
         self.alarm = Alarm(runtime, self.now, self._by_id.get)
         self._listening = listening or Listening(account)
@@ -375,6 +377,7 @@ class ConsumerSet:
         self.journal.stop()
         for task in self._loads.values():
             task.cancel()
+        self._loads.clear()  # one that is cancelled before its first step does not tidy up itself
 
     async def close(self, *, deleted: bool = False) -> None:
         """Stop for good: open requests hear that the stream was deleted, or that the server stops."""
@@ -420,20 +423,20 @@ class ConsumerSet:
 
     def loading(self, consumer: Consumer) -> bool:
         """Whether a message of this consumer is being read."""
-        return consumer.id in self._loads
+        return consumer.delivery in self._loads
 
     def load(self, consumer: Consumer, seq: int) -> None:
-        """Read a message for a consumer; one at a time."""
-        if consumer.id not in self._loads:
+        """Read a message for a consumer that leads; one at a time."""
+        delivery = consumer.leading
+        if delivery not in self._loads:
             name = f"load {consumer.stream} > {consumer.name}"
-            self._loads[consumer.id] = self.runtime.spawn(self._load(consumer, consumer.id, seq), name)
+            self._loads[delivery] = self.runtime.spawn(self._load(consumer, delivery, seq), name)
 
-    async def _load(self, consumer: Consumer, id: int, seq: int) -> None:
-        delivery = consumer.delivery
+    async def _load(self, consumer: Consumer, delivery: Delivery, seq: int) -> None:
         try:
             message = await self.source.load(seq)
         finally:
-            self._loads.pop(id, None)
-        if delivery is not None and consumer.delivery is delivery:
+            self._loads.pop(delivery, None)
+        if consumer.delivery is delivery:
             delivery.loaded(seq, message, self.now())
             self.journal.mark(consumer)
