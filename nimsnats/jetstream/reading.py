@@ -59,13 +59,21 @@ class BlockReader:
 
     async def load(self, seq: int) -> StoredMessage | None:
         """The message, read from disk when needed together with what follows; None when it is gone or damaged."""
-        message = self.get(seq)
-        if message is not None:
-            return message
-        block = self._store.blocks.find(seq)
-        if block is None or block.position(seq) < 0:
-            return None
-        read = self._fetch(block)
+        tried: Block | None = None
+        while (message := self.get(seq)) is None:
+            block = self._store.blocks.find(seq)
+            if block is None or block.position(seq) < 0 or block is tried:
+                return None
+            read = self._fetch(block)
+            self._read_ahead(block)
+            loaded = await asyncio.shield(read)
+            if loaded is not None and block.position(seq) >= 0:
+                return loaded.get(seq)
+            tried = block  # unless the message has moved to another one meanwhile, that was all
+        return message
+
+    def _read_ahead(self, block: Block) -> None:
+        """Fetch what follows this block."""
         ahead = READ_AHEAD
         for following in self._store.blocks.ascending(block.last + 1):
             if ahead <= 0:
@@ -73,10 +81,6 @@ class BlockReader:
             ahead -= following.stored
             if following is not block and self._store.cached(following) is None:
                 self._fetch(following)
-        loaded = await asyncio.shield(read)
-        if loaded is None or block.position(seq) < 0:
-            return None
-        return loaded.get(seq)
 
     def _fetch(self, block: Block) -> asyncio.Task[Loaded | None]:
         task = self._reads.get(block.index)
@@ -87,18 +91,22 @@ class BlockReader:
         return task
 
     async def _read(self, block: Block) -> Loaded | None:
-        try:
-            batch = await self._read_twice(block.index)
-        except (Corrupt, BadBatch) as error:
-            if block.live and block.index not in self._given_up:  # without live ones it went away meanwhile
-                self._given_up.add(block.index)
+        while block.live:
+            seqs = block.seqs
+            try:
+                batch = await self._read_twice(block.index)
+            except (Corrupt, BadBatch) as error:
+                if block.seqs is seqs and block.live and block.index not in self._given_up:
+                    self._given_up.add(block.index)
+                    self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
+                    self._damaged([block.seq_at(at) for at in block.live_positions()])
+                batch = None
+            except Exception as error:
                 self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
-                self._damaged([block.seq_at(at) for at in block.live_positions()])
-            return None
-        except Exception as error:
-            self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
-            return None
-        return self._store.keep(block, batch)
+                return None
+            if block.seqs is seqs:  # else it was merged with its neighbours: these may be the bytes before
+                return self._store.keep(block, batch) if block.live and batch is not None else None
+        return None
 
     async def _read_twice(self, index: int) -> Batch:
         """Read again before believing in damage: what is given up is given up for good. Raises Corrupt, BadBatch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from nimsnats.jetstream.stream import Stream
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.machine import StoredBlock
 from nimsnats.storage import StorageFull
+from tests.broker.peer import until
 from tests.jetstream.stand import running
-from tests.jetstream.test_stream_machine import CONFIGS, Log, contents, new_stream, random_history
+from tests.jetstream.test_stream_machine import CONFIGS, Log, contents, header, new_stream, publish, random_history
 
 
 class Disk:
@@ -66,6 +68,41 @@ async def test_a_restart_at_any_point_finds_the_same_stream(config: dict[str, An
         await same(await disk.restart(log, config), stream)
         stream.store.close()  # nothing is cached: payloads come from the rewritten bytes
         await same(await disk.restart(log, config), stream)
+
+
+async def test_readings_that_a_merge_overtakes_find_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they get from the disk are bytes of blocks that are others now, or no more."""
+    stream, log = new_stream()
+    repeated = header(Nats_Msg_Id="a")
+    publish(stream, log, 1, [(b"s.1", repeated, b"1"), (b"s.1", repeated, b"refused"), (b"s.2", b"", b"2")])
+    for n in range(3, 31):
+        publish(stream, log, n, [(b"s.%d" % n, b"", b"%d" % n)])
+    stream.store.close()  # nothing is cached
+    before = len(stream.store.blocks)
+    under_way, gate = 0, asyncio.Event()
+
+    async def read_block(index: int) -> bytes:
+        nonlocal under_way
+        data = log.entries[index - 1].data
+        under_way += 1
+        if under_way <= before:
+            await gate.wait()
+        return data
+
+    monkeypatch.setattr(log, "read_block", read_block)
+    readings = [asyncio.create_task(stream.load(seq)) for seq in range(1, 31)]
+    await until(lambda: under_way == before)
+    disk = Disk()
+    for _ in range(2):
+        disk.snapshot(stream, log)
+        assert stream._compactor._task is not None
+        await stream._compactor._task
+    assert len(stream.store.blocks) < before // 2
+    gate.set()
+    for _ in range(2):  # neither now nor later, out of the cache
+        found = [message.payload for message in await asyncio.gather(*readings) if message is not None]
+        assert found == [b"%d" % n for n in range(1, 31)]
+        readings = [asyncio.create_task(stream.load(seq)) for seq in range(1, 31)]
 
 
 async def test_single_publishes_and_overwrites_end_in_few_blocks(tmp_path: Path) -> None:
