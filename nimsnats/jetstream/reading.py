@@ -1,7 +1,7 @@
 """Getting at payloads: from the node's block cache at once, or from disk with read-ahead.
 
 Owns the reads in flight of one stream. It never changes what the stream holds: damage found while reading is logged,
-told to the stream, and the message reads as gone.
+told to the stream, and the message reads as gone. What merely cannot be read now is an error to whoever asked for it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from nimsnats.jetstream.batch import BadBatch, Batch
@@ -58,7 +59,8 @@ class BlockReader:
         return loaded.get(seq)
 
     async def load(self, seq: int) -> StoredMessage | None:
-        """The message, read from disk when needed together with what follows; None when it is gone or damaged."""
+        """The message, read from disk when needed together with what follows; None when it is gone or damaged.
+        Raises StorageError when it cannot be read now."""
         tried: Block | None = None
         while (message := self.get(seq)) is None:
             block = self._store.blocks.find(seq)
@@ -87,8 +89,13 @@ class BlockReader:
         if task is None:
             task = self._runtime.spawn(self._read(block), f"read block {block.index}")
             self._reads[block.index] = task
-            task.add_done_callback(lambda _: self._reads.pop(block.index, None))
+            task.add_done_callback(partial(self._fetched, block.index))
         return task
+
+    def _fetched(self, index: int, task: asyncio.Task[Loaded | None]) -> None:
+        del self._reads[index]
+        if not task.cancelled():
+            task.exception()  # was logged; what was read ahead has nobody to tell it to
 
     async def _read(self, block: Block) -> Loaded | None:
         while block.live:
@@ -103,7 +110,7 @@ class BlockReader:
                 batch = None
             except Exception as error:
                 self._log.error("Block %d (sequences %d to %d): %s", block.index, block.first, block.last, error)
-                return None
+                raise
             if block.seqs is seqs:  # else it was merged with its neighbours: these may be the bytes before
                 return self._store.keep(block, batch) if block.live and batch is not None else None
         return None

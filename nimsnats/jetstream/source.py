@@ -65,7 +65,8 @@ class MessageSource(Protocol):
         ...
 
     def load(self, seq: int) -> Awaitable[StoredMessage | None]:
-        """The message, read from disk when needed (and read ahead); None when it is gone or damaged."""
+        """The message, read from disk when needed (and read ahead); None when it is gone or damaged. Raises
+        StorageError when it cannot be read now."""
         ...
 
     def propose(self, kind: int, data: bytes, context: object | None = None) -> None:

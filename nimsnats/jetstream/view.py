@@ -73,5 +73,6 @@ class StreamView:
         return search.live(self.store, seq)
 
     def load(self, seq: int) -> Awaitable[StoredMessage | None]:
-        """The message, read from disk when needed; None when it is gone or damaged."""
+        """The message, read from disk when needed; None when it is gone or damaged. Raises StorageError when it
+        cannot be read now."""
         return self.reader.load(seq)

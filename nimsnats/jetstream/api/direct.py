@@ -18,6 +18,7 @@ from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
 from nimsnats.protocol.headers import header_value, status_block, with_headers
+from nimsnats.storage import StorageError
 from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class DirectApi:
         if params.get("multi_last"):
             return self._multi(request, stream, params)
         if params.get("batch"):
-            self._run(self._send_batch(request, stream, params))
+            self._run(request, self._send_batch(request, stream, params))
             return None
         return self._one(request, stream, select(stream, params), params)
 
@@ -120,17 +121,23 @@ class DirectApi:
     def _status(self, request: ApiRequest, code: int, text: str, pairs: Pairs = ()) -> None:
         self._account.account.publish(request.reply, headers=status_block(code, text, pairs))
 
-    def _run(self, answer: Coroutine[Any, Any, None]) -> None:
-        task = self._account.engine.runtime.spawn(answer, "direct get")
+    def _run(self, request: ApiRequest, answer: Coroutine[Any, Any, None]) -> None:
+        task = self._account.engine.runtime.spawn(self._finish(request, answer), "direct get")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, request: ApiRequest, answer: Coroutine[Any, Any, None]) -> None:
+        try:
+            await answer
+        except StorageError:
+            self._status(request, 503, "Message Cannot Be Read Now")
 
     def _one(self, request: ApiRequest, stream: Stream, seq: int, params: JsonObject) -> None:
         if not seq:
             return self._status(request, 404, "Message Not Found")
         message = stream.get(seq)
         if message is None:
-            self._run(self._load_one(request, stream, seq, params))
+            self._run(request, self._load_one(request, stream, seq, params))
         else:
             self._send(request, stream, message, not params.get("no_hdr"))
         return None
@@ -193,7 +200,7 @@ class DirectApi:
         seqs = sorted(seq for seq in (index.before(s, end + 1) for s in subjects) if seq and seq >= start)
         if not seqs:
             return self._status(request, 404, "No Results")
-        self._run(self._send_multi(request, stream, params, seqs, end))
+        self._run(request, self._send_multi(request, stream, params, seqs, end))
         return None
 
     async def _send_multi(

@@ -15,6 +15,7 @@ from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.kinds import STREAM_DELETE_MESSAGE
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
+from nimsnats.storage import StorageError
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
@@ -93,7 +94,10 @@ class MessageApi:
         if not selects(params) or conflicting(params):
             raise errors.BAD_REQUEST()
         seq = select(stream, params)
-        message = (stream.get(seq) or await stream.load(seq)) if seq else None
+        try:
+            message = (stream.get(seq) or await stream.load(seq)) if seq else None
+        except StorageError as error:
+            raise errors.CLUSTER_NOT_AVAIL() from error
         if message is None:
             raise errors.NO_MESSAGE_FOUND()
         return {"message": _as_json(message, headers=not params.get("no_hdr"))}

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
@@ -50,9 +50,13 @@ from nimsnats.jetstream.source import MessageSource
 from nimsnats.protocol.subject import matcher
 from nimsnats.raft.machine import Entry, NotLeader
 from nimsnats.runtime import Runtime
+from nimsnats.storage import StorageError
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
+
+_READ_AGAIN: Final = 1_000_000_000
+"""Nanoseconds until a message that could not be read is tried again: it is not passed over."""
 
 
 class ConsumerSet:
@@ -435,6 +439,10 @@ class ConsumerSet:
     async def _load(self, consumer: Consumer, delivery: Delivery, seq: int) -> None:
         try:
             message = await self.source.load(seq)
+        except StorageError:
+            if consumer.delivery is delivery:
+                consumer.wake(self.now() + _READ_AGAIN)
+            return
         finally:
             self._loads.pop(delivery, None)
         if consumer.delivery is delivery:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import compress
 from operator import not_
 from typing import Final
@@ -20,7 +21,7 @@ from nimsnats.jetstream.info import stream_state
 from nimsnats.jetstream.snapshot.consumers import OURS, document
 from nimsnats.jetstream.stream import Stream
 from nimsnats.protocol.archive import ArchivedMessage
-from nimsnats.storage import Corrupt
+from nimsnats.storage import Corrupt, StorageError
 
 VERSION: Final = 1
 """Of what `state.json` holds under our own key."""
@@ -116,7 +117,8 @@ class SnapshotView:
         """Damage is dealt with where messages are read."""
         for seq in held.live():
             if self._stream.live(seq):
-                await self._stream.load(seq)
+                with suppress(StorageError):  # the snapshot fails for its own reason
+                    await self._stream.load(seq)
                 return
 
     def close(self) -> None:
