@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
@@ -505,12 +506,19 @@ class Cluster:
         situation = self._placement_situation()
         if situation == self._balanced:
             return
+        undecided = False
         for record in list(engine.meta.streams.values()):
             config = StreamConfig.from_stored(record.config)
-            members = engine.placement.replace(record, config)
+            held = record
+            if not set(record.members).intersection(self.nodes):
+                # the catalogue may have gone on without those that stopped, while their group could not follow it
+                members = await engine.leaders.survivors(record)
+                undecided |= not members and config.num_replicas > 1
+                held = replace(record, members=members or record.members)
+            members = engine.placement.replace(held, config)
             if members != record.members and engine.meta.streams.get(record.key) is record:
                 await engine.meta.update(record.key, record.config, members)
-        self._balanced = situation
+        self._balanced = None if undecided else situation
 
     def _placement_situation(self) -> object:
         """All that the members of streams depend on: the catalogue, and the nodes with their tags."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
@@ -30,8 +31,8 @@ _SETTLE: Final = 2.0
 """Seconds that an answer waits for all replicas to be there; clients wait for five."""
 _ELECTION: Final = 3.0
 """Seconds that a request waits for somebody to lead: an election takes less, and clients wait longer."""
-_USAGE: Final = 0.5
-"""Seconds that a node has to tell what an account uses there."""
+_SHORT: Final = 0.5
+"""Seconds that a node has to tell what an account uses there, or what it knows of a group."""
 _AGAIN: Final = 0.05
 _SOON: Final = 0.005
 """Seconds until one looks again for who leads, and the same for the first time: a new stream has a leader soon."""
@@ -227,6 +228,18 @@ class Leaders:
         except ApiError:
             return [self._engine.host.member]
 
+    async def survivors(self, record: StreamRecord) -> list[str]:
+        """Who is in a stream's group as its leader knows it, whoever the catalogue says that has it; empty when nobody
+        in the cluster leads it."""
+        served, question = self._engine.served(record), [record.account, record.name, record.group, "members", None]
+        if served is not None and served.stream.leading:
+            return list(served.stream.group.attached)
+        for member in self._engine.meta.group.members:
+            if self._mail is not None and member != self._engine.host.member:
+                with suppress(Unreachable, ApiError):
+                    return await self._mail.ask(member, "stream", question, _SHORT)
+        return []
+
     # What is told
 
     async def usage(self, account: str) -> list[int]:
@@ -237,7 +250,7 @@ class Leaders:
             if member == self._engine.host.member or self._mail is None:
                 return self._usage(account)
             try:
-                return await self._mail.ask(member, "usage", account, _USAGE)
+                return await self._mail.ask(member, "usage", account, _SHORT)
             except (Unreachable, ApiError):
                 return [0, 0, 0]
 

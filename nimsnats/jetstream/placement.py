@@ -85,7 +85,8 @@ class Placement:
     def replace(
         self, record: StreamRecord, config: StreamConfig, *, asked: bool = False, keep: str = "", without: str = ""
     ) -> list[str]:
-        """Members for an existing stream: those that it has, less the ones too many or gone, and new ones.
+        """Members for an existing stream: those that it has, less the ones too many or gone, and new ones. All stay
+        while too few of the others speak: a node that leaves does not leave its messages to the dead alone.
 
         `asked` when an operator wants this configuration: then the stream leaves nodes whose tags do not fit, and
         ApiError 10005 is raised where it has no place. `keep` is the node that leads it and stays if anyone does.
@@ -110,7 +111,13 @@ class Placement:
             if asked:
                 raise
             chosen = kept + self._more(config, kept, count, without)[0] or list(held)
+        if not (asked or without) and self._mute(chosen):
+            return held  # they could not even agree on this, and would be left with who may never come back
         return held if set(chosen) == set(held) else chosen
+
+    def _mute(self, members: Sequence[str]) -> bool:
+        """Whether too many of these are silent for a majority."""
+        return 2 * sum(not self._away(member) for member in members) <= len(members)
 
     @staticmethod
     def complete(record: StreamRecord) -> bool:

@@ -12,7 +12,25 @@ import pytest
 from tests.simulation.child import run_seed, run_seeds
 from tests.simulation.mutations import MUTATIONS
 
-SEEDS = (*range(1, 33), 190, 326, 1073, 1125, 2210, 2308, 3009, 10195, 10202, 30638, 50372, 50377, 60105, 90120, 91796)
+SEEDS = (
+    *range(1, 33),
+    190,
+    326,
+    1073,
+    1125,
+    2210,
+    2308,
+    3009,
+    10195,
+    10202,
+    30638,
+    50372,
+    50377,
+    60105,
+    90120,
+    91796,
+    93380,
+)
 """Any; and some that have found something once."""
 
 
