@@ -483,11 +483,18 @@ class Core:
     def _on_install(self, message: Message) -> None:
         self._heard_leader(message)
         self.announced = max(self.announced, message.index)
-        if message.index <= self.log.committed or self.log.matches(message.index, message.log_term):
-            self.log.committed = max(self.log.committed, message.index)
+        if self.overtakes(message):
             self.durable.append(Message(Kind.APPEND_REPLY, message.sender, self.name, self.term, self.log.committed))
         elif self.install is None or self.install.index < message.index or self.install.term < message.term:
             self.install = message
+
+    def overtakes(self, message: Message) -> bool:
+        """Whether the log holds what an INSTALL offers. Then it stays, with what this member has acknowledged behind
+        that: to give it up would be to forget it (figure 5.3, "retain log entries following it")."""
+        held = message.index <= self.log.committed or self.log.matches(message.index, message.log_term)
+        if held:
+            self.log.committed = max(self.log.committed, message.index)
+        return held
 
     def installed(self, message: Message) -> None:
         """The driver has fetched and stored the snapshot of an INSTALL and given it to the machine."""

@@ -286,7 +286,7 @@ class Download:
         replica.installing = True
         try:
             await group.host.synced()
-            if core.install is not offer or offer.index <= core.log.committed:
+            if core.install is not offer or core.overtakes(offer):  # late appends may have come meanwhile
                 raise Interrupted("it is not needed any more")
             if isinstance(group.home, Durable):
                 blocks = await self._replace(group.home, offer, manifest)

@@ -1,7 +1,7 @@
 """Members of one group in one thread: an in-memory network and in-memory disks, driven by hand or by a seed.
 
 After every step the safety properties of figure 3.2 are checked over all members: election safety, log
-matching, leader completeness, state machine safety.
+matching, leader completeness, state machine safety; and that nobody forgets what a leader counts on.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class Network:
         self.members = {name: Member(name, members, self.source, settings) for name in names}
         self.wire: list[Message] = []
         self.cut: set[tuple[str, str]] = set()
+        self.slow_installs = False
+        """Snapshots take a while to come: what was under way is written and answered before, and more may be heard."""
         self.leaders: dict[int, str] = {}
         self.chosen: dict[int, tuple[int, bytes]] = {}
         self.chosen_in: dict[int, int] = {}
@@ -148,7 +150,8 @@ class Network:
         core = member.core
         core.flush()
         self._supply(member, core.leading)
-        self._install(member)
+        if not self.slow_installs:
+            self._install(member)
         self.send(core.take_urgent())
         if core.hard_state_changed or core.durable or core.log.unflushed() or core.truncated_at:
             member.begin_write()
@@ -158,6 +161,9 @@ class Network:
     def finish_write(self, member: Member) -> None:
         if member.writes:
             self.send(member.end_write())
+            self.pump(member)
+        elif self.slow_installs and member.core.install is not None:
+            self._install(member)
             self.pump(member)
 
     def _supply(self, member: Member, leading: Leadership | None) -> None:
@@ -173,6 +179,9 @@ class Network:
         """Fetch an offered snapshot; the bytes are what the sender has applied."""
         offer = member.core.install
         if offer is None:
+            return
+        if member.core.overtakes(offer):
+            member.core.install = None
             return
         origin = self.members[offer.sender]
         member.applied = {index: origin.applied[index] for index in origin.applied if index <= offer.index}
@@ -191,6 +200,11 @@ class Network:
                 if index >= core.log.first and core.term >= self.chosen_in[index]:
                     entry = core.log.entries[index - core.log.first]
                     assert (entry.term, entry.data) == (term, data), "a leader lacks a committed entry"
+            assert core.leading is not None
+            for name, progress in core.leading.members.items():
+                other = self.members[name]
+                kept = other.disk.snapshot + len(other.disk.entries)
+                assert progress.match <= kept or other.core.term != core.term, "a member forgets what it acknowledged"
         for index in range(max(core.log.committed - 8, 1), core.log.committed + 1):
             found = member.applied[index]
             self.chosen_in.setdefault(index, core.term)
@@ -214,7 +228,7 @@ class Network:
         for member in self.members.values():
             self.pump(member)
         delivered = 0
-        while self.wire or any(member.writes for member in self.members.values()):
+        while self.wire or any(member.writes or member.core.install for member in self.members.values()):
             delivered += 1
             assert delivered < 100_000, "members talk without end"
             for member in self.members.values():

@@ -18,6 +18,7 @@ class Chaos:
     def __init__(self, seed: int) -> None:
         names = ["a", "b", "c", "d", "e"]
         self.network = Network(names, seed, voters=3 if seed % 2 else 5)
+        self.network.slow_installs = seed % 4 < 2
         self.random = self.network.source
         self.sent = 0
         self.hasty = seed % 3 == 0
@@ -123,6 +124,12 @@ def _history(seed: int, steps: int) -> Chaos:
 def test_safety_and_recovery(seed: int) -> None:
     chaos = _history(seed, 3000)
     assert chaos.network.chosen, "nothing was ever committed"
+
+
+@pytest.mark.parametrize("seed", [2481, 2556, 2586])
+def test_what_came_while_a_snapshot_did_is_kept(seed: int) -> None:
+    """The snapshot came for a log that had grown beyond it meanwhile, by entries that were late."""
+    _history(seed, 4000)
 
 
 def test_histories_are_eventful() -> None:
