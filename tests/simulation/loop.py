@@ -143,12 +143,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
-        handle = Step(callback, args, self, context or copy_context())
+        handle = Step(callback, args, self, copy_context() if context is None else context)
         self.ready.append(handle)
         return handle
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
-        timer = Timer(when, callback, args, self, context or copy_context())
+        timer = Timer(when, callback, args, self, copy_context() if context is None else context)
         self._number += 1
         heapq.heappush(self._timers, (when, self._number, timer))
         return timer
