@@ -69,15 +69,15 @@ class Client(asyncio.Protocol):
                     await self.world.loop.create_connection(lambda: self, machine.host, CLIENT_PORT)
                     self._send(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}\r\nPING\r\n')
                     await self._ready
+                self._send(b"SUB %b.* 1\r\n" % self._inbox)
+                for number, (subject, _) in self._subscriptions.items():
+                    self._send(b"SUB %b %d\r\n" % (subject, number))
             except (OSError, TimeoutError, Disconnected):
                 self.close()
                 await asyncio.sleep(0.05 + self.random.random() * 0.3)
                 continue
             self.node = machine.name
             self.lives += 1
-            self._send(b"SUB %b.* 1\r\n" % self._inbox)
-            for number, (subject, _) in self._subscriptions.items():
-                self._send(b"SUB %b %d\r\n" % (subject, number))
 
     def close(self) -> None:
         """Hang up."""
