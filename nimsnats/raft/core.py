@@ -489,8 +489,8 @@ class Core:
             self.install = message
 
     def overtakes(self, message: Message) -> bool:
-        """Whether the log holds what an INSTALL offers. Then it stays, with what this member has acknowledged behind
-        that: to give it up would be to forget it (figure 5.3, "retain log entries following it")."""
+        """Whether the log holds what an INSTALL offers, which then counts as committed. The log stays, with what this
+        member has acknowledged behind that: to give it up would be to forget it (figure 5.3)."""
         held = message.index <= self.log.committed or self.log.matches(message.index, message.log_term)
         if held:
             self.log.committed = max(self.log.committed, message.index)

@@ -16,7 +16,7 @@ SEEDS = (
     *range(1, 33), 190, 326, 1073, 1125, 2210, 2308, 3009, 10195, 10202, 30638, 50372, 50377, 60105, 90120, 91796,
     93380, 96209,
 )  # fmt: skip
-"""Any; and some that have found something once, though as histories change with the code they are others now."""
+"""Any; and some that have found something once. Histories change with the code: they may be others now."""
 
 
 def check(seeds: Iterable[int], steps: int) -> None:
