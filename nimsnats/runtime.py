@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from nimsnats.fence import Fence
+
 
 def _boot_time_ns() -> int:
     """CLOCK_BOOTTIME where there is one (Linux): unlike the loop's clock it goes on while the machine is suspended."""
@@ -35,6 +37,7 @@ class Runtime:
     `time_ns` is wall-clock time in nanoseconds since the epoch (what messages are stamped with). Durations are measured
     with `monotonic` (seconds), which is the loop's own clock so that timers and measurements agree. `boot_time_ns` is
     for leases alone: nanoseconds that go on while the machine is suspended and never jump when the wall clock is set.
+    `fence` is where errors of ours end.
     """
 
     time_ns: Callable[[], int]
@@ -42,6 +45,7 @@ class Runtime:
     loop: asyncio.AbstractEventLoop
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     boot_time_ns: Callable[[], int] = _boot_time_ns
+    fence: Fence = field(default_factory=Fence)
 
     @classmethod
     def real(cls) -> Runtime:
@@ -75,3 +79,15 @@ class Runtime:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    def tend(self, coro: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """`spawn` for work whose outcome nobody waits for: what it raises ends at the fence, where it is seen."""
+        task = self.spawn(self._fenced(coro), name)
+        task.add_done_callback(lambda _: coro.close())  # of a task that was cancelled before it could begin
+        return task
+
+    async def _fenced(self, coro: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coro
+        except Exception as error:
+            self.fence.caught(f"task {coro.__qualname__}", error)

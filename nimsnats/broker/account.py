@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.stats import BrokerStats
     from nimsnats.broker.subscription import AcksHandler, Handler, RowsHandler
+    from nimsnats.fence import Fence
     from nimsnats.protocol.acks import AckRun
     from nimsnats.protocol.parser import AcksTaker
 
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
+_FAILED: Final = b"NATS/1.0 500 Internal Server Error\r\n\r\n"
+_FAILED_BODY: Final = b'{"error":{"code":500,"description":"internal error"}}'
+"""What a requester gets whose request a handler could not take because of an error of ours: whoever reads the status
+and whoever reads the body, as in JetStream's answers, hears the same."""
 
 Lines = dict[bytes, Line[Lane]]
 InterestListener = Callable[[bytes, bytes, bool], None]
@@ -39,9 +44,10 @@ class InvalidSubject(ValueError):
 class Account:
     """One isolated subject space."""
 
-    def __init__(self, name: str, stats: BrokerStats, seed: int) -> None:
+    def __init__(self, name: str, stats: BrokerStats, seed: int, fence: Fence) -> None:
         self.name = name
         self.stats = stats
+        self.fence = fence
         self.interest = Interest()
         self.clients: dict[int, ClientConnection] = {}
         self.lines: Lines = {}
@@ -74,7 +80,8 @@ class Account:
 
         With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
         clients' messages here; `origin` is None for these. `stream`: it is this stream that listens.
-        Handlers run inside the reading of their publisher's input: they must neither block nor raise.
+        Handlers run inside the reading of their publisher's input: they must not block. What one raises ends its part
+        in that message only: it is logged and counted, and the publisher, if it wants an answer, is told (`failed`).
         """
         if stream:
             sub: Subscription = StreamSubscription(stream, subject, queue, handler, routed=routed, rows=rows, acks=acks)
@@ -94,8 +101,7 @@ class Account:
         self._changed(sub.subject, everything=self.interest.insert(sub))
         if sub.routed and self.routing is not None:
             self.routing.added(sub)
-        for listener in tuple(self._listeners.values()):
-            listener(sub.subject, sub.queue, True)
+        self._tell(sub, added=True)
 
     def remove(self, sub: Subscription) -> None:
         """Remove any subscription."""
@@ -106,8 +112,14 @@ class Account:
         self._changed(sub.subject, everything=everything)
         if sub.routed and self.routing is not None:
             self.routing.removed(sub)
+        self._tell(sub, added=False)
+
+    def _tell(self, sub: Subscription, *, added: bool) -> None:
         for listener in tuple(self._listeners.values()):
-            listener(sub.subject, sub.queue, False)
+            try:
+                listener(sub.subject, sub.queue, added)
+            except Exception as error:
+                self.fence.caught(listener, error)
 
     def limited(self, sub: Subscription) -> None:
         """A subscription's auto-unsubscribe limit changed: its messages are counted one by one from now on."""
@@ -194,18 +206,49 @@ class Account:
                 remotes.append(sub)
                 continue
             named = onward or not sub.queue  # a peer names the queue groups that its messages are for
-            take = sub.acks(run.consumer) if named and sub.acks is not None else None
+            take = self._taker(sub.acks, run.consumer) if named and sub.acks is not None else None
             if take is None:
                 return None
             takers.append(take)
 
         def give(seqs: list[int], text: bytes) -> None:
             for take in takers:
-                take(seqs)
+                try:
+                    take(seqs)
+                except Exception as error:
+                    self.fence.caught(take, error)
+                    self._give_singly(take, seqs)
             for remote in remotes if onward else ():
                 remote.route.pass_on(remote, run, len(seqs), text)
 
         return give
+
+    def _taker(self, named: AcksHandler, consumer: bytes) -> Callable[[list[int]], None] | None:
+        try:
+            return named(consumer)
+        except Exception as error:
+            self.fence.caught(named, error)
+            return None
+
+    def _give_singly(self, take: Callable[[list[int]], None], seqs: list[int]) -> None:
+        """What could not be taken together; to acknowledge twice does no harm."""
+        for seq in seqs:
+            try:
+                take([seq])
+            except Exception as error:
+                self.fence.caught(take, error)
+
+    def failed(self, handler: Callable[..., object], subject: bytes, reply: bytes, error: Exception) -> None:
+        """An error of ours has ended a handler's part in a message: log and count it, and tell who waits for an answer.
+
+        Not who has acknowledged something and waits for the confirmation: any answer would be taken for one.
+        """
+        self.fence.caught(handler, error)
+        if reply and not subject.startswith(ACKS):
+            try:
+                self.publish(reply, _FAILED_BODY, headers=_FAILED)
+            except Exception as another:
+                self.fence.caught(self.publish, another)
 
     def dispatch(
         self,
@@ -219,22 +262,34 @@ class Account:
         """Deliver one message to everyone in `plan`, shown under `subject`; the number of receivers reached."""
         sole = plan.sole
         if sole is not None:
-            return _hand_over(sole, plan, subject, reply, headers, payload, origin)
+            try:
+                return _hand_over(sole, plan, subject, reply, headers, payload, origin)
+            except Exception as error:
+                Outgoing.cut(sole, error)
+                return 0
         reached = 0
         if plan.targets or plan.queues or plan.outward is not None:
-            reached = self.hand_out(plan, Outgoing(plan, subject, reply, headers, payload, origin))
+            reached = self.hand_out(plan, Outgoing(self, plan, subject, reply, headers, payload, origin))
         for sub in plan.handlers:
-            assert sub.handler is not None
-            if sub.handler(subject, reply, headers, payload, origin) is not False:
-                sub.delivered += 1
-                reached += 1
+            handler = sub.handler
+            assert handler is not None
+            try:
+                if handler(subject, reply, headers, payload, origin) is False:
+                    continue
+            except Exception as error:
+                self.failed(handler, subject, reply, error)
+            sub.delivered += 1
+            reached += 1
         return reached
 
     def hand_out(self, plan: Plan, message: Outgoing) -> int:
         """Deliver one message to everyone in `plan` but its handlers; the number of receivers reached."""
         reached = 0
         for target in plan.targets:
-            reached += message.offer(target)
+            try:
+                reached += message.offer(target)
+            except Exception as error:
+                message.cut(target, error)
         for members in plan.queues:
             reached += message.offer_one(members, self.draw(len(members)))
         if plan.outward is not None:
@@ -277,10 +332,11 @@ def _hand_over(
 class Outgoing:
     """One message on its way, in the shapes that receivers need, each made at most once."""
 
-    __slots__ = ("_bare", "headers", "origin", "payload", "reply", "shown", "size", "subject", "tail")
+    __slots__ = ("_account", "_bare", "headers", "origin", "payload", "reply", "shown", "size", "subject", "tail")
 
     def __init__(
         self,
+        account: Account,
         plan: Plan | None,
         subject: bytes,
         reply: bytes,
@@ -288,6 +344,7 @@ class Outgoing:
         payload: bytes,
         origin: ClientConnection | None,
     ) -> None:
+        self._account = account
         self.subject = subject
         self.reply = reply
         self.headers = headers
@@ -307,11 +364,7 @@ class Outgoing:
         sub, prefix = target
         client = sub.client
         if client is None:
-            assert sub.handler is not None
-            if sub.handler(self.subject, self.reply, self.headers, self.payload, self.origin) is False:
-                return False
-            sub.delivered += 1
-            return True
+            return self.hand_over(sub)
         if self.shown:
             prefix = b"MSG " + self.subject + b" " + sub.sid + b" "
         if not self.headers:
@@ -319,6 +372,23 @@ class Outgoing:
         if client.headers:
             return client.accept(sub, b"H" + prefix, self.tail, self.size, self.origin)
         return client.accept(sub, prefix, self.bare(), len(self.payload), self.origin)
+
+    def hand_over(self, sub: Subscription) -> bool:
+        """Give the message to a handler inside the server; False when it does not take it."""
+        if not self.call(sub, self.headers):
+            return False
+        sub.delivered += 1
+        return True
+
+    def call(self, sub: Subscription, headers: bytes) -> bool:
+        """Call a handler with the message under these headers; False when it does not take it."""
+        handler = sub.handler
+        assert handler is not None
+        try:
+            return handler(self.subject, self.reply, headers, self.payload, self.origin) is not False
+        except Exception as error:
+            self._account.failed(handler, self.subject, self.reply, error)
+            return True
 
     def for_route(self, route: RouteConnection) -> Outgoing | None:
         """The message as a peer shall get it; None if it shall not."""
@@ -334,7 +404,19 @@ class Outgoing:
 
     def offer_one(self, members: tuple[Target, ...], first: int) -> bool:
         """Hand the message to one member of a queue group: `first`, or the next that takes it."""
-        if self.offer(members[first]):
-            return True
         count = len(members)
-        return any(self.offer(members[(first + step) % count]) for step in range(1, count))
+        for step in range(count):
+            target = members[(first + step) % count]
+            try:
+                if self.offer(target):
+                    return True
+            except Exception as error:
+                self.cut(target, error)
+        return False
+
+    @staticmethod
+    def cut(target: Target, error: Exception) -> None:
+        """A client could not be given a message because of an error of ours: it gets nothing more."""
+        client = target[0].client
+        assert client is not None
+        client.output_broke(error)

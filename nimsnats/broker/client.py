@@ -15,7 +15,7 @@ from nimsnats.broker import trace
 from nimsnats.broker.account import Account, InvalidSubject, Lines
 from nimsnats.broker.msgtrace import destination, dispatch
 from nimsnats.broker.plan import RESERVED, Internal, Lane, Plan
-from nimsnats.broker.publisher import Publisher, unpacked
+from nimsnats.broker.publisher import Publisher
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.broker.trace import TRACE, quoted, readable
@@ -144,13 +144,16 @@ class ClientConnection(Publisher):
         if self.auth_task is not None:
             self.auth_task.cancel()
             self.auth_task = None
-        for sub in self.subs.values():  # they stay listed in the closed connection's record
+        for sub in self.subs.values():
             self.account.remove(sub)
         self.account.clients.pop(self.cid, None)
         if self._connected:
-            for listener in broker.client_listeners:
-                listener.disconnected(self)
+            broker.tell(lambda listener: listener.disconnected, self)
         broker.forget(self)
+        self.subs = {}
+        self.lines = _NO_LINES
+        self.headed = None
+        self.options = ConnectOptions()  # passwords and signatures are of no use any more
 
     def fail(self, failure: Failure, detail: str) -> None:
         """The parser gave up."""
@@ -212,8 +215,7 @@ class ClientConnection(Publisher):
             return
         if self.transport is not None:
             self.transport.resume_reading()
-        self.parser.resume()
-        self._received()
+        self.resume()
 
     def _admit(self, identity: Identity | None) -> None:
         options = self.options
@@ -242,8 +244,7 @@ class ClientConnection(Publisher):
             self._connected = True
             interval = min(_FIRST_PING, self.broker.options.ping_interval)
             self._schedule_ping(interval + self.broker.runtime.random.random() * interval / 5)
-            for listener in self.broker.client_listeners:
-                listener.connected(self)
+            self.broker.tell(lambda listener: listener.connected, self)
         if self.verbose:
             self._say(_OK)
 
@@ -262,8 +263,7 @@ class ClientConnection(Publisher):
             f" - User {quoted(options.user)}" if options.user else ' - Token "[REDACTED]"' if options.auth_token else ""
         )
         self.log(logging.ERROR, "authentication error%s", who)
-        for listener in self.broker.client_listeners:
-            listener.refused(self)
+        self.broker.tell(lambda listener: listener.refused, self)
         self._error("Authorization Violation", Reason.AUTHENTICATION_FAILURE)
 
     def _relabel(self) -> None:
@@ -286,6 +286,26 @@ class ClientConnection(Publisher):
     def name(self) -> str:
         """See `Publisher.name`."""
         return self.options.name or ""
+
+    @property
+    def lang(self) -> str:
+        """The language that the client is written in, as it says."""
+        return self.options.lang
+
+    @property
+    def version(self) -> str:
+        """The version of the client's library, as it says."""
+        return self.options.version
+
+    @property
+    def user(self) -> str:
+        """As whom it was let in, as monitoring shows it."""
+        return self.identity.user if self.identity is not None else ""
+
+    @property
+    def sub_count(self) -> int:
+        """How many subscriptions it has."""
+        return len(self.subs)
 
     def known_as(self) -> ClientConnection | None:
         """See `Publisher.known_as`."""
@@ -327,21 +347,20 @@ class ClientConnection(Publisher):
 
         return count
 
-    def _call(self, lane: Internal, pieces: list[bytes]) -> None:
-        """Each message of a run goes to a handler inside the server."""
-        subject, handler, headers = lane.subject, lane.handler, lane.headers
-        for tail in pieces[1:]:
-            reply, block, payload = unpacked(tail, headers)
-            if handler(subject, reply, block, payload, self) is False and reply and self.no_responders:
-                self._no_responders(subject, reply)
-
     def announced(self, subject: bytes) -> None:
         """See `Commands.announced`: pedantic clients hear of a bad subject before the payload is read."""
         if not is_literal(subject):
             self._say(b"-ERR 'Invalid Publish Subject'\r\n")
 
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
-        """One message by the long way: handlers, queue groups, limits, first use of a subject, talkative clients."""
+        """One message by the long way: handlers, queue groups, limits, first use of a subject, talkative clients. An
+        error of ours costs that message."""
+        try:
+            self._message(subject, reply, header, data, start, end)
+        except Exception as error:
+            self.account.failed(self.message, subject, reply, error)
+
+    def _message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         self.in_msgs += 1
         self.in_bytes += end - start
         if self.trace:
@@ -361,11 +380,13 @@ class ClientConnection(Publisher):
             reached = dispatch(self, account, account.plan(subject), (subject, reply, headers, payload), self)
         else:
             reached = account.dispatch(account.plan(subject), subject, reply, headers, payload, self)
-        if reply and not reached and self.no_responders:
-            self._no_responders(subject, reply)
+        if reply and not reached:
+            self.unanswered(subject, reply)
 
-    def _no_responders(self, subject: bytes, reply: bytes) -> None:
+    def unanswered(self, subject: bytes, reply: bytes) -> None:
         """Tell a requester that nobody listens: a 503 on its own plain subscription to the reply subject."""
+        if not self.no_responders:
+            return
         for found in self.account.interest.match(reply):
             for sub in found.plain:
                 if sub.client is self:

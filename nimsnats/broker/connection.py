@@ -197,8 +197,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport = secured
         self.secured = Secured.of(secured)
         ready()
-        self.parser.resume()
-        self._received()
+        self.resume()
 
     def handshake_failed(self, why: str) -> None:
         """A TLS handshake has failed: say so in the log."""
@@ -214,18 +213,45 @@ class Connection(asyncio.BufferedProtocol):
         return view
 
     def buffer_updated(self, nbytes: int) -> None:
-        front = len(self.parser.front(FRONT))
-        data = bytes(self.broker.read_view[: front + nbytes])
-        if front:
-            self.parser.joined(data)
-        else:
-            self.parser.feed(data)
+        try:
+            front = len(self.parser.front(FRONT))
+            data = bytes(self.broker.read_view[: front + nbytes])
+            if front:
+                self.parser.joined(data)
+            else:
+                self.parser.feed(data)
+        except Exception as error:
+            self.input_broke(error)
         self._received()
 
     def receive(self, data: bytes) -> None:
         """Take input that did not come through the read buffer (in-memory connections)."""
-        self.parser.feed(data)
+        try:
+            self.parser.feed(data)
+        except Exception as error:
+            self.input_broke(error)
         self._received()
+
+    def resume(self) -> None:
+        """Go on with the input that was held back while something was awaited."""
+        try:
+            self.parser.resume()
+        except Exception as error:
+            self.input_broke(error)
+        self._received()
+
+    # -- errors of ours -----------------------------------------------------------------------------------------
+
+    def input_broke(self, error: Exception) -> None:
+        """What the peer has sent made an error of ours that is more than a message's: the connection ends, because its
+        next words could be taken for something else, or it believes in a subscription that does not exist."""
+        self.broker.runtime.fence.caught(self.buffer_updated, error)
+        self.close(Reason.INTERNAL_ERROR)
+
+    def output_broke(self, error: Exception) -> None:
+        """Something could not be queued or written, perhaps in the middle of a message: the peer gets no more."""
+        self.broker.runtime.fence.caught(self.send, error)
+        self.close(Reason.WRITE_ERROR)
 
     def _received(self) -> None:
         if self.in_msgs != self._told_in_msgs:
@@ -364,17 +390,26 @@ class Connection(asyncio.BufferedProtocol):
         self._tell()
         if reason not in UNFLUSHED:
             self.paused = False
-            self.flush()
+            try:
+                if reason is Reason.INTERNAL_ERROR:
+                    self.send(b"-ERR '%b'\r\n" % reason.value.encode())
+                self.flush()
+            except Exception as error:
+                self.broker.runtime.fence.caught(self.flush, error)
+            if self.closed:
+                return  # there was no room even for the last words
         self.closed = True
         self.reason = reason
         self.stop_ns = self.broker.runtime.time_ns()
-        self.parser.stopped = True
-        self.parser.tail = b""
+        self.parser.close()
         self.out = []
         self.queued = 0
         if self.upgrading is not None:
             self.upgrading.cancel()
-        self.ended()
+        try:
+            self.ended()
+        except Exception as error:
+            self.broker.runtime.fence.caught(self.ended, error)
         self.log(logging.DEBUG, "%s connection closed: %s", self.KIND, reason.value)
         if self.transport is None:
             return

@@ -103,7 +103,11 @@ class _MemoryTransport(asyncio.Transport):
         data = b"".join(self._outbound)
         self._outbound.clear()
         if data:
-            self._received(data)
+            try:
+                self._received(data)
+            except Exception as error:  # of the program at the other end, which has lost what it was told
+                self._runtime.fence.caught(self._received, error)
+                self.abort()
 
     # -- the rest of what a transport is ------------------------------------------------------------------------
 
@@ -132,6 +136,7 @@ class _MemoryTransport(asyncio.Transport):
 
     def _end(self) -> None:
         self._pump_out()
+        self._inbound.clear()
         self._client.connection_lost(None)
         if self._closed is not None:
             self._closed()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from nimsnats.broker.account import Outgoing
 from nimsnats.broker.plan import RESERVED, Plan, Target
@@ -94,7 +94,7 @@ def dispatch(
     report = Report(account, destination(block), block, len(block) + len(payload))
     now = publisher.broker.runtime.time_ns
     report.events.append({"type": "in", "ts": now(), **_who(publisher), "acc": account.name, "subj": _text(subject)})
-    traced = _Traced(plan, subject, reply, block, payload, origin, report, publisher)
+    traced = _Traced(account, plan, subject, reply, block, payload, origin, report, publisher)
     reached = account.hand_out(plan, traced)
     reached += sum(traced.hand_over(sub) for sub in plan.handlers)
     traced.done()
@@ -108,6 +108,7 @@ class _Traced(Outgoing):
 
     def __init__(
         self,
+        account: Account,
         plan: Plan,
         subject: bytes,
         reply: bytes,
@@ -117,7 +118,7 @@ class _Traced(Outgoing):
         report: Report,
         publisher: Publisher,
     ) -> None:
-        super().__init__(plan, subject, reply, headers, payload, origin)
+        super().__init__(account, plan, subject, reply, headers, payload, origin)
         self.report = report
         self._publisher = publisher
         self._only = (header_value(headers, _ONLY) or b"").lower() in _TRUE
@@ -137,7 +138,10 @@ class _Traced(Outgoing):
         self._open -= 1
         tracer = self._publisher.broker.tracer
         if not self._open and tracer is not None:
-            tracer(self.report)
+            try:
+                tracer(self.report)
+            except Exception as error:
+                self._account.fence.caught(tracer, error)
 
     def offer(self, target: Target) -> bool:
         """See `Outgoing.offer`."""
@@ -152,16 +156,15 @@ class _Traced(Outgoing):
 
     def hand_over(self, sub: Subscription) -> bool:
         """Give the message to a handler inside the server, as one that is not traced any further."""
-        assert sub.handler is not None
         stream = sub.stream if isinstance(sub, StreamSubscription) else ""
         if stream:
             self._store(stream, sub)
             return True
-        taken = self._only or sub.handler(self.subject, self.reply, self._muted(), self.payload, self.origin)
+        taken = self._only or self.call(sub, self._muted())
         if self.subject.startswith(_API):
             system = self._publisher.broker.system_account.name
             self.note("si", acc=system, **{"from": _text(self.subject)}, to=_text(self.subject))
-        return taken is not False
+        return taken
 
     def for_route(self, route: RouteConnection) -> Outgoing | None:
         """See `Outgoing.for_route`: each peer gets a number of its own, by which its report is known."""
@@ -178,7 +181,7 @@ class _Traced(Outgoing):
         hop = b"%b.%d" % (self._hop, report.hops) if self._hop else b"%d" % report.hops
         self.note("eg", **_who(route), hop=_text(hop))
         block = with_headers(without_header(self.headers, _HOP), ((_HOP, hop),))
-        return Outgoing(None, self.subject, self.reply, block, self.payload, self.origin)
+        return Outgoing(self._account, None, self.subject, self.reply, block, self.payload, self.origin)
 
     def _muted(self) -> bytes:
         """The headers with the destination taken back: what is stored must not be traced again."""
@@ -212,7 +215,10 @@ class _Traced(Outgoing):
 
         waiting = account.subscribe(inbox, answered)
         timer = broker.runtime.call_later(_ANSWERED, finish, "no answer from the stream, which may have stored it")
-        sub.handler(self.subject, inbox, self._muted(), self.payload, self.origin)
+        try:
+            sub.handler(self.subject, inbox, self._muted(), self.payload, self.origin)
+        except Exception as error:
+            account.failed(sub.handler, self.subject, inbox, error)
 
 
 def _who(connection: Publisher) -> Event:
@@ -237,10 +243,15 @@ def _refusal(answer: bytes) -> str:
     """What a stream's acknowledgement says against a message."""
     try:
         said: Any = json.loads(answer)
-        error: Any = said.get("error")
-        return str(error["description"]) if error else "msgid is duplicate" if said.get("duplicate") else ""
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, RecursionError):
         return ""
+    if not isinstance(said, dict):
+        return ""
+    fields = cast("dict[str, Any]", said)
+    error = fields.get("error")
+    if isinstance(error, dict):
+        return str(cast("dict[str, Any]", error).get("description", ""))
+    return "msgid is duplicate" if fields.get("duplicate") else ""
 
 
 def _text(raw: bytes) -> str:

@@ -25,7 +25,10 @@ class Outbox:
         self._dirty.append(connection)
 
     def flush(self) -> None:
-        """Write what is queued, one write per connection."""
+        """Write what is queued, one write per connection; one that cannot be written to does not stop the others."""
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception as error:
+                connection.output_broke(error)

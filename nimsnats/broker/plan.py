@@ -62,9 +62,12 @@ class Group:
 class Internal:
     """The lane of one handler inside the server, for messages with headers or for those without."""
 
-    __slots__ = ("delivered", "handler", "headers", "rows", "subject")
+    __slots__ = ("account", "delivered", "handler", "headers", "rows", "subject")
 
-    def __init__(self, subject: bytes, handler: Handler, rows: RowsHandler | None = None, *, headers: bool) -> None:
+    def __init__(
+        self, account: Account, subject: bytes, handler: Handler, rows: RowsHandler | None = None, *, headers: bool
+    ) -> None:
+        self.account = account
         self.subject = subject
         self.handler = handler
         self.rows = rows
@@ -226,8 +229,8 @@ class Plan:
         """The only receiver is one handler or one queue group of clients, here or at peers."""
         for sub in self.handlers:
             assert sub.handler is not None
-            self.way = _lane(Internal(self.subject, sub.handler, sub.rows, headers=False))
-            self.header_way = self._headed(_lane(Internal(self.subject, sub.handler, headers=True)), account)
+            self.way = _lane(Internal(account, self.subject, sub.handler, sub.rows, headers=False))
+            self.header_way = self._headed(_lane(Internal(account, self.subject, sub.handler, headers=True)), account)
             return
         members: list[tuple[Subscription, Receiver, bytes, bytes]] = []
         for member in mixed[0].members if mixed else self.queues[0]:

@@ -34,9 +34,12 @@ class Publisher(Connection):
         """See `Commands.run`: one receiver gets the pieces as they are, several share one piece per prefix."""
         if isinstance(lane, Connection):
             count = len(pieces) >> 1
-            if lane.paused:  # what has to wait waits as one object, not as thousands
-                pieces = [b"".join(pieces)]
-            self._give(lane, pieces, sum(map(len, pieces)), count, size)
+            try:
+                if lane.paused:  # what has to wait waits as one object, not as thousands
+                    pieces = [b"".join(pieces)]
+                self._give(lane, pieces, sum(map(len, pieces)), count, size)
+            except Exception as error:
+                lane.output_broke(error)
         elif isinstance(lane, Fanout):
             count = len(pieces) - 1
             for prefix, members in lane.groups:
@@ -47,7 +50,10 @@ class Publisher(Connection):
                 length = sum(map(len, shared))
                 for receiver, sub in members:
                     sub.delivered += count
-                    self._give(receiver, shared, length, count, size)
+                    try:
+                        self._give(receiver, shared, length, count, size)
+                    except Exception as error:
+                        receiver.output_broke(error)
         elif isinstance(lane, Headed):
             self._headed(lane, pieces, size)
             return
@@ -70,7 +76,12 @@ class Publisher(Connection):
         assert isinstance(lane, Internal) and lane.rows is not None
         count = len(replies)
         lane.delivered += count
-        lane.rows(lane.subject, replies, payloads)
+        try:
+            lane.rows(lane.subject, replies, payloads)
+        except Exception as error:
+            # how many of them were taken nobody knows, so none is handed over again
+            for reply in replies:
+                lane.account.failed(lane.rows, lane.subject, reply, error)
         self.in_msgs += count
         self.in_bytes += count * size
 
@@ -84,8 +95,11 @@ class Publisher(Connection):
             payload = len(tail) - tail.find(10) - 3
             for step in range(count):
                 sub, receiver, prefix = members[(first + step) % count]
-                if receiver.accept(sub, prefix, tail, payload, self):
-                    break
+                try:
+                    if receiver.accept(sub, prefix, tail, payload, self):
+                        break
+                except Exception as error:
+                    receiver.output_broke(error)
 
     @property
     def name(self) -> str:
@@ -134,8 +148,26 @@ class Publisher(Connection):
         return client.account, self.plan_for(client.account, first)
 
     def _call(self, lane: Internal, pieces: list[bytes]) -> None:
-        """Each message of a run goes to a handler inside the server."""
-        raise NotImplementedError
+        """Each message of a run goes to a handler inside the server. What it raises costs that one message."""
+        subject, handler, headers = lane.subject, lane.handler, lane.headers
+        origin = self.known_as()
+        rest = iter(pieces)
+        next(rest)
+        tail = reply = b""
+        while True:
+            try:
+                for tail in rest:  # goes on behind the message that made an error
+                    reply, block, payload = unpacked(tail, headers)
+                    if handler(subject, reply, block, payload, origin) is False and reply:
+                        self.unanswered(subject, reply)
+                return
+            except Exception as error:
+                asker = reply if tail.startswith(reply + b" ") else b""  # else of the message before
+                lane.account.failed(handler, subject, asker, error)
+
+    def unanswered(self, subject: bytes, reply: bytes) -> None:
+        """Nobody has taken a request from here."""
+        del subject, reply
 
     def _give(self, receiver: Connection, pieces: list[bytes], length: int, count: int, size: int) -> None:
         receiver.out_msgs += count

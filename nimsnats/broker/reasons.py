@@ -31,6 +31,7 @@ class Reason(Enum):
     WRONG_PORT = "Incorrect Port"
     ROUTE_REMOVED = "Route Removed"
     SELF_ROUTE = "Self Route"
+    INTERNAL_ERROR = "Internal Server Error"
     TLS_HANDSHAKE = "TLS Handshake Failure"
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from nimsnats.broker.account import InvalidSubject, Outgoing
 from nimsnats.broker.msgtrace import destination, dispatch
-from nimsnats.broker.plan import Internal, Lane, Plan
-from nimsnats.broker.publisher import Publisher, unpacked
+from nimsnats.broker.plan import Lane, Plan
+from nimsnats.broker.publisher import Publisher
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.route_outward import marked, shown_subject
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.connection import Connection
+    from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.route_dial import Solicitation
     from nimsnats.broker.route_table import RouteTable
     from nimsnats.protocol.acks import AckRun
@@ -156,8 +157,10 @@ class RouteConnection(Publisher):
     def ended(self) -> None:
         """Give back the peer's interest and the place in the table."""
         self.broker.deadlines.cancel(self)
-        self.table.forget(self)
-        self.gone.set()
+        try:
+            self.table.forget(self)
+        finally:
+            self.gone.set()
 
     def drop_interest(self) -> None:
         """The peer's interest counts no longer."""
@@ -248,9 +251,14 @@ class RouteConnection(Publisher):
     # -- interest -----------------------------------------------------------------------------------------------
 
     def interested(self, account: bytes, subject: bytes, queue: bytes, weight: int) -> None:
-        """RS+."""
-        if not self._accepted():
-            return
+        """RS+. An error of ours costs that subscription, not the route."""
+        if self._accepted():
+            try:
+                self._interested(account, subject, queue, weight)
+            except Exception as error:
+                self.broker.runtime.fence.caught(self.interested, error)
+
+    def _interested(self, account: bytes, subject: bytes, queue: bytes, weight: int) -> None:
         key = (account, subject, queue)
         routing = self.table.routings.get(account)
         if routing is None:
@@ -279,7 +287,10 @@ class RouteConnection(Publisher):
         self._strange.pop(key, None)
         sub = self.subs.pop(key, None)
         if sub is not None:
-            self.table.routings[account].account.remove(sub)
+            try:
+                self.table.routings[account].account.remove(sub)
+            except Exception as error:
+                self.broker.runtime.fence.caught(self.uninterested, error)
 
     def adopt(self, account: bytes) -> None:
         """An account that the peer has spoken of exists now."""
@@ -312,14 +323,21 @@ class RouteConnection(Publisher):
     def routed(
         self, account: bytes, subject: bytes, queues: tuple[bytes, ...], reply: bytes, header: int, body: bytes
     ) -> None:
-        """RMSG and HMSG by the long way."""
+        """RMSG and HMSG by the long way. An error of ours costs that message, not the route."""
         if not self._accepted():
             return
         self.in_msgs += 1
         self.in_bytes += len(body)
         routing = self.table.routings.get(account)
-        if routing is None:
-            return
+        if routing is not None:
+            try:
+                self._routed(routing, subject, queues, reply, header, body)
+            except Exception as error:
+                routing.account.failed(self.routed, subject, reply, error)
+
+    def _routed(
+        self, routing: AccountRouting, subject: bytes, queues: tuple[bytes, ...], reply: bytes, header: int, body: bytes
+    ) -> None:
         plan = routing.plan(subject, queues)
         shown = shown_subject(reply) if reply[:1] == b"$" else None
         if shown is not None:
@@ -330,7 +348,7 @@ class RouteConnection(Publisher):
         else:
             routing.account.dispatch(plan, subject, reply, block, payload, None)
         if plan.stranded is not None:
-            message = Outgoing(plan, subject, reply, block, payload, None)
+            message = Outgoing(routing.account, plan, subject, reply, block, payload, None)
             plan.stranded.send(message, routing.account.draw, self)
 
     def acks(self, run: AckRun) -> AcksTaker | None:
@@ -355,12 +373,6 @@ class RouteConnection(Publisher):
         self.out_msgs += count
         self.out_bytes += count * run.size
         self.send(text.replace(run.head, b"RMSG " + sub.account + b" " + run.head[len(run.verb) :]))
-
-    def _call(self, lane: Internal, pieces: list[bytes]) -> None:
-        subject, handler, headers = lane.subject, lane.handler, lane.headers
-        for tail in pieces[1:]:
-            reply, block, payload = unpacked(tail, headers)
-            handler(subject, reply, block, payload, None)
 
     # -- messages to the peer -----------------------------------------------------------------------------------
 

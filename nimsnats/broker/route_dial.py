@@ -82,7 +82,11 @@ class Solicitation:
         try:
             while self._wanted:
                 began = runtime.monotonic()
-                connection = self.connection = await self._connect()
+                try:
+                    connection = self.connection = await self._connect()
+                except Exception as error:  # an error of ours is no reason never to try again
+                    runtime.fence.caught(self._connect, error)
+                    connection = self.connection = None
                 if connection is not None:
                     await connection.gone.wait()
                     self.connection = None

@@ -45,8 +45,12 @@ class MixedGroup:
             if isinstance(member, RemoteSubscription):
                 if not member.route.closed and member.route is not source:
                     return member
-            elif message.offer(member):
-                return True
+                continue
+            try:
+                if message.offer(member):
+                    return True
+            except Exception as error:
+                message.cut(member, error)
         return False
 
 
@@ -76,9 +80,12 @@ class Outward:
             else:
                 reached += chosen
         for route, (sub, queues) in due.items():
-            shaped = message.for_route(route)
-            if shaped is not None:
-                reached += self._send(shaped, route, sub, b" ".join(queues))
+            try:
+                shaped = message.for_route(route)
+                if shaped is not None:
+                    reached += self._send(shaped, route, sub, b" ".join(queues))
+            except Exception as error:
+                route.output_broke(error)
         return reached
 
     def _send(self, message: Outgoing, route: RouteConnection, sub: RemoteSubscription, queues: bytes) -> bool:

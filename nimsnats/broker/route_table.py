@@ -413,12 +413,18 @@ class RouteTable:
         self.broker.set_connect_urls(list(urls))
 
     def _tell(self, line: bytes) -> None:
-        for route in self.routes.values():
-            route.send(line)
+        for route in list(self.routes.values()):  # one that cannot take more ends at that
+            try:
+                route.send(line)
+            except Exception as error:
+                route.output_broke(error)
 
     def _notify(self, name: str, address: str, *, up: bool) -> None:
         for watcher in list(self._watchers):
-            watcher(name, address, up)
+            try:
+                watcher(name, address, up)
+            except Exception as error:
+                self.broker.runtime.fence.caught(watcher, error)
 
     @staticmethod
     def _address(route: RouteConnection) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from nimsnats import identity
 from nimsnats.broker.account import Account
 from nimsnats.broker.auth import Authenticator, ConfiguredAuthenticator, Identity
 from nimsnats.broker.client import ClientConnection
+from nimsnats.broker.closed import ClosedClient, ClosedClients
 from nimsnats.broker.connection import Connection
 from nimsnats.broker.local import LocalConnection
 from nimsnats.broker.options import BrokerOptions
@@ -44,7 +44,7 @@ _CLOSE_PATIENCE: Final = 1.0
 
 
 class ClientListener(Protocol):
-    """Whoever wants to know about clients; called at once, must not raise."""
+    """Whoever wants to know about clients; called at once. What it raises ends at the fence."""
 
     def connected(self, client: ClientConnection) -> None:
         """The client's CONNECT was accepted."""
@@ -98,7 +98,7 @@ class Broker:
         for user in options.users:  # peers may tell of their interest before anybody connects here
             self.account(user.account)
         self.clients: dict[int, ClientConnection] = {}
-        self.closed: deque[ClientConnection] = deque(maxlen=options.max_closed_clients)
+        self.closed = ClosedClients(options.max_closed_clients)
         self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
         self.tls = None if options.tls is None else options.tls.listening(verify=options.tls.verify)
         """What clients' connections change to; StartError of the constructor says what is wrong with the files."""
@@ -192,13 +192,27 @@ class Broker:
         """The account of that name; made when it does not exist."""
         account = self.accounts.get(name)
         if account is None:
-            account = Account(name, self.stats, self.runtime.random.getrandbits(31))
+            account = Account(name, self.stats, self.runtime.random.getrandbits(31), self.runtime.fence)
             self.accounts[name] = account
             if self.routes is not None:
                 self.routes.adopt(account)
             for listener in tuple(self.account_listeners):
-                listener(account)
+                try:
+                    listener(account)
+                except Exception as error:
+                    self.runtime.fence.caught(listener, error)
         return account
+
+    def tell(
+        self, hook: Callable[[ClientListener], Callable[[ClientConnection], None]], client: ClientConnection
+    ) -> None:
+        """Tell every listener what has happened to a client."""
+        for listener in tuple(self.client_listeners):
+            told = hook(listener)
+            try:
+                told(client)
+            except Exception as error:
+                self.runtime.fence.caught(told, error)
 
     def info_line(self, client: ClientConnection, *, connected: bool = False, leave: bool = False) -> bytes:
         """INFO for one client: the greeting, or the one that names its account after the first PING.
@@ -233,7 +247,7 @@ class Broker:
     def forget(self, client: ClientConnection) -> None:
         """A client is closed: keep its record for monitoring."""
         self.clients.pop(client.cid, None)
-        self.closed.append(client)
+        self.closed.add(ClosedClient.of(client))
 
     def set_connect_urls(self, urls: list[str]) -> None:
         """The client URLs of the cluster changed: tell clients that understand it."""

@@ -1,4 +1,7 @@
-"""Many coarse deadlines with one loop timer: a key a connection, none of them needs a timer object of its own."""
+"""Many coarse deadlines with one loop timer: a key a connection, none of them needs a timer object of its own.
+
+An error of one deadline does not keep the others from firing.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ K = TypeVar("K", bound=Hashable)
 
 _GRAIN: Final = 0.02
 """Seconds between two slots; a deadline fires at most that much late."""
+_AGAIN: Final = 1.0
+"""Seconds until a deadline that has made an error fires once more."""
 
 
 class Wheel(Generic[K]):
@@ -73,5 +78,9 @@ class Wheel(Generic[K]):
             for key in keys:
                 self._slot_of.pop(key, None)
             for key in keys:
-                self._fire(key)
+                try:
+                    self._fire(key)
+                except Exception as error:
+                    self._runtime.fence.caught(self._fire, error)
+                    self.set(key, _AGAIN)
         self._arm()

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from nimsnats.broker.client import ClientConnection
+from nimsnats.broker.closed import ClosedClient
 from nimsnats.jetstream.clock import format_duration, format_time
 from nimsnats.monitor.format import JsonObject, present, uptime
 from nimsnats.monitor.query import ParameterError
@@ -20,8 +21,11 @@ OPEN: Final = 0
 CLOSED: Final = 1
 ALL: Final = 2
 
-_KEYS: Final[dict[str, Callable[[ClientConnection, int], Any]]] = {
-    "subs": lambda c, now: len(c.subs),
+Connection = ClientConnection | ClosedClient
+"""Open, or what is remembered of it."""
+
+_KEYS: Final[dict[str, Callable[[Connection, int], Any]]] = {
+    "subs": lambda c, now: c.sub_count,
     "pending": lambda c, now: c.pending,
     "msgs_to": lambda c, now: c.out_msgs,
     "msgs_from": lambda c, now: c.in_msgs,
@@ -90,8 +94,8 @@ def _check(sort: str, state: int, filter_subject: str, acc: str) -> None:
         raise ParameterError("filter by subject only valid with account filtering")
 
 
-def _candidates(view: NodeView, state: int, cid: int) -> list[ClientConnection]:
-    candidates: list[ClientConnection] = []
+def _candidates(view: NodeView, state: int, cid: int) -> list[Connection]:
+    candidates: list[Connection] = []
     if state in (OPEN, ALL):
         candidates.extend(view.broker.clients.values())
     if state in (CLOSED, ALL):
@@ -99,22 +103,22 @@ def _candidates(view: NodeView, state: int, cid: int) -> list[ClientConnection]:
     return [c for c in candidates if c.cid == cid] if cid else candidates
 
 
-def _wanted(c: ClientConnection, user: str, acc: str, mqtt_client: str, filter_subject: str) -> bool:
-    if mqtt_client or (acc and c.account.name != acc) or (user and _user(c) != user):
+def _wanted(c: Connection, user: str, acc: str, mqtt_client: str, filter_subject: str) -> bool:
+    if mqtt_client or (acc and c.account.name != acc) or (user and c.user != user):
         return False
     if not filter_subject or filter_subject == ">":
         return True
     return any(collide(filter_subject.encode(), sub.subject) for sub in c.subs.values())
 
 
-def _order(connections: list[ClientConnection], sort: str, now: int) -> None:
+def _order(connections: list[Connection], sort: str, now: int) -> None:
     connections.sort(key=lambda c: c.cid)
     if sort not in _BY_CID:
         key = _KEYS[sort]
         connections.sort(key=lambda c: key(c, now), reverse=sort not in _ASCENDING)
 
 
-def _connection(c: ClientConnection, now: int) -> JsonObject:
+def _connection(c: Connection, now: int) -> JsonObject:
     end = c.stop_ns or now
     closed = {"stop": format_time(c.stop_ns), "reason": c.reason.value if c.reason else ""} if c.stop_ns else {}
     return {
@@ -135,12 +139,12 @@ def _connection(c: ClientConnection, now: int) -> JsonObject:
         "in_bytes": c.in_bytes,
         "out_bytes": c.out_bytes,
         **present({"stalls": c.stalls}),
-        "subscriptions": len(c.subs),
-        **present({"name": c.options.name, "lang": c.options.lang, "version": c.options.version}),
+        "subscriptions": c.sub_count,
+        **present({"name": c.name, "lang": c.lang, "version": c.version}),
     }
 
 
-def _secured(c: ClientConnection, *, peer: bool) -> JsonObject:
+def _secured(c: Connection, *, peer: bool) -> JsonObject:
     """TLS of a connection; with `peer` the certificate that the client has shown."""
     secured = c.secured
     if secured is None:
@@ -158,22 +162,22 @@ def _secured(c: ClientConnection, *, peer: bool) -> JsonObject:
     return shown
 
 
-def _identity(c: ClientConnection) -> JsonObject:
+def _identity(c: Connection) -> JsonObject:
     """Who a connection is; the global account is not named, its display name is."""
     account = c.account.name
-    return present({"authorized_user": _user(c), "account": account if account != "$G" else "", "name_tag": account})
+    return present({"authorized_user": c.user, "account": account if account != "$G" else "", "name_tag": account})
 
 
-def _user(c: ClientConnection) -> str:
-    return c.identity.user if c.identity is not None else ""
-
-
-def _listing(subscriptions: bool, subscriptions_detail: bool) -> Callable[[ClientConnection], JsonObject]:
+def _listing(subscriptions: bool, subscriptions_detail: bool) -> Callable[[Connection], JsonObject]:
     """What to add about subscriptions."""
     if subscriptions_detail:
         # nats-server names the account only where the connection, which would tell, is gone
         return lambda c: present(
-            {"subscriptions_list_detail": [detail(sub, c.account if c.closed else None) for sub in c.subs.values()]}
+            {
+                "subscriptions_list_detail": [
+                    detail(sub, c.account if c.closed else None, c.cid) for sub in c.subs.values()
+                ]
+            }
         )
     if subscriptions:
         return lambda c: present(

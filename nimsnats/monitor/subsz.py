@@ -67,8 +67,9 @@ def interest_stats(accounts: Iterable[Account]) -> JsonObject:
     }
 
 
-def detail(sub: Subscription, account: Account | None = None) -> JsonObject:
-    """One subscription; internal ones show cid 0. `account` adds the account fields."""
+def detail(sub: Subscription, account: Account | None = None, cid: int = 0) -> JsonObject:
+    """One subscription; internal ones show cid 0. `account` adds the account fields, `cid` is that of a client that is
+    gone."""
     client = sub.client
     head = {"account": account.name, "account_tag": account.name} if account is not None else {}
     return {
@@ -78,5 +79,5 @@ def detail(sub: Subscription, account: Account | None = None) -> JsonObject:
         "sid": sub.sid.decode("utf-8", "replace"),
         "msgs": sub.delivered,
         **present({"max": sub.limit}),
-        "cid": client.cid if client is not None else 0,
+        "cid": client.cid if client is not None else cid,
     }

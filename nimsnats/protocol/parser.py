@@ -91,8 +91,8 @@ class Commands(Protocol[L]):
     def run(self, lane: L, pieces: list[bytes], size: int) -> None:
         """Consecutive messages of one lane; `size` is the sum of their payload bytes. The list is the callee's.
 
-        It starts with an empty piece. Then comes prefix, tail, prefix, tail, … where the way had a prefix, else only
-        tails, so that `prefix.join(pieces)` puts any prefix in front of every message.
+        Never raises. The list starts with an empty piece. Then comes prefix, tail, prefix, tail, … where the way had a
+        prefix, else only tails, so that `prefix.join(pieces)` puts any prefix in front of every message.
         """
         ...
 
@@ -224,11 +224,20 @@ class Parser(Generic[L]):
         self._wanted = 0
         self.feed(b"")
 
+    def close(self) -> None:
+        """Take nothing more and keep nothing, also when a command that is being carried out calls this."""
+        self.stopped = True
+        self.tail = b""
+        self._parts = self._split = self._rows = None
+        self._watch = RowsWatch()
+        self._ack_watch = AckWatch()
+
     def parse(self, data: bytes) -> None:
         """Process everything complete in `data`, which begins with what was left over before.
 
         The hot loop of the server, and longer than its neighbours for that reason: a call per message would cost
-        more than all the rest of it.
+        more than all the rest of it. Raises what a command raises, except `run`, `run_rows`, `message` and what
+        `acks` names: these do not, so that no message is handed over twice or costs another one.
         """
         commands = self._commands
         known = commands.lines.get
@@ -239,64 +248,73 @@ class Parser(Generic[L]):
         pieces: list[bytes] = [b""]
         add = pieces.append
         current: L | None = None
-        while pos < length:
-            lf = find(10, pos)
-            if lf < 0:
-                break
-            key = data[pos:lf]
-            line = known(key)
-            if line is None:
-                rows = self._rows
-                if rows is not None and length - pos > rows.least and data.startswith(rows.head, pos):
-                    if current is not None:
-                        commands.run(current, pieces, total)
+        line: Line[L] | None = None
+        try:
+            while pos < length:
+                lf = find(10, pos)
+                if lf < 0:
+                    break
+                key = data[pos:lf]
+                line = known(key)
+                if line is None:
+                    rows = self._rows
+                    if rows is not None and length - pos > rows.least and data.startswith(rows.head, pos):
+                        if current is not None:
+                            commands.run(current, pieces, total)
+                            if self.stopped:
+                                return
+                            current = None
+                            pieces = [b""]
+                            add = pieces.append
+                            total = 0
+                        after = self._columns(rows, data, pos)
                         if self.stopped:
                             return
-                        current = None
-                        pieces = [b""]
-                        add = pieces.append
-                        total = 0
-                    after = self._columns(rows, data, pos)
+                        if after > pos:
+                            pos, end = after, 0
+                            continue
+                    line = resolve(key)
+                if line is not None:
+                    lane, tally, prefix, size, skip = line
+                    end = lf + size + 3
+                    if end > length or data[end - 1] != 10 or data[end - 2] != 13:
+                        break
+                    if lane is not current:
+                        if current is not None:
+                            commands.run(current, pieces, total)
+                            if self.stopped:
+                                return
+                            pieces = [b""]
+                            add = pieces.append
+                            total = 0
+                        current = lane
+                    if prefix:
+                        add(prefix)
+                    add(data[pos + skip : end])
+                    tally.delivered += 1
+                    total += size
+                    pos = end
+                    continue
+                if current is not None:
+                    commands.run(current, pieces, total)
                     if self.stopped:
                         return
-                    if after > pos:
-                        pos, end = after, 0
-                        continue
-                line = resolve(key)
-            if line is not None:
-                lane, tally, prefix, size, skip = line
-                end = lf + size + 3
-                if end > length or data[end - 1] != 10 or data[end - 2] != 13:
-                    break
-                if lane is not current:
-                    if current is not None:
-                        commands.run(current, pieces, total)
-                        if self.stopped:
-                            return
-                        pieces = [b""]
-                        add = pieces.append
-                        total = 0
-                    current = lane
-                if prefix:
-                    add(prefix)
-                add(data[pos + skip : end])
-                tally.delivered += 1
-                total += size
-                pos = end
-                continue
-            if current is not None:
-                commands.run(current, pieces, total)
-                if self.stopped:
+                    current = None
+                    pieces = [b""]
+                    add = pieces.append
+                    total = 0
+                pos = self._line(data, pos, lf, key)
+                if pos < 0:
                     return
-                current = None
-                pieces = [b""]
-                add = pieces.append
-                total = 0
-            pos = self._line(data, pos, lf, key)
-            if pos < 0:
-                return
-            known = commands.lines.get
-            end = 0
+                known = commands.lines.get
+                end = 0
+        except Exception:
+            # an error of ours: whoever catches it ends the connection; what came before it has been said all the same
+            if current is not None:
+                if line is not None and line[2] and not len(pieces) & 1:
+                    pieces.pop()  # a prefix whose tail there was no memory for
+                commands.run(current, pieces, total)
+            raise
         if current is not None:
             commands.run(current, pieces, total)
         if pos < length and not self.stopped:
@@ -483,9 +501,10 @@ class Parser(Generic[L]):
             return self._unknown(data, end)
         if end + 1 < present:
             return self._unknown(data, end + 1)
-        self.tail = data[pos:]
-        self._wanted = end + 2 - pos
-        self._announced = True
+        if not self.stopped:
+            self.tail = data[pos:]
+            self._wanted = end + 2 - pos
+            self._announced = True
         return -1
 
     def _sizes(self, words: list[bytes], hpub: bool) -> tuple[int, int, tuple[Failure, str] | None]:
@@ -531,7 +550,8 @@ class Parser(Generic[L]):
                     return
                 if not arg:
                     rest = verb + b" "
-        self.tail = rest
+        if not self.stopped:
+            self.tail = rest
 
     def _unknown(self, data: bytes, at: int) -> int:
         snippet = _quoted(data[at : at + 32])

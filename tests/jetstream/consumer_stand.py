@@ -204,7 +204,7 @@ class Stand:
     def __init__(self, retention: str = "limits", traits: StreamTraits | None = None) -> None:
         self.loop = VirtualLoop()
         self.runtime = Runtime(lambda: START + int(self.loop.time() * 1e9), random.Random(1), self.loop)
-        self.account = Account("$G", BrokerStats(), 1)
+        self.account = Account("$G", BrokerStats(), 1, self.runtime.fence)
         self.stream = Stream(self, retention)
         self.traits = traits or StreamTraits("S", retention, ["s.>"])
         self.consumers = self.new_set()
