@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
+from nimsnats.jetstream.body import fields
+from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.mail import Mail, Unreachable
 from nimsnats.jetstream.meta import Key, StreamRecord
 from nimsnats.raft.home import MEMORY_MARK
@@ -90,16 +92,16 @@ class Ended:
             try:
                 if not await self._mail.ask(member, "ended", [record.account, record.name, record.group], _PATIENCE):
                     return False
-            except Unreachable:
+            except (Unreachable, ApiError):
                 return False
         return True
 
-    def _on_question(self, sender: str, body: list[Any]) -> bool:
+    def _on_question(self, sender: str, body: Any) -> bool:
         record = self._named(body)
         return record is not None and self._forgotten(record)
 
-    def _named(self, body: list[Any]) -> StreamRecord | None:
-        account, name, group = body
+    def _named(self, body: Any) -> StreamRecord | None:
+        account, name, group = fields(body, str, str, str)
         record = self._engine.meta.streams.get((account, name))
         return record if record is not None and record.group == group else None
 
@@ -112,7 +114,7 @@ class Ended:
         elif group.leader and self._mail is not None:
             await self._mail.ask(group.leader, "strike", body, _PATIENCE)
 
-    async def _on_strike(self, sender: str, body: list[Any]) -> bool:
+    async def _on_strike(self, sender: str, body: Any) -> bool:
         record = self._named(body)
         if not self._engine.meta.group.leading:
             raise errors.CLUSTER_NOT_LEADER()

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from nimsnats.jetstream.body import fields, listed, texts
 from nimsnats.jetstream.meta import META_PREFIX
 from nimsnats.raft.transport import node_of
 
@@ -65,10 +66,11 @@ class Hello:
         ]
 
     @classmethod
-    def unpack(cls, fields: list[Any]) -> Hello:
-        """The inverse of `pack`. Raises ValueError, TypeError."""
-        member, cluster, joined, data, members, leader, *given_up = fields
-        return cls(member, cluster, joined, data, tuple(members), leader, frozenset(given_up))
+    def unpack(cls, body: Any) -> Hello:
+        """The inverse of `pack`. Raises Nonsense."""
+        head = listed(body)[:6]
+        member, cluster, joined, data, members, leader = fields(head, str, str, bool, bool, list, str)
+        return cls(member, cluster, joined, data, tuple(texts(members)), leader, frozenset(texts(body[6:])))
 
 
 class Step(Enum):

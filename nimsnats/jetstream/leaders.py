@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
+from nimsnats.jetstream.body import fields, headed, stored_config, text
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.info import stream_info
 from nimsnats.jetstream.mail import Mail, Unreachable
@@ -69,7 +70,7 @@ class Leaders:
         if mail is not None:
             mail.listen("api", self._on_api)
             mail.listen("stream", self._on_question)
-            mail.listen("usage", lambda sender, account: self._usage(account))
+            mail.listen("usage", lambda sender, account: self._usage(text(account)))
 
     # API requests
 
@@ -152,10 +153,8 @@ class Leaders:
         ]
         return self._mail.tell(node, "api", body)
 
-    def _on_api(self, sender: str, body: list[Any]) -> None:
-        account, subject, reply, headers, payload, hops = body
-        if [type(part) for part in body] != [str, bytes, bytes, bytes, bytes, int]:
-            raise TypeError("a forwarded request has other fields")
+    def _on_api(self, sender: str, body: Any) -> None:
+        account, subject, reply, headers, payload, hops = fields(body, str, bytes, bytes, bytes, bytes, int)
         dispatcher = self._engine.dispatcher(account)
         if dispatcher is not None:
             dispatcher.take(subject, reply, headers, payload, None, hops)
@@ -199,8 +198,10 @@ class Leaders:
             await loop.sleep(pause)
             pause = min(2 * pause, _AGAIN)
 
-    async def _on_question(self, sender: str, question: list[Any]) -> Any:
-        account, name, group, what, body = question
+    async def _on_question(self, sender: str, question: Any) -> Any:
+        (account, name, group, what), body = headed(question, str, str, str, str)
+        if what in ("check", "settled"):
+            stored_config(body)
         record = self._engine.meta.streams.get((account, name))
         served = self._engine.served(record) if record is not None else None
         if served is None or served.group_name != group or not served.stream.leading or what not in self._questions:
@@ -284,8 +285,8 @@ class Leaders:
             return [stream_info(served.stream, dynamic=False) if served else None for served in found]
         return list(await asyncio.gather(*map(one, records)))
 
-    def _info(self, served: ServedStream, dynamic: bool) -> JsonObject:
-        body = stream_info(served.stream, dynamic=dynamic)
+    def _info(self, served: ServedStream, dynamic: object) -> JsonObject:
+        body = stream_info(served.stream, dynamic=dynamic is True)
         if self._engine.peers.several:
             moment = body.pop("ts")
             body |= {"cluster": self.cluster_info(served), "ts": moment}

@@ -1,8 +1,11 @@
 """Messages between nodes: ordinary messages on the system account, which routes carry.
 
 Owns the subjects (`$NIMS.RAFT.<hash>`, `$NIMS.API.<hash>`), questions with their answers, and the way of Raft's frames.
-What a question means is the business of whoever registers for it. Clients outside the system account cannot publish
-here; what cannot be read is counted, logged once a sender, and otherwise ignored.
+What a question means is the business of whoever registers for it, and so is to read its body into typed values before
+anything is done (`body.py`). Clients outside the system account cannot publish here.
+
+What cannot be read is counted and logged once a sender, and whoever asked is refused with error 10003. Any other error
+of a listener is our own: logged with its stack, counted at the fence, and answered with error 10051.
 """
 
 from __future__ import annotations
@@ -10,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgpack import UnpackException
 
 from nimsnats.identity import node_hash
+from nimsnats.jetstream import errors
+from nimsnats.jetstream.body import Nonsense, fields, headed
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.raft.transport import node_of
@@ -34,14 +37,12 @@ _ASK: Final = 1
 _ANSWER: Final = 2
 _REFUSAL: Final = 3
 _FORMS: Final = (_TELL, _ASK, _ANSWER, _REFUSAL)
-_NONSENSE: Final = (ValueError, TypeError, KeyError, AttributeError, IndexError)
-"""What listeners raise when a body is not what they expect."""
 _TOLD_KEPT: Final = 1024
 PATIENCE: Final = 2.0
 """Seconds to wait for an answer unless told otherwise."""
 
 Listener = Callable[[str, Any], Any]
-"""(sender's member name, body) -> an answer, or an awaitable of one. May raise ApiError."""
+"""(sender's member name, body) -> an answer, or an awaitable of one. May raise ApiError, and Nonsense for the body."""
 
 
 class Unreachable(Exception):
@@ -147,12 +148,17 @@ class Mail:
     ) -> bool | None:
         del subject, reply, headers, origin
         try:
-            form, number, sender, to, what, body = unpack(payload)
+            message = unpack(payload)
         except (ValueError, TypeError, RecursionError, UnpackException) as error:
             self._refuse("", f"no message of ours ({type(error).__name__})")
             return None
-        if form not in _FORMS or [type(part) for part in (form, number, sender, to, what)] != [int, int, str, str, str]:
-            self._refuse("", "a field of the wrong type")
+        try:
+            (form, number, sender, to, what), body = headed(message, int, int, str, str, str)
+        except Nonsense as error:
+            self._refuse("", f"no message of ours ({error})")
+            return None
+        if form not in _FORMS:
+            self._refuse("", "a message of an unknown form")
         elif to not in (self.member, node_of(self.member)):
             return None
         elif form in (_ANSWER, _REFUSAL):
@@ -173,11 +179,6 @@ class Mail:
             self._told.add(key)
             self._log.warning("Refused from %s: %s", ascii(sender[:64]) if sender else "an unknown peer", why)
 
-    def _refuse_nonsense(self, sender: str, what: str, error: Exception) -> None:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"cannot answer {what}: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-        self._refuse(sender, text)
-
     def _answered(self, form: int, number: int, sender: str, body: Any) -> None:
         waiting = self._waiting.get(number)
         if waiting is None or waiting.done():
@@ -186,19 +187,17 @@ class Mail:
             waiting.set_result(body)
             return
         try:
-            code, err_code, description = body
-            waiting.set_exception(ApiError(int(code), int(err_code), str(description)))
-        except (ValueError, TypeError):
+            code, err_code, description = fields(body, int, int, str)
+        except Nonsense:
             self._refuse(sender, "a refusal that says nothing")
+            return
+        waiting.set_exception(ApiError(code, err_code, description))
 
     def _hear(self, sender: str, what: str, body: Any) -> None:
         try:
             self._hearers[what](sender, body)
-        except _NONSENSE as error:
-            self._refuse_nonsense(sender, what, error)
-        except Exception:
-            # Whatever it says, it must not end the route that it came by.
-            self._log.exception("Message %s of %s cannot be taken", what, sender)
+        except Nonsense as error:
+            self._refuse(sender, f"no {what}: {error}")
 
     def _handle(self, form: int, number: int, sender: str, what: str, body: Any) -> None:
         task = self._runtime.spawn(self._answer(form, number, sender, what, body), f"mail {what}")
@@ -210,16 +209,19 @@ class Mail:
             answer: Any = self._listeners[what](sender, body)
             if inspect.isawaitable(answer):
                 answer = await _resolved(answer)
-        except ApiError as error:
-            if form == _ASK:
-                self._send(sender, _REFUSAL, number, what, [error.code, error.err_code, error.description])
-        except _NONSENSE as error:
-            self._refuse_nonsense(sender, what, error)
-        except Exception:
-            self._log.exception("Question %s of %s cannot be answered", what, sender)
-        else:
             if form == _ASK:
                 self._send(sender, _ANSWER, number, what, answer)
+            return
+        except ApiError as error:
+            refusal = error
+        except Nonsense as error:
+            self._refuse(sender, f"no {what}: {error}")
+            refusal = errors.BAD_REQUEST()
+        except Exception as error:
+            self._runtime.fence.caught(self._listeners[what], error)
+            refusal = errors.STREAM_GENERAL_ERROR(err="internal error")
+        if form == _ASK:
+            self._send(sender, _REFUSAL, number, what, [refusal.code, refusal.err_code, refusal.description])
 
     async def close(self) -> None:
         """Hear and answer nothing more."""

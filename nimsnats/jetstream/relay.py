@@ -8,11 +8,13 @@ answer is lost with its leader nobody knows: it is forgotten, and the clients' o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.admission import Duplicate
 from nimsnats.jetstream.batch import BadBatch, Batch
+from nimsnats.jetstream.body import Nonsense, fields, headed, listed, text
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.stream import Outcome, Publication
 from nimsnats.raft.transport import node_of
@@ -98,8 +100,8 @@ class Relay:
         for passenger in passengers:
             self._travelling.pop(passenger.number, None)
 
-    def _on_batch(self, sender: str, body: list[Any]) -> None:
-        account, stream, group, number, data = body
+    def _on_batch(self, sender: str, body: Any) -> None:
+        account, stream, group, number, data = fields(body, str, str, str, int, bytes)
         mail = self._mail
         ingest = self._find((account, stream, group))
         try:
@@ -110,20 +112,14 @@ class Relay:
         if not taken:
             mail.tell(sender, _ANSWER, [number, _ELSEWHERE, None])
 
-    def _on_answer(self, sender: str, body: list[Any]) -> None:
-        number, form, value = body
+    def _on_answer(self, sender: str, body: Any) -> None:
+        (number, form), value = headed(body, int, int)
         leader, passenger = self._travelling.get(number, ("", None))
         if passenger is None or node_of(sender) != leader:
             return
+        tell = _verdict(passenger, form, value)
         del self._travelling[number]
-        if form == _STORED:
-            passenger.stored(value)
-        elif form == _DECIDED:
-            passenger.decided([_unpacked(outcome) for outcome in value])
-        elif form == _ELSEWHERE:
-            passenger.elsewhere()
-        else:
-            passenger.refused(errors.STREAM_STORE_FAILED(err=value))
+        tell()
 
 
 def _packed(outcome: Outcome) -> int | list[Any]:
@@ -134,9 +130,25 @@ def _packed(outcome: Outcome) -> int | list[Any]:
     return [outcome.code, outcome.err_code, outcome.description]
 
 
-def _unpacked(value: int | list[Any]) -> Outcome:
-    if isinstance(value, int):
+def _verdict(passenger: Passenger, form: int, value: Any) -> Callable[[], None]:
+    """What an answer has to be told to the batch that it is about. Raises Nonsense."""
+    if form == _STORED:
+        (first,) = fields([value], int)
+        return partial(passenger.stored, first)
+    if form == _DECIDED:
+        outcomes = [_unpacked(outcome) for outcome in listed(value)]
+        if len(outcomes) != len(passenger.batch):
+            raise Nonsense(f"{len(outcomes)} outcomes for {len(passenger.batch)} messages")
+        return partial(passenger.decided, outcomes)
+    if form == _ELSEWHERE:
+        return passenger.elsewhere
+    return partial(passenger.refused, errors.STREAM_STORE_FAILED(err=text(value)))
+
+
+def _unpacked(value: Any) -> Outcome:
+    if type(value) is int:
         return value
-    if len(value) == 1:
-        return Duplicate(cast("int", value[0]))
-    return ApiError(*value)
+    found = listed(value)
+    if len(found) == 1:
+        return Duplicate(fields(found, int)[0])
+    return ApiError(*fields(found, int, int, str))
