@@ -9,11 +9,12 @@ keep their own way to whoever waits for the data.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 PLACES_KEPT: Final = 512
 """Places that are counted by name; errors in further ones are counted together as `others`."""
@@ -38,8 +39,9 @@ class Fence:
         """Log and count an error that has ended one item. Never raises, whatever there is too little of."""
         try:
             name = place if isinstance(place, str) else named(place)
-            known = name in self.counts or len(self.counts) < PLACES_KEPT
-            self.counts[name if known else "others"] += 1
+            if name not in self.counts and len(self.counts) >= PLACES_KEPT:
+                name = "others"
+            self.counts[name] += 1
             key = (name, type(error).__qualname__, _line(error))
             if key in self._logged or len(self._logged) >= _LOGGED_KEPT:
                 return
@@ -48,6 +50,25 @@ class Fence:
             self._log.error("Internal error in %s, which goes on without what caused it", name, exc_info=stack)
         except Exception:  # no memory left to say it with
             self.counts["others"] += 1
+
+    def escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The exception handler of a loop: what callbacks raise, and tasks that nobody asks, are told here as well."""
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            self.caught(_outermost(error), error)
+        else:
+            loop.default_exception_handler(context)
+
+
+def _outermost(error: Exception) -> str:
+    """The function that a loop has called, as far as it is of Python and not the loop's own."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None and at.tb_frame.f_globals.get("__name__", "").startswith("asyncio"):
+        at = at.tb_next
+    if at is None:
+        return "loop"
+    module = str(at.tb_frame.f_globals.get("__name__", ""))
+    return f"{module}.{at.tb_frame.f_code.co_qualname}".removeprefix(_OURS).replace(".<locals>", "")
 
 
 def named(place: Callable[..., object]) -> str:

@@ -350,7 +350,7 @@ class Node:
     def _have_forest_follow(self) -> None:
         if self.forest is not None and self.forest.running and (self._adjusting is None or self._adjusting.done()):
             work = self._adjust_replicas(self.forest)
-            self._adjusting = self.server.runtime.spawn(work, "forest replicas")
+            self._adjusting = self.server.runtime.tend(work, "forest replicas")
 
     def _is_gone(self, name: str) -> bool:
         """Whether a node has neither a route nor a registration, as far as this node can tell."""

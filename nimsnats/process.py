@@ -111,6 +111,7 @@ class Process:
         for level, text in settings.notes:
             self._log.log(level, "%s", text)
         runtime = self._given_runtime or Runtime.real()
+        runtime.loop.set_exception_handler(runtime.fence.escaped)
         for number in _NAMES:
             runtime.loop.add_signal_handler(number, self._on_signal, number)
         self._service.progress = self._progress

@@ -206,7 +206,11 @@ class ClientConnection(Publisher):
 
     async def _decide(self, proven: Awaitable[Identity | None]) -> None:
         """Wait for a slow check, then go on with the input that has been held back."""
-        identity = await proven
+        try:
+            identity = await proven
+        except Exception as error:  # ours: nobody is let in because of it
+            self.broker.runtime.fence.caught(self._decide, error)
+            identity = None
         self.auth_task = None
         if self.closed:
             return

@@ -66,7 +66,8 @@ class Discovery:
                             self._found(event.node)
                         else:
                             self._lost(event.node)
-            except Exception:
+            except Exception as error:
                 # A fault of ours in judging what the registry says must not leave the node deaf for good.
-                self._log.exception("Watching the registry failed; beginning again")
+                self._runtime.fence.caught(self._watch, error)
+                self._log.error("Watching the registry failed; beginning again")
             await self._runtime.sleep(_RESTART)

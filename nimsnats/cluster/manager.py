@@ -278,7 +278,10 @@ class ClusterManager:
             self._log_size()
         state = self.state
         for listener in list(self._listeners):
-            listener(state)
+            try:
+                listener(state)
+            except Exception as error:
+                self._runtime.fence.caught(listener, error)
 
     def _log_size(self) -> None:
         self._log.info("Cluster size: %d, replication factor: %d", self.cluster_size, self.replication_factor)

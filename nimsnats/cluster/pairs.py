@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from nimsnats.cluster.routes import Routes
 from nimsnats.cluster.witness import Facts, Standing, obstacles, shortcoming, standing
+from nimsnats.jetstream.body import fields, listed
+from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.mail import Unreachable
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.host import Host
@@ -141,8 +143,8 @@ class Pairs:
             self._wake.clear()
             try:
                 await self._look()
-            except Exception:
-                self._log.exception("Groups of two cannot be looked after")
+            except Exception as error:
+                self._runtime.fence.caught(self._look, error)
             ttl = self._registry.lease.ttl_ns / 1e9
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(_PAUSE, ttl / 10) if ttl else _PAUSE):
@@ -210,16 +212,16 @@ class Pairs:
         for first in range(0, len(unsynced), _AT_ONCE):
             changes = peer.changes
             asked: list[tuple[HostedGroup, Standing]] = []
-            question: list[tuple[str, int, int]] = []
+            question: list[list[Any]] = []
             for group in unsynced[first : first + _AT_ONCE]:
                 if (now := self._standing(peer, group)) is not None and group.partner() == member:
                     asked.append((group, now))
-                    question.append((group.name, group.core.membership.number, group.committed))
+                    question.append([group.name, group.core.membership.number, group.committed])
             if not asked:
                 return
             try:
                 answer: list[int] = await self._mail.ask(member, QUESTION, question, _PAUSE)
-            except Unreachable:
+            except (Unreachable, ApiError):
                 return
             if peer.changes != changes or len(answer) != len(asked):
                 return
@@ -227,17 +229,18 @@ class Pairs:
                 if _NOT_IN_SYNC < committed <= group.core.log.durable:
                     peer.sync[group] = then
 
-    def _answer(self, sender: str, question: Sequence[Sequence[Any]]) -> list[int]:
+    def _answer(self, sender: str, question: Any) -> list[int]:
         """What is committed here, by group, or -1 for one that this node does not know to be in sync.
 
         Only with a route to the sender: from its end on, and only with a listing requested after it, may this node go
         alone; and no more once it has, for then the membership is another.
         """
+        asked = [fields(each, str, int, int) for each in listed(question)]
         peer = self._peers.get(sender)
         connected = peer is not None and peer.route
         return [
             self._committed(sender, name, number, theirs) if connected else _NOT_IN_SYNC
-            for name, number, theirs in question
+            for name, number, theirs in asked
         ]
 
     def _committed(self, sender: str, name: str, number: int, theirs: int) -> int:

@@ -62,7 +62,11 @@ class Beginning:
         if self._is_current():
             waiting, self._waiting = self._waiting, {}
             for key in waiting:
-                self._engine.follow(key)
+                try:
+                    self._engine.follow(key)
+                except Exception as error:
+                    self._engine.runtime.fence.caught(self._engine.follow, error)
+                    self.postpone(key)
         else:
             self._timer = self._engine.runtime.call_later(_SOON, self._look)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
+from nimsnats.jetstream.body import Nonsense, fields
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.formation import (
@@ -171,8 +172,8 @@ class Cluster:
                 self.engine.log.debug("Cluster: %s", error)
             except StorageError as error:
                 self.engine.log.warning("The cluster's membership has to wait: %s", error)
-            except Exception:
-                self.engine.log.exception("The cluster's membership cannot be kept up")
+            except Exception as error:
+                self.engine.runtime.fence.caught(self._look, error)
             pause = _CALM if self._settled() and not self._roster.restless else _BUSY
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -252,15 +253,11 @@ class Cluster:
             self._hellos[name] = Hello.unpack(answer)
         except (Unreachable, ApiError):
             return
-        except (ValueError, TypeError):
+        except Nonsense:
             self.mail.refused += 1
 
-    def _on_hello(self, sender: str, body: list[Any]) -> list[Any]:
-        try:
-            theirs = Hello.unpack(body)
-        except (ValueError, TypeError) as error:
-            self.mail.refused += 1
-            raise errors.CLUSTER_NOT_LEADER() from error
+    def _on_hello(self, sender: str, body: Any) -> list[Any]:
+        theirs = Hello.unpack(body)
         self._meet(sender)
         apart = theirs.cluster != self.group.name or self._has_no_place(theirs)
         # two that stay apart ask each other again and again: who is told nothing new does not ask back at once
@@ -384,10 +381,8 @@ class Cluster:
             if answer:
                 return
 
-    async def _on_join(self, sender: str, body: list[Any]) -> bool:
-        cluster, member = body
-        if not isinstance(member, str):
-            raise TypeError("a member's name is no text")
+    async def _on_join(self, sender: str, body: Any) -> bool:
+        cluster, member = fields(body, str, str)
         if cluster != self.group.name or self.joining:
             raise errors.CLUSTER_NOT_LEADER()
         if not self.group.leading:
@@ -485,9 +480,9 @@ class Cluster:
             bool(await self.mail.ask(self.group.leader, "leave", [step, self.me], 1.0)) if self.group.leader else False
         )
 
-    async def _on_leave(self, sender: str, body: list[str]) -> bool:
+    async def _on_leave(self, sender: str, body: Any) -> bool:
         """A member stops ("halt"), prepares to leave ("evade"), or leaves. Answers whether it may stop now."""
-        step, member = body
+        step, member = fields(body, str, str)
         if not self.group.leading:
             raise errors.CLUSTER_NOT_LEADER()
         if step == "halt":

@@ -345,7 +345,7 @@ class JetStream:
         self._account_came(account)
 
     def _opens(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self.runtime.spawn(work, "jetstream account")
+        task = self.runtime.tend(work, "jetstream account")
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 

@@ -90,6 +90,14 @@ class _Waiting:
         self.payloads += later.payloads
         self.size += later.size
 
+    def realign(self) -> None:
+        """A message came half into the columns, because there was no memory: it is not one of these."""
+        columns = self.subjects, self.replies, self.headers, self.payloads
+        count = min(map(len, columns))
+        for column in columns:
+            del column[count:]
+        self.size = sum(map(len, self.payloads))
+
     def cut(self) -> int:
         """How many of these one batch may take: at least one."""
         size = 0
@@ -214,11 +222,15 @@ class Ingest:
         pending = self._pending
         if not pending.payloads:
             self._schedule()
-        pending.subjects.append(subject)
-        pending.replies.append(reply)
-        pending.headers.append(headers)
-        pending.payloads.append(payload)
-        pending.size += len(payload)
+        try:
+            pending.subjects.append(subject)
+            pending.replies.append(reply)
+            pending.headers.append(headers)
+            pending.payloads.append(payload)
+            pending.size += len(payload)
+        except Exception:
+            pending.realign()
+            raise
         if pending.size > QUEUE_BYTES or len(pending.payloads) > QUEUE_MESSAGES:
             self._overflow(1)
 
@@ -228,11 +240,15 @@ class Ingest:
         pending = self._pending
         if not pending.payloads:
             self._schedule()
-        pending.subjects += [subject] * count
-        pending.replies += replies
-        pending.headers += [b""] * count
-        pending.payloads += payloads
-        pending.size += count * size
+        try:
+            pending.subjects += [subject] * count
+            pending.replies += replies
+            pending.headers += [b""] * count
+            pending.payloads += payloads
+            pending.size += count * size
+        except Exception:
+            pending.realign()
+            raise
         over = max(len(pending) - QUEUE_MESSAGES, (pending.size - QUEUE_BYTES + size - 1) // size if size else 0)
         if over > 0:
             self._overflow(min(over, count))
@@ -275,12 +291,27 @@ class Ingest:
         if refusal is not None:
             self._refuse(messages.replies, refusal)
             return True
-        headers = self._prepare(stream.config, messages.headers) if any(messages.headers) else None
-        batch = Batch(self._now(), messages.subjects, messages.payloads, headers)
-        if stream.leading:
-            batch.told = stream.tell()
+        try:
+            headers = self._prepare(stream.config, messages.headers) if any(messages.headers) else None
+            batch = Batch(self._now(), messages.subjects, messages.payloads, headers)
+            if stream.leading:
+                batch.told = stream.tell()
+            data = batch.encode()
+        except Exception as error:
+            self._runtime.fence.caught(self._send, error)
+            return self._send_singly(messages)
         flight = _Flight(self, batch, messages, answered=not stream.config.no_ack)
-        return self._propose(flight, batch.encode()) if stream.leading else self._pass_on(flight, batch.encode())
+        return self._propose(flight, data) if stream.leading else self._pass_on(flight, data)
+
+    def _send_singly(self, messages: _Waiting) -> bool:
+        """No batch can be made of all these: whoever's message is to blame hears so, the others' are stored."""
+        if len(messages) == 1:
+            self._refuse(messages.replies, errors.STREAM_STORE_FAILED(err="internal error"))
+            return True
+        while messages:
+            if not self._send(messages.first(1)):
+                return False
+        return True
 
     def _now(self) -> int:
         self._last_time = max(self._runtime.time_ns(), self._last_time, self._stream.store.last_time)

@@ -54,7 +54,7 @@ class Replicas:
                 return
             self._task.cancel()
         self._target = wanted
-        self._task = self._runtime.spawn(self._change(wanted), f"members of {self._group.name}")
+        self._task = self._runtime.tend(self._change(wanted), f"members of {self._group.name}")
 
     async def _change(self, wanted: tuple[str, ...]) -> None:
         while self._group.leading:
@@ -65,6 +65,9 @@ class Replicas:
                 continue
             except (NotLeader, ValueError, TransferFailed) as error:
                 self._log.debug("Members of %s stay for now: %s", self._group.name, error)
+                await self._runtime.sleep(_AGAIN)
+            except Exception as error:
+                self._runtime.fence.caught(self._group.change_members, error)
                 await self._runtime.sleep(_AGAIN)
             else:
                 self.complete.set()

@@ -32,6 +32,8 @@ _BEHIND: Final = 256
 """Entries that a replica under load may have to apply and still counts as current."""
 _GRACE: Final = 0.02
 """Seconds added to each expiry, so that messages which run out together go in one entry."""
+_AGAIN: Final = 1.0
+"""Seconds until expiry is tried again that has made an error."""
 
 
 class ServedStream:
@@ -219,6 +221,15 @@ class ServedStream:
 
     def _expire(self) -> None:
         self._timer = None
+        try:
+            self._propose_expiry()
+        except Exception as error:
+            self.stream.runtime.fence.caught(self._propose_expiry, error)
+            self._expiring = False
+            self._due = self.stream.runtime.time_ns()
+            self._timer = self.stream.runtime.call_later(_AGAIN, self._expire)
+
+    def _propose_expiry(self) -> None:
         stream = self.stream
         if not stream.leading:
             return

@@ -108,23 +108,26 @@ class ServerEvents:
 
     def _tell(self, subject: str, build: Callable[[], JsonObject]) -> None:
         if self._account.has_interest(subject.encode()):
-            self._account.publish(subject.encode(), encode(build()))
+            try:
+                self._account.publish(subject.encode(), encode(build()))
+            except Exception as error:  # what happens goes on without its report
+                self._view.broker.runtime.fence.caught(build, error)
 
     def _beat_later(self) -> None:
         self._heartbeat = self._view.broker.runtime.call_later(_CONNECTIONS_PERIOD, self._beat)
 
     def _beat(self) -> None:
-        for account in self._view.broker.accounts.values():
+        self._beat_later()
+        for account in list(self._view.broker.accounts.values()):
             if account.clients:
                 self._tell_connections(account)
-        self._beat_later()
 
     def _later(self, delay: float) -> None:
         self._timer = self._view.broker.runtime.call_later(delay, self._tick, min(2 * delay, _STATSZ_PERIOD))
 
     def _tick(self, delay: float) -> None:
-        self._tell(f"{self._own}.STATSZ", lambda: {"server": self._server(), "statsz": statsz(self._view)})
         self._later(delay)
+        self._tell(f"{self._own}.STATSZ", lambda: {"server": self._server(), "statsz": statsz(self._view)})
 
 
 def _describe(client: ClientConnection, stop_ns: int = 0) -> JsonObject:

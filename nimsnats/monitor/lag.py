@@ -33,5 +33,6 @@ class LagMeter:
             self._timer = None
 
     def _fired(self) -> None:
-        self.seconds.observe(max(0, self._runtime.boot_time_ns() - self._due) / 1e9)
+        late = max(0, self._runtime.boot_time_ns() - self._due) / 1e9
         self.start()
+        self.seconds.observe(late)

@@ -122,6 +122,14 @@ def _server(view: NodeView) -> Iterator[Metric]:
     for kind, count in _refused(view).items():
         refused.add_metric([kind], count)
     yield refused
+    errors = CounterMetricFamily(
+        _PREFIX + "internal_errors_total",
+        "Errors of this program, logged once with their stack, that have ended one item only.",
+        labels=["place"],
+    )
+    for place, count in sorted(broker.runtime.fence.counts.items()):
+        errors.add_metric([place], count)
+    yield errors
     requests = CounterMetricFamily(_PREFIX + "http_requests_total", "Requests to the HTTP port.", labels=["path"])
     for path, count in sorted(view.http_requests.items()):
         requests.add_metric([path], count)

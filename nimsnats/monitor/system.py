@@ -119,11 +119,7 @@ class SystemServices:
         ) -> bool | None:
             if not reply:
                 return None
-            try:
-                return handle(_Request(account, subject, reply, headers, payload, origin))
-            except Exception:  # our bug must not cost the asking client its connection
-                self._view.broker.log.exception("System request %s failed", subject.decode("utf-8", "replace"))
-                return None
+            return handle(_Request(account, subject, reply, headers, payload, origin))
 
         self._subscriptions.append((account, account.subscribe(subject, receive, routed=routed)))
 

@@ -474,9 +474,13 @@ class HostedGroup:
         if isinstance(self.home, Memory):
             self.home.compact(point)
             self._compacted(point, None)
-        else:
+            return
+        try:
             self.home.storage.compact(self.home.number, point)
             self.home.storage.sync(partial(self._compacted, point))
+        except Exception as error:
+            self._compacted(point, error)
+            raise
 
     def _compacted(self, point: CompactionPoint, error: Exception | None) -> None:
         self._compacting = False

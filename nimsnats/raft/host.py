@@ -233,7 +233,7 @@ class Host:
             await self.synced()
             for group in self._groups.values():
                 if self.runtime.monotonic() < deadline:
-                    group.compact()
+                    self._compact(group)
                     await asyncio.sleep(0)
             await self.synced()
         except Exception as error:
@@ -300,9 +300,9 @@ class Host:
     def _step(self, group: HostedGroup, sender: str, items: Sequence[Item]) -> None:
         try:
             group.replica.step(sender, items)
-        except Exception:
+        except Exception as error:
             # Whatever it said, it must not end what is none of its business.
-            self.log.exception("Group %s cannot take what %s says", group.name, sender)
+            self.runtime.fence.caught(group.replica.step, error)
             self.peers.refuse(sender, "message that made an error", f"group {group.name}")
 
     # Time -----------------------------------------------------------------------------------------
@@ -323,14 +323,20 @@ class Host:
         if self._ticks % _GREET_TICKS == 0:
             if self._ticks % _ACQUAINTANCES_TICKS == 0:
                 self._acquaintances = sorted(self._all_members())
-            self.peers.greet(self._acquaintances)
+            try:
+                self.peers.greet(self._acquaintances)
+            except Exception as error:
+                self.runtime.fence.caught(self.peers.greet, error)
         ticks = self.settings.election_ticks
         lost = self.peers.silent(self.tick_seconds * ticks, self.tick_seconds * (_GREET_TICKS + 1))
         if lost:
             self.lost_peers.update(lost)
             self._tell_groups(set(lost), lost=True)
         for group in list(self._ticking):
-            group.replica.tick()
+            try:
+                group.replica.tick()
+            except Exception as error:
+                self.runtime.fence.caught(group.replica.tick, error)
 
     def _all_members(self) -> set[str]:
         """Who shares a group with this node."""
@@ -341,9 +347,12 @@ class Host:
         return everyone - {self.member}
 
     def _tell_groups(self, names: set[str], lost: bool) -> None:
-        for group in self._groups.values():
+        for group in list(self._groups.values()):
             if not group.alone:
-                group.replica.peer_news(names, lost)
+                try:
+                    group.replica.peer_news(names, lost)
+                except Exception as error:
+                    self.runtime.fence.caught(group.replica.peer_news, error)
 
     def suspect(self, node: str) -> None:
         """The transport has lost its way to a node. If it is not heard of at once, over another one, it counts as
@@ -370,26 +379,42 @@ class Host:
         groups, self._dirty = self._dirty, {}
         marks: list[Mark] = []
         for group in groups:
-            if group.alone:
-                index, term = group.flush()
-                messages, durable = _NONE, group.durable
-            elif group.stopped or group.replica.frozen:
-                continue
-            else:
-                index, term, messages, durable = group.replica.flush()
-            if durable:
-                marks.append((group, index, term, messages))
-            else:
-                group.stored(index, term, messages)
+            try:
+                if group.alone:
+                    index, term = group.flush()
+                    messages, durable = _NONE, group.durable
+                elif group.stopped or group.replica.frozen:
+                    continue
+                else:
+                    index, term, messages, durable = group.replica.flush()
+                if durable:
+                    marks.append((group, index, term, messages))
+                else:
+                    group.stored(index, term, messages)
+            except Exception as error:
+                self._give_up(group, error)
         if marks:
             self.storage.sync(partial(self._stored, marks))
 
     def _stored(self, marks: list[Mark], error: Exception | None) -> None:
         for group, index, term, messages in marks:
-            if error is None:
-                group.stored(index, term, messages)
-            else:
-                group.not_stored(error)
+            try:
+                if error is None:
+                    group.stored(index, term, messages)
+                else:
+                    group.not_stored(error)
+            except Exception as bug:
+                self._give_up(group, bug)
+
+    def _give_up(self, group: HostedGroup, error: Exception) -> None:
+        """An error of ours in the middle of writing: what this group's log holds is not known any more, so the group
+        stops, as one does that cannot apply an entry. The others of this node go on."""
+        self.runtime.fence.caught(group.flush, error)
+        self.log.error("Group %s stops: its log cannot be written", group.name)
+        try:
+            group.stop("the group has failed")
+        except Exception as another:
+            self.runtime.fence.caught(group.stop, another)
 
     def compact_soon(self, group: HostedGroup) -> None:
         """A snapshot of the group is due; one group a turn of the loop, so that nobody waits for all of
@@ -400,10 +425,17 @@ class Host:
 
     def _compact_next(self) -> None:
         group = self._due.popleft()
-        if group.serving:
-            group.compact()
         if self._due:
             self.runtime.call_later(0, self._compact_next)
+        if group.serving:
+            self._compact(group)
+
+    def _compact(self, group: HostedGroup) -> None:
+        """Take a snapshot; where that is not possible, the log grows until the next one is due."""
+        try:
+            group.compact()
+        except Exception as error:
+            self.runtime.fence.caught(group.compact, error)
 
     async def synced(self) -> None:
         """Wait until everything queued is durable. Raises StorageFull, StorageFailed."""

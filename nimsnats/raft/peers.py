@@ -82,7 +82,10 @@ class Peers:
         full, self._full = self._full, {}
         for peer in full.values():
             if peer.outbox:
-                self._send(peer)
+                try:
+                    self._send(peer)
+                except Exception as error:  # as a frame that was lost on its way
+                    self._runtime.fence.caught(self._send, error)
 
     def greet(self, names: Iterable[str]) -> None:
         """Let these peers hear of us if they have not since the last call."""

@@ -72,7 +72,9 @@ class Replica:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.group.host.log.error("Group %s: %s failed", self.group.name, task.get_name(), exc_info=error)
+            self.group.host.log.error("Group %s: %s failed", self.group.name, task.get_name())
+            if isinstance(error, Exception):
+                self.group.host.runtime.fence.caught(self.spawn, error)
 
     def stop(self) -> None:
         """End everything under way; whoever waits is told that this member does not lead."""

@@ -51,7 +51,7 @@ class AddressWatch:
 
     def start(self) -> None:
         """Begin to listen."""
-        self._task = self._runtime.spawn(self._run(), "address watch")
+        self._task = self._runtime.tend(self._run(), "address watch")
 
     async def stop(self) -> None:
         """Listen no more. Idempotent."""
@@ -66,7 +66,10 @@ class AddressWatch:
             async with aclosing(self._changes(self._runtime.loop)) as changes:
                 async for _ in changes:
                     await self._runtime.sleep(_SETTLE)
-                    await self._look()
+                    try:
+                        await self._look()
+                    except Exception as error:
+                        self._runtime.fence.caught(self._look, error)
         except OSError as error:
             self._log.info("Changes of this machine's address are not noticed: %s", error)
 

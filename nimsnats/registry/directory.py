@@ -183,5 +183,8 @@ class Directory:
     def _expire(self) -> None:
         self._timer = None
         for service in self._catalog.names():
-            self._sweep(service)
+            try:
+                self._sweep(service)
+            except Exception as error:
+                self.runtime.fence.caught(self._sweep, error)
         self._arm()

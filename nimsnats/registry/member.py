@@ -207,6 +207,9 @@ class RegistryMember(Registry):
                 await self.heartbeat()
             except RegistryError:
                 delay = min(backoff.delay(), self._pause())  # reported where it happened, in `_ask`
+            except Exception as error:  # a node that does not beat counts as gone
+                self.runtime.fence.caught(self.heartbeat, error)
+                delay = min(backoff.delay(), self._pause())
             else:
                 backoff.reset()
                 delay = self._pause()

@@ -171,6 +171,10 @@ class RegistryStore:
                     )
                 self.error = str(error)
                 self._pending = batch | self._pending
+            except Exception as error:  # ours: tried again like what the disk refuses
+                self._runtime.fence.caught(self._commit, error)
+                self.error = str(error) or repr(error)
+                self._pending = batch | self._pending
             else:
                 if self.error:
                     self._log.info("Registry database %s takes everything again", self._path)

@@ -349,9 +349,15 @@ class Database:
                     self._witness_blind = True
                     self._log.warning("Storage witness cannot be written (%s): losses could go unnoticed", error)
         for observe in self.observers:
-            observe(report)
+            try:
+                observe(report)
+            except Exception as error:
+                self._runtime.fence.caught(observe, error)
         for done in batch.done:
-            done(None)
+            try:
+                done(None)
+            except Exception as error:  # the others have waited for the same commit
+                self._runtime.fence.caught(done, error)
         if self._reaper:
             self._wake.set()
 
@@ -378,6 +384,9 @@ class Database:
             await self._checkpointer.bulk()
         except sqlite3.Error as error:
             self._checkpoint_failed(error)
+        except Exception as error:  # the next one is due when as much was written again
+            self._checkpointer.written = 0
+            self._runtime.fence.caught(self._checkpointer.bulk, error)
         self._finish_checkpoint = True
         self._wake.set()
 
@@ -413,6 +422,10 @@ class Database:
                 await asyncio.to_thread(sync_file, wal)
             except OSError as error:
                 self._stop_for_good(StorageFailed(f"syncing {wal} failed: {error.strerror}"))
+                return
+            except Exception as error:  # our bug: what is not synced any more must not be acknowledged either
+                self._runtime.fence.caught(self._sync_loop, error)
+                self._stop_for_good(StorageFailed(f"syncing {wal} failed: {error!r}"))
                 return
 
     def _stop_for_good(self, error: StorageFailed) -> None:

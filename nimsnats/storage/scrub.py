@@ -68,6 +68,8 @@ class Scrub:
                 await self.check_all()
             except StorageError as error:
                 self._log.error("Scrub cannot read on: %s", error)
+            except Exception as error:  # the next pass begins anew
+                self._runtime.fence.caught(self.check_all, error)
 
     async def check_all(self) -> None:
         """One pass over all entries. Raises Corrupt when pages cannot be read at all, StorageFailed when

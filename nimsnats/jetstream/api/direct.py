@@ -131,6 +131,8 @@ class DirectApi:
             await answer
         except StorageError:
             self._status(request, 503, "Message Cannot Be Read Now")
+        except Exception as error:
+            self._account.account.failed(self._finish, request.subject, request.reply, error)
 
     def _one(self, request: ApiRequest, stream: Stream, seq: int, params: JsonObject) -> None:
         if not seq:

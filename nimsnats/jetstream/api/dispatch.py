@@ -169,15 +169,14 @@ class ApiDispatcher:
             if elsewhere:
                 return None
             response = self._handled(endpoint, request)
-        except ApiError as error:
-            self._fail(endpoint, request, error)
-        except Exception:
-            self._broken(endpoint, request)
-        else:
             if isinstance(response, Awaitable):
                 self._wait(endpoint, request, response)
             elif isinstance(response, dict):
                 self.answer(endpoint, request, response)
+        except ApiError as error:
+            self._fail(endpoint, request, error)
+        except Exception as error:
+            self._broken(endpoint, request, error)
         return None
 
     def _handled(self, endpoint: Endpoint, request: ApiRequest) -> Response | Awaitable[JsonObject | None]:
@@ -205,8 +204,8 @@ class ApiDispatcher:
     def _call_raw(self, endpoint: Endpoint, request: ApiRequest) -> bool | None:
         try:
             response = endpoint.handler(request)
-        except Exception:
-            self._log.exception("JetStream API handler %s failed", endpoint.pattern)
+        except Exception as error:  # there is no JSON to answer with: whoever asks here reads a status
+            self.account.failed(endpoint.handler, request.subject, request.reply, error)
             return None
         assert response is None or isinstance(response, bool)
         return response
@@ -254,9 +253,9 @@ class ApiDispatcher:
         self.failed += 1
         self.answer(endpoint, request, {"error": error.body(), **endpoint.zero})
 
-    def _broken(self, endpoint: Endpoint, request: ApiRequest) -> None:
+    def _broken(self, endpoint: Endpoint, request: ApiRequest, error: Exception) -> None:
         """Our own bug: the server lives on, the log has the traceback, the client gets an error."""
-        self._log.exception("JetStream API handler %s failed", endpoint.pattern)
+        self.account.fence.caught(endpoint.handler, error)
         self._fail(endpoint, request, errors.STREAM_GENERAL_ERROR(err="internal error"))
 
     def _wait(self, endpoint: Endpoint, request: ApiRequest, response: Awaitable[JsonObject | None]) -> None:
@@ -273,10 +272,9 @@ class ApiDispatcher:
     async def _finish(self, endpoint: Endpoint, request: ApiRequest, response: Awaitable[JsonObject | None]) -> None:
         try:
             body = await response
-        except ApiError as error:
-            self._fail(endpoint, request, error)
-        except Exception:
-            self._broken(endpoint, request)
-        else:
             if body is not None:
                 self.answer(endpoint, request, body)
+        except ApiError as error:
+            self._fail(endpoint, request, error)
+        except Exception as error:
+            self._broken(endpoint, request, error)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FINEST: Final = 1_000_000
 """Nanoseconds between two looks at the same consumer, at least."""
+_AGAIN: Final = 1_000_000_000
+"""Nanoseconds until a consumer is looked at again whose look has made an error; the others do not wait for it."""
 
 
 class Alarm:
@@ -64,7 +66,11 @@ class Alarm:
             if consumer is None or consumer.wake_at != at:
                 continue
             consumer.wake_at = NEVER
-            when = consumer.tick(now)
+            try:
+                when = consumer.tick(now)
+            except Exception as error:
+                self._runtime.fence.caught(consumer.tick, error)
+                when = now + _AGAIN
             if when != NEVER:
                 self.wake(consumer, max(when, now + FINEST))
         if heap and heap[0][0] < self._at:

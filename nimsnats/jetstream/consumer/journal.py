@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream.consumer.entries import Acks, Deliveries
 from nimsnats.jetstream.kinds import CONSUMER_ACKS, CONSUMER_DELIVERED
@@ -96,7 +96,7 @@ class Journal:
             return
         now = self._owner.now()
         marked, self.marked = self.marked, {}
-        more = [consumer for consumer in marked.values() if consumer.serve(now)]
+        more = [consumer for consumer in marked.values() if self._serve(consumer, now)]
         marked.update(self.marked)
         self.marked.clear()
         if self._refused:
@@ -105,6 +105,14 @@ class Journal:
         self._write(marked.values(), now)
         for consumer in more:
             self.mark(consumer)
+
+    def _serve(self, consumer: Consumer, now: int) -> bool:
+        """Whether the consumer wants to be served again. One that makes an error waits for its next event."""
+        try:
+            return consumer.serve(now)
+        except Exception as error:
+            self._owner.runtime.fence.caught(consumer.serve, error)
+            return False
 
     def _resume(self) -> None:
         self._pause = None
@@ -121,8 +129,11 @@ class Journal:
         for consumer in marked:
             self._owing[consumer.id] = consumer
             urgent = urgent or (consumer.outbox is not None and consumer.outbox.due)
-            if (item := consumer.take_acks(now)) is not None:
-                acks.items.append(item)
+            try:
+                if (item := consumer.take_acks(now)) is not None:
+                    acks.items.append(item)
+            except Exception as error:
+                self._owner.runtime.fence.caught(consumer.take_acks, error)
         if acks.items or urgent:
             self._write_deliveries(everything=everything)
         elif self._deferred is None and self._owing:
@@ -145,10 +156,13 @@ class Journal:
         now = self._owner.now()
         deliveries = Deliveries()
         for consumer in self._owing.values():
-            if (item := consumer.take_delivered(now, everything)) is not None:
-                deliveries.items.append(item)
-                if (outbox := consumer.outbox) is not None:
-                    deliveries.held.append((consumer, outbox, outbox.seal()))
+            try:
+                if (item := consumer.take_delivered(now, everything)) is not None:
+                    deliveries.items.append(item)
+                    if (outbox := consumer.outbox) is not None:
+                        deliveries.held.append((consumer, outbox, outbox.seal()))
+            except Exception as error:
+                self._owner.runtime.fence.caught(consumer.take_delivered, error)
         self._owing.clear()
         if deliveries.items:
             self._propose(deliveries)
@@ -156,10 +170,27 @@ class Journal:
     def _propose(self, batch: Deliveries | Acks) -> None:
         kind = CONSUMER_DELIVERED if isinstance(batch, Deliveries) else CONSUMER_ACKS
         try:
-            self._owner.source.propose(kind, batch.encode(), batch)
+            self._owner.source.propose(kind, self._encoded(batch), batch)
         except NotLeader as error:
             # either somebody else leads from now on, and `stop` follows; or nobody took over, and it is proposed again
             self.refused(batch, error)
+
+    def _encoded(self, batch: Deliveries | Acks) -> bytes:
+        """The entry's data, without the consumers whose part cannot be written down because of an error of ours."""
+        try:
+            return batch.encode()
+        except Exception as error:
+            self._owner.runtime.fence.caught(batch.encode, error)
+        items, sound = batch.items, list[list[Any]]()
+        for item in items:
+            batch.items = [item]
+            try:
+                batch.encode()
+                sound.append(item)
+            except Exception as error:
+                self._owner.runtime.fence.caught(batch.encode, error)
+        batch.items = sound
+        return batch.encode()
 
     # --- what became of it
 

@@ -122,12 +122,19 @@ class Listening:
         else:
             concerned = list(self._pushes.get(subject, ()))
         for consumer in concerned:
-            side = consumer.side
-            if isinstance(side, PushSide) and side.interest_changed():
-                if side.bound:
-                    consumer.mark()
-                else:
-                    consumer.interest_lost()
+            try:
+                _interest_changed(consumer)
+            except Exception as error:
+                consumer.runtime.fence.caught(_interest_changed, error)
+
+
+def _interest_changed(consumer: Consumer) -> None:
+    side = consumer.side
+    if isinstance(side, PushSide) and side.interest_changed():
+        if side.bound:
+            consumer.mark()
+        else:
+            consumer.interest_lost()
 
 
 _PLAIN = frozenset((b"", b"+ACK", b"+OK"))

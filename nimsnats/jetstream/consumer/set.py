@@ -364,7 +364,12 @@ class ConsumerSet:
         if leading:
             self._listening.add(self.source.name, self._by_token)
             for consumer in list(self._consumers.values()):
-                self._lead(consumer)
+                try:
+                    self._lead(consumer)
+                except (
+                    Exception
+                ) as error:  # nothing replicated: the stream and its other consumers are led all the same
+                    self.runtime.fence.caught(self._lead, error)
         else:
             self._quiet(LEADERSHIP)
 
@@ -376,7 +381,10 @@ class ConsumerSet:
     def _quiet(self, status: bytes) -> None:
         self._listening.remove(self.source.name, self._by_token)
         for consumer in self._consumers.values():
-            consumer.follow(status)
+            try:
+                consumer.follow(status)
+            except Exception as error:
+                self.runtime.fence.caught(consumer.follow, error)
         self.alarm.stop()
         self.journal.stop()
         for task in self._loads.values():
@@ -434,12 +442,17 @@ class ConsumerSet:
         delivery = consumer.leading
         if delivery not in self._loads:
             name = f"load {consumer.stream} > {consumer.name}"
-            self._loads[delivery] = self.runtime.spawn(self._load(consumer, delivery, seq), name)
+            self._loads[delivery] = self.runtime.tend(self._load(consumer, delivery, seq), name)
 
     async def _load(self, consumer: Consumer, delivery: Delivery, seq: int) -> None:
         try:
             message = await self.source.load(seq)
         except StorageError:
+            if consumer.delivery is delivery:
+                consumer.wake(self.now() + _READ_AGAIN)
+            return
+        except Exception as error:
+            self.runtime.fence.caught(self.source.load, error)
             if consumer.delivery is delivery:
                 consumer.wake(self.now() + _READ_AGAIN)
             return

@@ -8,12 +8,13 @@ and entered by the catalogue's leader at the end; the other replicas catch up as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
+from nimsnats.jetstream.body import Nonsense, fields, stored_config, stream_record, texts
 from nimsnats.jetstream.clock import SECOND, format_time
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.info import stream_info
@@ -50,8 +51,8 @@ class Transfers:
             mail.listen("restore", self._on_restore)
             mail.listen("establish", self._on_establish)
 
-    def _spawn(self, work: Any, name: str) -> None:
-        task = self._engine.runtime.spawn(work, name)
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._engine.runtime.tend(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -116,14 +117,17 @@ class Transfers:
         except Unreachable as error:
             raise errors.CLUSTER_NOT_AVAIL() from error
 
-    def _on_restore(self, sender: str, plan: list[Any]) -> str:
+    def _on_restore(self, sender: str, plan: Any) -> str:
         del sender
-        account, stored, members, who = plan
+        account, stored, members, who = fields(plan, str, dict, list, dict)
+        config = StreamConfig.from_stored(stored_config(stored))
+        if not texts(members):
+            raise Nonsense("a stream without members")
         self._engine.dispatcher(account)  # the account may not have been spoken of here
         found = self._engine.accounts.get(account)
         if found is None:
             raise errors.NOT_ENABLED_FOR_ACCOUNT()
-        return self._begin(found, StreamConfig.from_stored(stored), members, who)
+        return self._begin(found, config, members, who)
 
     def _begin(self, account: JetStreamAccount, config: StreamConfig, members: list[str], who: JsonObject) -> str:
         engine = self._engine
@@ -156,6 +160,8 @@ class Transfers:
         self._advisories.transfer(account.account, "restore_create", name, {"client": who})
         try:
             await inflow.run()
+        except StorageError as error:  # the node stops, or its disk has failed: both are told where they are found
+            inflow.failure = inflow.failure or str(error)
         finally:
             end = engine.runtime.time_ns()
             if inflow.failure:
@@ -204,8 +210,8 @@ class Transfers:
             await runtime.sleep(_AGAIN)
         return False
 
-    async def _on_establish(self, sender: str, fields: list[Any]) -> bool:
-        record = StreamRecord(*fields)
+    async def _on_establish(self, sender: str, body: Any) -> bool:
+        record = stream_record(body)
         account = self._engine.accounts.get(record.account)
         if account is None or not self._engine.meta.group.leading:
             raise errors.CLUSTER_NOT_LEADER()

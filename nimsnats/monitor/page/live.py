@@ -104,8 +104,9 @@ class Viewers:
             begun = self._runtime.monotonic()
             try:
                 cells = page(await self._collector.overview())
-            except Exception:  # our bug costs an event, not all that follow
-                _log.exception("The status page cannot be made")
+            except Exception as error:  # our bug costs an event, not all that follow
+                self._runtime.fence.caught(self._make, error)
+                _log.error("The status page cannot be made")
             else:
                 self._tell(cells)
             await self._runtime.sleep(max(0.1, begun + _PERIOD - self._runtime.monotonic()))
