@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from nimsnats.fence import Fence, named
 from tests.conformance.oracle import Oracle
 
 
@@ -18,6 +19,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+
+
+@pytest.fixture(autouse=True)
+def nothing_fenced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An error of our own that ends at a fence is still an error: it fails the test that has not asked for it."""
+    found: list[tuple[str, BaseException]] = []
+    caught = Fence.caught
+
+    def note(self: Fence, place: Callable[..., object] | str, error: Exception) -> None:
+        found.append((place if isinstance(place, str) else named(place), error))
+        caught(self, place, error)
+
+    monkeypatch.setattr(Fence, "caught", note)
+    yield
+    if found and request.node.get_closest_marker("errors_inside") is None:
+        place, error = found[0]
+        raise AssertionError(f"{len(found)} errors ended at a fence, the first in {place}") from error
 
 
 @pytest.fixture(scope="session")

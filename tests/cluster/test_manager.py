@@ -296,6 +296,7 @@ async def test_a_registry_that_cannot_be_told_goodbye(world: World, caplog: pyte
     await manager.stop()
 
 
+@pytest.mark.errors_inside
 async def test_a_watch_that_breaks_is_begun_again(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

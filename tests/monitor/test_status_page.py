@@ -114,6 +114,7 @@ async def test_events_move_with_what_happens(ours: Side, view: NodeView) -> None
     assert [row[2][0] for row in second["lists"]["connections"]] == [["app", ""]]
 
 
+@pytest.mark.errors_inside
 async def test_a_failure_costs_one_event_and_is_logged(
     ours: Side, view: NodeView, caplog: pytest.LogCaptureFixture
 ) -> None:

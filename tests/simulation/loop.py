@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, TypeVar
 
+from nimsnats.fence import Fence
+
 _T = TypeVar("_T")
 _OWNER: Final[ContextVar[Process | None]] = ContextVar("owner", default=None)
 _NUMBERS: Final = itertools.count()
@@ -24,6 +26,17 @@ _MOST_TURNS: Final = 20_000
 
 class Livelock(AssertionError):
     """Callbacks call each other without end while no time passes."""
+
+
+class SimFence(Fence):
+    """Nothing ends here: an error of a node is an error of the run."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def caught(self, place: Callable[..., object] | str, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": f"caught in {place}", "exception": error})
 
 
 class Escaped(AssertionError):

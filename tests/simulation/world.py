@@ -18,7 +18,7 @@ from nimsnats.node import Node
 from nimsnats.runtime import Runtime, StartError
 from nimsnats.storage import StorageError
 from tests.simulation.disk import Disk
-from tests.simulation.loop import Process, SimLoop, current
+from tests.simulation.loop import Process, SimFence, SimLoop, current
 from tests.simulation.network import Network
 from tests.simulation.registry import HOST, Hub, OwnedRuntime, SimRegistry
 from tests.simulation.trace import Trace
@@ -82,7 +82,7 @@ class Machine:
         world.processes.append(process)
         world.trace(self.name, "start", self.disk.identity.instance[-4:])
         random = Random(self.random.getrandbits(64))
-        runtime = Runtime(self._wall_clock, random, world.loop)
+        runtime = Runtime(self._wall_clock, random, world.loop, fence=SimFence(world.loop))
         runtime.boot_time_ns = lambda: int(world.loop.now * 1e9) + 10**12
         self.node = Node(
             self._settings(),
