@@ -206,6 +206,15 @@ class Process:
         """What is due every now and then. Comes from the loop itself: a loop that is stuck gives no sign of life."""
         if self._timer is not None:
             self._timer.cancel()
+        pause = _RETRY
+        try:
+            pause = self._look_after(runtime)
+        except Exception as error:  # without a next tick the service manager would take this process for stuck
+            runtime.fence.caught(self._tick, error)
+        self._timer = runtime.call_later(pause, self._tick, runtime)
+
+    def _look_after(self, runtime: Runtime) -> float:
+        """Do what is due; seconds until there is more."""
         if self._notify.watchdog:
             self._notify.alive()
         is_stopping = self._stop_began >= 0 and runtime.monotonic() - self._stop_began < _STOP_LIMIT
@@ -215,9 +224,7 @@ class Process:
         if output is not None:
             output.tell_repeats(runtime.time_ns() / 1e9)
         pause = min(_TICK, self._notify.watchdog / 2) if self._notify.watchdog else _TICK
-        if not self._notify.flush():
-            pause = _RETRY
-        self._timer = runtime.call_later(pause, self._tick, runtime)
+        return pause if self._notify.flush() else _RETRY
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._log.debug('Trapped "%s" signal', _NAMES[number])
