@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
 from nimsnats.broker.tls import Secured
-from nimsnats.broker.tls import reason as tls_reason
+from nimsnats.broker.tls_transport import Handshake, TlsTransport
 
 if TYPE_CHECKING:
     from nimsnats.broker.server import Broker
@@ -27,58 +27,21 @@ _LARGE: Final = 2048
 """Average size of queued chunks from which they are handed to the kernel as they are, not joined first. Only on uvloop:
 `writelines` of asyncio's own transports in Python 3.12 and 3.13 never tells the protocol to pause."""
 
+_LINGER: Final = 1.0
+"""Seconds that a peer has to read why TLS has failed, and to hang up."""
+
 _STALL: Final = 0.005
 """Seconds that a publisher pauses when a receiver of its messages is three quarters full."""
-
-
-class _Early(asyncio.Protocol):
-    """Keeps what a peer sends before its TLS handshake can be heard.
-
-    A loop may begin to read although reading was paused while the connection was made (uvloop does), and a peer may
-    have sent the first words of its handshake by then.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._data = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-    async def followed_by(
-        self, started: Coroutine[Any, Any, asyncio.Transport | None], transport: asyncio.Transport
-    ) -> asyncio.Transport | None:
-        """Await `start_tls`, which gets what came too early before it reads anything itself. Raises what it raises."""
-        task = asyncio.ensure_future(started)
-        try:
-            await asyncio.sleep(0)  # it takes over the transport, and schedules its own beginning and the reading
-            await asyncio.sleep(0)  # both have happened, and the loop has not looked at the socket since
-            if transport.get_protocol() is not self:
-                self._pass_on(cast("asyncio.BufferedProtocol", transport.get_protocol()))
-            return await task
-        finally:
-            task.cancel()
-
-    def _pass_on(self, heir: asyncio.BufferedProtocol) -> None:
-        while self._data:
-            buffer = cast("memoryview", heir.get_buffer(len(self._data)))
-            count = min(len(buffer), len(self._data))
-            buffer[:count] = self._data[:count]
-            self._data = self._data[count:]
-            heir.buffer_updated(count)
 
 
 class Connection(asyncio.BufferedProtocol):
     """One peer of the broker."""
 
     __slots__ = (
-        "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid", "closed",
-        "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser", "paused",
-        "port", "queued", "reason", "room", "secured", "stalled", "stalls", "start_ns", "stop_ns",
-        "transport", "upgrading",
+        "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid",
+        "closed", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser",
+        "paused", "port", "queued", "reason", "room", "secured", "stalled", "stalls", "start_ns", "stop_ns",
+        "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -120,9 +83,10 @@ class Connection(asyncio.BufferedProtocol):
         self.start_ns = self.last_ns = broker.runtime.time_ns()
         self.stop_ns = 0
         self.last_in = broker.runtime.monotonic()
-        self.upgrading: asyncio.Task[None] | None = None
-        """A TLS handshake; ends with the connection."""
         self.secured: Secured | None = None
+        """What the TLS handshake ended with, once it is done."""
+        self._ready: Callable[[], None] | None = None
+        """What is to happen when the handshake is done."""
 
     @property
     def most(self) -> int:
@@ -151,53 +115,37 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         """Change to TLS, after what is queued; `ready` is called when that has worked, else the connection ends.
 
-        `server_hostname` is whom we have dialled; None where we are the server.
+        `server_hostname` is whom we have dialled; None where we are the server. `timeout` in seconds.
         """
         self.flush()
-        transport = self.transport
-        if transport is None or self.closed:
+        if self.transport is None or self.closed:
             return
-        self.parser.paused = True
-        transport.pause_reading()
-        early = _Early(self)
-        transport.set_protocol(early)
-        shaking = self._shake_hands(transport, early, context, timeout, ready, server_hostname)
-        self.upgrading = self.broker.runtime.spawn(shaking, f"TLS handshake {self.ID}:{self.cid}")
+        self._ready = ready
+        handshake = Handshake(context, server_hostname, timeout)
+        tls = TlsTransport(self.broker.runtime, self.transport, self, self.broker.read_view, handshake)
+        self.transport = tls
+        tls.begin()
 
-    async def _shake_hands(
-        self,
-        transport: asyncio.Transport,
-        early: _Early,
-        context: ssl.SSLContext,
-        timeout: float,
-        ready: Callable[[], None],
-        server_hostname: str | None,
-    ) -> None:
-        started = self.broker.runtime.loop.start_tls(
-            transport,
-            self,
-            context,
-            server_side=server_hostname is None,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=timeout,
-        )
-        try:
-            secured = await early.followed_by(started, transport)
-        except OSError as error:  # ssl.SSLError is one
-            self.upgrading = None
-            if not self.closed:
-                self.handshake_failed(tls_reason(error))
-                self.close(Reason.TLS_HANDSHAKE)
-            self.transport = None
+    def tls_up(self, secured: Secured) -> None:
+        """See `SecuredProtocol`."""
+        ready, self._ready = self._ready, None
+        self.secured = secured
+        if ready is not None:
+            ready()
+
+    def tls_failed(self, why: str, *, early: bool) -> None:
+        """See `SecuredProtocol`. With TLS 1.3 the one that dialled hears only after its handshake that its certificate
+        was refused."""
+        if self.closed:
             return
-        self.upgrading = None
-        if secured is None or self.closed:
-            transport.abort()
-            return
-        self.transport = secured
-        self.secured = Secured.of(secured)
-        ready()
-        self.resume()
+        self._ready = None
+        if early:
+            self.handshake_failed(why)
+            self.close(Reason.TLS_HANDSHAKE)
+        else:
+            self.close(Reason.READ_ERROR)
+        if self.transport is not None:
+            self.broker.deadlines.set(self, _LINGER)
 
     def handshake_failed(self, why: str) -> None:
         """A TLS handshake has failed: say so in the log."""
@@ -280,14 +228,9 @@ class Connection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, ssl.SSLError) and not self.closed:
-            # with TLS 1.3 the one that dialled hears only after its handshake that its certificate was refused
-            self.handshake_failed(tls_reason(exc))
-            self.close(Reason.TLS_HANDSHAKE)
-        if self.upgrading is not None and not self.closed:
-            return  # its task hears of that, too, and knows why
         self.close(Reason.CLIENT_CLOSED if exc is None else Reason.READ_ERROR)
         self.transport = None
+        self.broker.deadlines.cancel(self)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -404,8 +347,6 @@ class Connection(asyncio.BufferedProtocol):
         self.parser.close()
         self.out = []
         self.queued = 0
-        if self.upgrading is not None:
-            self.upgrading.cancel()
         try:
             self.ended()
         except Exception as error:
@@ -413,7 +354,7 @@ class Connection(asyncio.BufferedProtocol):
         self.log(logging.DEBUG, "%s connection closed: %s", self.KIND, reason.value)
         if self.transport is None:
             return
-        if reason in UNFLUSHED:
+        if reason in UNFLUSHED and not self.transport.is_closing():
             self.transport.abort()
             return
         self.transport.close()

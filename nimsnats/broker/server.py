@@ -142,6 +142,9 @@ class Broker:
         if any(client.transport is not None for client in clients):
             await self._wait_gone(clients)
         self.keepalive.close()
+        for connection in self.deadlines.waiting():  # closed before, with last words that the peer has not taken
+            if connection.transport is not None:
+                connection.transport.abort()
         self.deadlines.close()
 
     async def enter_lame_duck(self) -> None:

@@ -1,19 +1,18 @@
 """TLS of a listener and of what is dialled from beside it: the settings, and the contexts that they make.
 
-Owns the files and what they are good for. The handshake itself is `connection.upgrade`. Servers shake hands before the
+Owns the files and what they are good for. The handshake itself is `tls_transport`'s. Servers shake hands before the
 first word (as on nats-server's cluster port), clients after INFO unless `handshake_first` is set.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from nimsnats.protocol.x509 import Certificate
+from nimsnats.protocol.x509 import BadCertificate, Certificate
 from nimsnats.runtime import StartError
 
 TIMEOUT: Final = 2.0
@@ -39,10 +38,16 @@ class TlsOptions:
     handshake_first: bool = False
 
     def listening(self, *, verify: bool) -> ssl.SSLContext:
-        """The context of accepted connections. Raises StartError naming the file at fault."""
+        """The context of accepted connections. Raises StartError naming the file at fault.
+
+        Where clients must show certificates they get no session tickets. A new context knows no session of another
+        one, so what a reload has changed is asked of every client.
+        """
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         if verify:
             context.verify_mode = ssl.CERT_REQUIRED
+            context.num_tickets = 0
+            context.options |= ssl.OP_NO_TICKET
         return context
 
     def dialling(self) -> ssl.SSLContext:
@@ -68,6 +73,7 @@ class TlsOptions:
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = self.min_version
+        context.options |= ssl.OP_NO_RENEGOTIATION
         try:
             context.load_cert_chain(self.cert_file, self.key_file)
         except (OSError, ssl.SSLError) as error:
@@ -92,17 +98,29 @@ class Secured:
     certificate: bytes
 
     @classmethod
-    def of(cls, transport: asyncio.Transport) -> Secured | None:
-        """What a connection's transport tells; None if it is not TLS."""
-        found: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if found is None:
-            return None
-        cipher = found.cipher()
+    def of(cls, tls: ssl.SSLObject) -> Secured:
+        """What the SSL object tells when its handshake is done."""
+        cipher = tls.cipher()
         return cls(
-            (found.version() or "").removeprefix("TLSv"),
+            (tls.version() or "").removeprefix("TLSv"),
             _go_name(cipher[0]) if cipher else "",
-            found.getpeercert(binary_form=True) or b"",
+            tls.getpeercert(binary_form=True) or b"",
         )
+
+    def objection(self, now_ns: int) -> str:
+        """Why the peer's certificate is not good at this time, in nanoseconds since the epoch; empty when it is.
+
+        OpenSSL asks that in a full handshake only: with a session, an expired certificate would come in again.
+        """
+        if not self.certificate:
+            return "the peer has no certificate"
+        try:
+            certificate = Certificate(self.certificate)
+            begins, ends = certificate.not_before().timestamp(), certificate.not_after().timestamp()
+        except BadCertificate as error:
+            return f"the peer's certificate cannot be read: {error}"
+        now = now_ns / 1e9
+        return "certificate is not yet valid" if now < begins else "certificate has expired" if now > ends else ""
 
 
 def _go_name(cipher: str) -> str:

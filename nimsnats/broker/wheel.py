@@ -52,6 +52,10 @@ class Wheel(Generic[K]):
         if slot is not None:
             del self._slots[slot][key]
 
+    def waiting(self) -> list[K]:
+        """All that have a deadline."""
+        return list(self._slot_of)
+
     def close(self) -> None:
         """Forget everything and stop the timer."""
         self._slot_of.clear()

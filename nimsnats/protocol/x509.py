@@ -41,10 +41,17 @@ class Certificate:
         except (StopIteration, IndexError) as error:
             raise BadCertificate("not a certificate") from error
 
+    def not_before(self) -> datetime:
+        """When it begins. Raises BadCertificate."""
+        return self._time(0)
+
     def not_after(self) -> datetime:
         """When it ends. Raises BadCertificate."""
+        return self._time(1)
+
+    def _time(self, which: int) -> datetime:
         try:
-            _, (kind, text, _) = _items(self._validity)
+            kind, text, _ = tuple(_items(self._validity))[which]
             digits = text.decode("ascii").removesuffix("Z")
             if kind == _UTC_TIME:  # years of two digits: 1950 to 2049
                 digits = ("19" if digits >= "50" else "20") + digits
