@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,22 @@ import pytest
 from nimsnats.broker.tls import TlsOptions
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
+_UNTIL = """\
+[ca]
+default_ca = authority
+[authority]
+database = index
+unique_subject = no
+serial = numbers
+rand_serial = yes
+new_certs_dir = .
+certificate = ca.pem
+private_key = ca.key
+default_md = sha256
+policy = names
+[names]
+commonName = supplied
+"""
 _KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
 
 
@@ -38,6 +55,15 @@ class Authority:
         (self.folder / "names").write_text(f"subjectAltName={names}\n")
         signed = f"x509 -req -in {name}.req -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names"
         _openssl(self.folder, f"{signed} -out {name}.pem")
+        return str(self.folder / f"{name}.pem"), str(self.folder / f"{name}.key")
+
+    def issue_until(self, name: str, ends: datetime) -> tuple[str, str]:
+        """Certificate and key of a client, valid until `ends` (UTC, whole seconds)."""
+        (self.folder / "index").touch()
+        (self.folder / "ca.conf").write_text(_UNTIL)
+        _openssl(self.folder, f"req {_KEY} -subj /CN={name} -keyout {name}.key -out {name}.req")
+        until = f"-startdate 20200101000000Z -enddate {ends:%Y%m%d%H%M%S}Z"
+        _openssl(self.folder, f"ca -batch -notext -config ca.conf {until} -in {name}.req -out {name}.pem")
         return str(self.folder / f"{name}.pem"), str(self.folder / f"{name}.key")
 
     def options(self, name: str, names: str = "IP:127.0.0.1,DNS:localhost", **more: Any) -> TlsOptions:
