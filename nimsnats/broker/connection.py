@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from nimsnats.broker.reasons import UNFLUSHED, Reason
-from nimsnats.broker.tls import Secured
+from nimsnats.broker.tls import Accepting, Secured
 from nimsnats.broker.tls_transport import Handshake, TlsTransport
 
 if TYPE_CHECKING:
@@ -111,17 +111,21 @@ class Connection(asyncio.BufferedProtocol):
         self.opened()
 
     def upgrade(
-        self, context: ssl.SSLContext, timeout: float, ready: Callable[[], None], server_hostname: str | None = None
+        self,
+        contexts: Accepting | ssl.SSLContext,
+        timeout: float,
+        ready: Callable[[], None],
+        server_hostname: str | None = None,
     ) -> None:
         """Change to TLS, after what is queued; `ready` is called when that has worked, else the connection ends.
 
-        `server_hostname` is whom we have dialled; None where we are the server. `timeout` in seconds.
+        `contexts` and `server_hostname` are as in `Handshake`. `timeout` in seconds.
         """
         self.flush()
         if self.transport is None or self.closed:
             return
         self._ready = ready
-        handshake = Handshake(context, server_hostname, timeout)
+        handshake = Handshake(contexts, timeout, server_hostname)
         tls = TlsTransport(self.broker.runtime, self.transport, self, self.broker.read_view, handshake)
         self.transport = tls
         tls.begin()

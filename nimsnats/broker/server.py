@@ -100,7 +100,7 @@ class Broker:
         self.clients: dict[int, ClientConnection] = {}
         self.closed = ClosedClients(options.max_closed_clients)
         self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
-        self.tls = None if options.tls is None else options.tls.listening(verify=options.tls.verify)
+        self.tls = None if options.tls is None else options.tls.accepting(verify=options.tls.verify)
         """What clients' connections change to; StartError of the constructor says what is wrong with the files."""
         self.outbox = Outbox(runtime)
         self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
@@ -239,7 +239,7 @@ class Broker:
 
     def renew_tls(self, options: TlsOptions) -> None:
         """Use these files from the next handshake on. Raises StartError, and changes nothing, when they are no use."""
-        self.tls = options.listening(verify=options.verify)
+        self.tls = options.accepting(verify=options.verify)
         self.options.tls = options
 
     def next_id(self) -> int:

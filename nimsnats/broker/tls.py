@@ -17,6 +17,11 @@ from nimsnats.runtime import StartError
 
 TIMEOUT: Final = 2.0
 """Seconds that a handshake may take, nats-server's default."""
+_SESSIONS: Final = 32 * 1024
+"""Sessions that are noted: more than OpenSSL's cache holds, which are 20 * 1024."""
+_HELLO: Final = 5 + 4 + 2 + 32 + 1
+"""Bytes before the session identifier: of the record's head, the message's, the version, the random bytes, the
+identifier's length."""
 _PEM: Final = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -40,15 +45,18 @@ class TlsOptions:
     def listening(self, *, verify: bool) -> ssl.SSLContext:
         """The context of accepted connections. Raises StartError naming the file at fault.
 
-        Where clients must show certificates they get no session tickets. A new context knows no session of another
-        one, so what a reload has changed is asked of every client.
+        Where clients must show certificates they get no session tickets.
         """
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         if verify:
             context.verify_mode = ssl.CERT_REQUIRED
-            context.num_tickets = 0
-            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0  # of TLS 1.3
+            context.options |= ssl.OP_NO_TICKET  # of TLS 1.2
         return context
+
+    def accepting(self, *, verify: bool) -> Accepting:
+        """What the handshakes of accepted connections need. Raises StartError naming the file at fault."""
+        return Accepting(self.listening(verify=verify), self.listening(verify=True) if verify else None)
 
     def dialling(self) -> ssl.SSLContext:
         """The context of connections that we dial; the peer's certificate must name the host that was dialled.
@@ -89,6 +97,59 @@ class TlsOptions:
         return context
 
 
+class Accepting:
+    """The contexts of accepted connections. A new one knows no session of another one, so that what a reload has
+    changed is asked of every client.
+
+    Where clients must show a certificate no session is resumed, because OpenSSL would not look at the certificate
+    again: it may have expired, or its issuer. Tickets can be turned off, but not the session identifiers of TLS 1.2.
+    So there are two contexts, and who presents an identifier that one has issued is served by the other, which does
+    not know it and shakes hands in full.
+    """
+
+    def __init__(self, first: ssl.SSLContext, other: ssl.SSLContext | None) -> None:
+        self._first = first
+        self._other = other
+        self._issued: dict[bytes, None] = {}
+        """Identifiers of the first context's sessions, oldest first."""
+
+    @property
+    def resuming(self) -> bool:
+        """Whether sessions may be resumed; else `context` wants to know which one a client presents."""
+        return self._other is None
+
+    def context(self, session: bytes = b"") -> ssl.SSLContext:
+        """The one that knows no session of that identifier."""
+        return self._other if self._other is not None and session in self._issued else self._first
+
+    def done(self, tls: ssl.SSLObject) -> str:
+        """A handshake is done: note its session. The objection to a session that was resumed all the same, as can be
+        when a ClientHello comes in so small records that nobody has seen its identifier; else nothing."""
+        if self._other is None:
+            return ""
+        if tls.session_reused:
+            return "no session can be resumed"
+        session = tls.session
+        if tls.context is self._first and tls.version() == "TLSv1.2" and session is not None:
+            self._issued[session.id] = None
+            if len(self._issued) > _SESSIONS:
+                del self._issued[next(iter(self._issued))]
+        return ""
+
+
+def presented_session(hello: bytes) -> bytes | None:
+    """Which session the beginning of a ClientHello presents (RFC 5246, sections 6.2.1 and 7.4.1.2); b"" when none is
+    there to be seen, None when more has to come."""
+    if hello[:1] not in (b"", b"\x16"):
+        return b""  # no handshake record
+    if len(hello) < _HELLO:
+        return None if len(hello) < 5 or int.from_bytes(hello[3:5]) + 5 >= _HELLO else b""
+    end = _HELLO + hello[_HELLO - 1]
+    if int.from_bytes(hello[3:5]) + 5 < end:
+        return b""
+    return hello[_HELLO:end] if len(hello) >= end else None
+
+
 @dataclass(slots=True, frozen=True)
 class Secured:
     """What a handshake ended with: version and cipher suite by their names in Go, the peer's certificate or nothing."""
@@ -108,10 +169,7 @@ class Secured:
         )
 
     def objection(self, now_ns: int) -> str:
-        """Why the peer's certificate is not good at this time, in nanoseconds since the epoch; empty when it is.
-
-        OpenSSL asks that in a full handshake only: with a session, an expired certificate would come in again.
-        """
+        """Why the peer's certificate is not good at this time, in nanoseconds since the epoch; empty when it is."""
         if not self.certificate:
             return "the peer has no certificate"
         try:
@@ -136,14 +194,14 @@ def _go_name(cipher: str) -> str:
 class TlsContexts:
     """What connections between servers need: both ends of a handshake, and how long it may take."""
 
-    listening: ssl.SSLContext
+    listening: Accepting
     dialling: ssl.SSLContext
     timeout: float
 
     @classmethod
     def between_servers(cls, options: TlsOptions) -> TlsContexts:
         """Both sides show a certificate, whatever `verify` says, as in nats-server. Raises StartError."""
-        return cls(options.listening(verify=True), options.dialling(), options.timeout)
+        return cls(options.accepting(verify=True), options.dialling(), options.timeout)
 
 
 def reason(error: OSError | ssl.SSLError) -> str:

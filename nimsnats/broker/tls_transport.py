@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from nimsnats.broker.tls import Secured, reason
+from nimsnats.broker.tls import Accepting, Secured, presented_session, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,13 +36,13 @@ class _Stage(Enum):
 
 @dataclass(slots=True, frozen=True)
 class Handshake:
-    """What a handshake needs: `server_hostname` is whom we have dialled, None where we are the server; `timeout` is in
-    seconds.
+    """What a handshake needs: as the server what accepts, else the one context and `server_hostname`, whom we have
+    dialled. `timeout` in seconds.
     """
 
-    context: ssl.SSLContext
-    server_hostname: str | None
+    contexts: Accepting | ssl.SSLContext
     timeout: float
+    server_hostname: str | None = None
 
 
 class SecuredProtocol(Protocol):
@@ -94,6 +94,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
+        self._hello = b""
+        """A client's first words, while they are too few to choose a context by."""
         self._timer = runtime.call_later(handshake.timeout, self._fail, "TLS handshake timeout")
 
     def begin(self) -> None:
@@ -101,14 +103,28 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         handshake = self._handshake
         assert handshake is not None
         self._below.set_protocol(self)
-        name = handshake.server_hostname
-        try:
-            self._tls = handshake.context.wrap_bio(self._incoming, self._outgoing, name is None, name)
-        except ValueError as error:  # a name that no certificate can hold
-            self._fail(f"{name}: {error}")
-            return
-        if name is not None:
-            self._shake()
+        contexts = handshake.contexts
+        if isinstance(contexts, ssl.SSLContext):
+            name = handshake.server_hostname
+            try:
+                self._tls = contexts.wrap_bio(self._incoming, self._outgoing, False, name)
+            except ValueError as error:  # a name that no certificate can hold
+                self._fail(f"{name}: {error}")
+            else:
+                self._shake()
+        elif contexts.resuming:
+            self._tls = contexts.context().wrap_bio(self._incoming, self._outgoing, True)
+
+    def _meet(self, data: bytes) -> None:
+        """Choose the context by the client's first words, as soon as they say which session it presents."""
+        contexts = self._handshake.contexts if self._handshake is not None else None
+        assert isinstance(contexts, Accepting)
+        self._hello += data
+        session = presented_session(self._hello)
+        if session is not None:
+            self._tls = contexts.context(session).wrap_bio(self._incoming, self._outgoing, True)
+            self._incoming.write(self._hello)
+            self._hello = b""
 
     # -- from the TCP transport ---------------------------------------------------------------------------------
 
@@ -120,7 +136,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         """Records have come. Nobody looks at what comes after the end."""
         if self._stage is _Stage.ENDED:
             return
-        self._incoming.write(self._view[:nbytes])
+        if self._tls is None:
+            self._meet(bytes(self._view[:nbytes]))
+        else:
+            self._incoming.write(self._view[:nbytes])
         if self._stage is _Stage.UP or self._shake():
             self._pump()
 
@@ -155,7 +174,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def _shake(self) -> bool:
         """Go on with the handshake; whether it is done."""
         handshake, tls = self._handshake, self._tls
-        assert handshake is not None and tls is not None
+        if handshake is None or tls is None:
+            return False
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -166,11 +186,12 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             return False
         self._pass_on()
         secured = Secured.of(tls)
-        if handshake.context.verify_mode is ssl.CERT_REQUIRED:
-            objection = secured.objection(self._runtime.time_ns())
-            if objection:
-                self._fail(objection)
-                return False
+        objection = handshake.contexts.done(tls) if isinstance(handshake.contexts, Accepting) else ""
+        if tls.context.verify_mode is ssl.CERT_REQUIRED:
+            objection = objection or secured.objection(self._runtime.time_ns())
+        if objection:
+            self._fail(objection)
+            return False
         self._timer.cancel()
         self._handshake = None
         self._stage = _Stage.UP

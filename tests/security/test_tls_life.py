@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from nimsnats.broker import route_table, server
+from nimsnats.broker.reasons import Reason
 from nimsnats.broker.tls import TlsOptions
 from nimsnats.broker.tls_transport import TlsTransport
 from tests.broker.peer import until
@@ -210,6 +211,44 @@ def test_a_stop_waits_for_nobody(
         for sock in (*stuck, failed):
             sock.close()
         await until(lambda: transports() == 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_what_a_client_is_told_during_its_handshake_comes_after_it(
+    kind: str, run: Run, authority: Authority, options: TlsOptions
+) -> None:
+    async def main() -> None:
+        async with listening(kind, options) as port:
+            peer = TlsPeer(raw(port.number), trusting(authority), None)
+            await until(lambda: len(port.open()) == 1)
+            (known,) = port.open()
+            known.send_away()
+            if port.greets:
+                await peer.greeting()
+            await peer.shake()
+            assert b'"ldm":true' in await peer.line()
+            peer.sock.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_is_thrown_out_during_its_handshake_is_gone(kind: str, run: Run, options: TlsOptions) -> None:
+    async def main() -> None:
+        options.timeout = LONG
+        async with listening(kind, options) as port:
+            for words in WORDS.values():
+                sock = raw(port.number)
+                await until(lambda: len(port.open()) == 1)
+                (known,) = port.open()
+                sock.sendall(words)
+                known.close(Reason.KICKED)
+                await until(lambda known=known: known.transport is None)
+                assert not port.open()
+                sock.close()
+            await until(lambda: transports() == 0)
 
     run(main())
 
@@ -501,6 +540,72 @@ def test_a_reload_asks_everybody_anew(
             (port.table or port.broker).renew_tls(renewed)
             for context, session in sessions:
                 assert (await comes_again(port, context, session))[0] == "TLSV1_ALERT_UNKNOWN_CA"
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_session_is_resumed_where_certificates_are_demanded(
+    kind: str, run: Run, authority: Authority, client: tuple[str, str]
+) -> None:
+    """Each time the newest session is presented, and the client is served after a full handshake."""
+
+    async def main() -> None:
+        async with listening(kind, authority.options("server", verify=True)) as port:
+            for version, ticket in OFFERS:
+                context = resuming(authority, client, version, ticket)
+                session: ssl.SSLSession | None = None
+                for _ in range(5):
+                    peer = await TlsPeer.connect(port.number, context, greets=port.greets, session=session)
+                    assert not peer.events and not peer.tls.session_reused
+                    session = peer.tls.session
+                    if port.table is None:
+                        await peer.say(QUIET)
+                        await peer.round_trip()
+                    await peer.notify()
+                    assert (await peer.end())[-1] == "FIN"
+
+    run(main())
+
+
+def test_a_session_is_not_resumed_when_its_identifier_comes_in_pieces(
+    run: Run, authority: Authority, client: tuple[str, str]
+) -> None:
+    """A ClientHello in records of one byte each is legal; without a session it is served, with one it is not."""
+
+    async def main() -> None:
+        async with listening("client first", authority.options("server", verify=True)) as port:
+            context = resuming(authority, client, TLS12, False)
+            known = await served(port, context)
+            for session in (None, known.tls.session):
+                peer = TlsPeer(raw(port.number), context, session)
+                with pytest.raises(ssl.SSLWantReadError):
+                    peer.tls.do_handshake()
+                message = peer.outgoing.read()[5:]
+                peer.sock.sendall(b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in message))
+                await peer.shake()
+                assert peer.tls.session_reused is (session is not None)
+                await peer.say(QUIET + b"PING\r\n")
+                if session is None:
+                    await peer.round_trip()
+                else:
+                    assert await peer.end() == ["FIN"]
+
+    run(main())
+
+
+def test_sessions_are_resumed_where_nobody_has_to_show_a_certificate(
+    run: Run, authority: Authority, client: tuple[str, str], options: TlsOptions
+) -> None:
+    async def main() -> None:
+        async with listening("client", options) as port:
+            for version, ticket in OFFERS:
+                context = resuming(authority, client, version, ticket)
+                first = await served(port, context)
+                again = await TlsPeer.connect(port.number, context, greets=True, session=first.tls.session)
+                await again.say(QUIET)
+                await again.round_trip()
+                assert again.tls.session_reused
 
     run(main())
 

@@ -133,13 +133,22 @@ class TlsPeer:
     ) -> TlsPeer:
         """Connect and shake hands; `events` is empty when that has worked, as far as a client can tell."""
         peer = cls(raw(port), context, session)
-        loop = asyncio.get_running_loop()
-        line = b""
-        while greets and not line.endswith(b"\n"):
-            line += await loop.sock_recv(peer.sock, 1)
-        await peer._do(peer.tls.do_handshake)
-        await peer.pass_on()
+        if greets:
+            await peer.greeting()
+        await peer.shake()
         return peer
+
+    async def greeting(self) -> bytes:
+        """The INFO that comes before the handshake."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += await asyncio.get_running_loop().sock_recv(self.sock, 1)
+        return line
+
+    async def shake(self) -> None:
+        """Go on with the handshake until it is done, or has failed."""
+        await self._do(self.tls.do_handshake)
+        await self.pass_on()
 
     async def say(self, data: bytes) -> None:
         """Send through TLS."""
