@@ -210,10 +210,11 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             return
         self._pass_on()
         self._over()
-        try:
-            self._below.write_eof()
-        except OSError:
-            pass  # the peer has reset the connection, which is the next that we hear
+        if not self._below.is_closing():
+            try:
+                self._below.write_eof()
+            except OSError:
+                pass  # the peer has reset the connection, which is the next that we hear
         self._protocol.tls_failed(why, early=not self._heard)
 
     # -- reading ------------------------------------------------------------------------------------------------

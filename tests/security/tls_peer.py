@@ -8,7 +8,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import uvloop
@@ -61,7 +61,7 @@ async def listening(
     runtime = Runtime.real()
     if time_ns is not None:
         runtime.time_ns = time_ns
-    tls.handshake_first = kind == "client first"
+    tls = replace(tls, handshake_first=kind == "client first")
     client = {} if kind == "cluster" else {"tls": tls}
     broker = Broker(BrokerOptions(host="127.0.0.1", port=-1, **client, **options), runtime)
     table = RouteTable(broker, RouteOptions("X", "127.0.0.1", -1, tls=tls)) if kind == "cluster" else None
