@@ -11,6 +11,7 @@ from typing import Final
 
 from nimsnats.broker.auth import ConfiguredAuthenticator
 from nimsnats.broker.server import Broker
+from nimsnats.broker.tls import TlsContexts
 from nimsnats.config.settings import Settings
 from nimsnats.log import current_output
 from nimsnats.runtime import StartError
@@ -62,8 +63,15 @@ def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
 
 
 def _renew_certificates(broker: Broker, wanted: Settings) -> None:
-    """Read the certificates again: they are what changes most, and under the same names. Raises StartError."""
+    """Read the certificates again: they are what changes most, and under the same names. Raises StartError, and changes
+    nothing, when those of one port are no use."""
+    routes, tls = broker.routes, wanted.cluster.tls
+    if routes is not None and (routes.tls is None) != (tls is None):
+        there = routes.tls is not None
+        raise StartError(f"config reload not supported for Cluster TLS: old={there}, new={not there}")
+    if routes is not None and tls is not None:
+        TlsContexts.between_servers(tls)  # to be tried before the clients' are renewed
     if wanted.broker.tls is not None:
         broker.renew_tls(wanted.broker.tls)
-    if broker.routes is not None and broker.routes.tls is not None and wanted.cluster.tls is not None:
-        broker.routes.renew_tls(wanted.cluster.tls)
+    if routes is not None and tls is not None:
+        routes.renew_tls(tls)

@@ -241,6 +241,7 @@ class Broker:
         """Use these files from the next handshake on. Raises StartError, and changes nothing, when they are no use."""
         self.tls = options.accepting(verify=options.verify)
         self.options.tls = options
+        self.info.tls_verify = options.verify
 
     def next_id(self) -> int:
         """A number for a new connection, of whatever kind."""

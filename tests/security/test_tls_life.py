@@ -23,6 +23,9 @@ from nimsnats.broker import route_table, server
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.tls import TlsOptions, presented_session
 from nimsnats.broker.tls_transport import TlsTransport
+from nimsnats.config.settings import Settings
+from nimsnats.runtime import StartError
+from nimsnats.server import Server, embedded_settings
 from tests.broker.peer import until
 from tests.broker.route_stand import routed
 from tests.certificates import Authority, block, needs_openssl
@@ -639,6 +642,41 @@ def test_sessions_are_resumed_where_nobody_has_to_show_a_certificate(
                 await again.say(QUIET)
                 await again.round_trip()
                 assert again.tls.session_reused
+
+    run(main())
+
+
+@pytest.mark.parametrize("spoilt", ["client", "cluster"])
+def test_a_reload_with_one_bad_certificate_changes_nothing(
+    spoilt: str, run: Run, authority: Authority, options: TlsOptions, client: tuple[str, str]
+) -> None:
+    """Nor does one that would take TLS from the cluster port, or give it."""
+
+    def settings(clients: TlsOptions, peers: TlsOptions | None) -> Settings:
+        found = embedded_settings("127.0.0.1", -1, None, jetstream=False, monitor_port=0, name="")
+        found.broker.tls = clients
+        found.cluster.enabled, found.cluster.host, found.cluster.port, found.cluster.tls = True, "127.0.0.1", -1, peers
+        return found
+
+    async def main() -> None:
+        stricter = replace(options, verify=True)
+        bad = replace(options, cert_file="none.pem")
+        async with Server(settings(options, options)) as node:
+            broker, routes = node.broker, node.broker.routes
+            assert routes is not None
+            before = broker.tls, routes.tls
+            with pytest.raises(StartError, match=r"none\.pem"):
+                node.reload(settings(bad, options) if spoilt == "client" else settings(stricter, bad))
+            with pytest.raises(StartError, match="not supported for Cluster TLS: old=True, new=False"):
+                node.reload(settings(options, None))
+            assert (broker.tls, routes.tls) == before
+            port = Port("client", node.port, broker, None)
+            (await served(port, trusting(authority))).sock.close()
+            node.reload(settings(stricter, options))
+            peer = TlsPeer(raw(node.port), trusting(authority, client), None)
+            assert b'"tls_verify":true' in await peer.greeting()
+            peer.sock.close()
+            (await served(port, trusting(authority, client))).sock.close()
 
     run(main())
 
