@@ -28,6 +28,8 @@ def overall(view: NodeView) -> JsonObject:
     }
     if broken or worrying:
         body["problems"] = [*broken, *worrying]
+    if notes := view.told():
+        body["notes"] = notes
     body["status_code"] = 503 if broken else 200
     return body
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream.clock import format_time
@@ -47,7 +48,7 @@ def jsz(
         and not view.jetstream.meta.group.leading
     ):
         raise NotMeant("filtered response: not leader")
-    offset, limit = max(offset, 0), limit or DEFAULT_LIMIT
+    offset, limit = max(offset, 0), limit if limit > 0 else DEFAULT_LIMIT
     streams = streams or consumer
     head: JsonObject = {**jetstream_stats(view), "server_id": view.broker.server_id, "now": format_time(view.now_ns())}
     if view.jetstream is None:
@@ -65,7 +66,7 @@ def jsz(
     if account:
         shown = [held[account]] if account in held else []
     elif accounts or streams:
-        shown = list(held.values())[offset : offset + limit]
+        shown = list(islice(held.values(), min(offset, len(held)), min(offset + limit, len(held))))
     if shown:
         wanted = _Detail(streams, consumer, config, raft, stream_leader_only)
         answer["account_details"] = [_account(view, one, wanted) for one in shown]

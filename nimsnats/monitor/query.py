@@ -28,6 +28,8 @@ _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
 _INT64: Final = 1 << 63
 _UINT64: Final = 1 << 64
+_MOST_DIGITS: Final = 20
+_MOST_SHOWN: Final = 256
 _STATES: Final = {"": 0, "open": 0, "closed": 1, "any": 2, "all": 2}
 
 
@@ -72,7 +74,7 @@ def connection_state(name: str, given: str) -> Options:
     """`state`: which connections to list."""
     state = _STATES.get(given.lower())
     if state is None:
-        raise ParameterError(f"Error decoding state for {given}")
+        raise ParameterError(f"Error decoding state for {given[:_MOST_SHOWN]}")
     return {"state": state}
 
 
@@ -89,8 +91,8 @@ def _boolean(name: str, given: str) -> bool:
 def _integer(name: str, given: str, kind: str, function: str, low: int, end: int) -> int:
     complaint = "invalid syntax"
     if _INTEGER.fullmatch(given) and not (low == 0 and given[0] in "+-"):
-        value = int(given)
-        if low <= value < end:
+        digits = given.lstrip("+-").lstrip("0") or "0"
+        if len(digits) <= _MOST_DIGITS and low <= (value := int(given[:1].strip("+0123456789") + digits)) < end:
             return value
         complaint = "value out of range"
     raise ParameterError(
@@ -99,4 +101,5 @@ def _integer(name: str, given: str, kind: str, function: str, low: int, end: int
 
 
 def _quoted(given: str) -> str:
-    return json.dumps(given, ensure_ascii=False)
+    """A parameter as a complaint shows it: its beginning, where it is absurdly long."""
+    return json.dumps(given if len(given) <= _MOST_SHOWN else given[:_MOST_SHOWN] + "…", ensure_ascii=False)

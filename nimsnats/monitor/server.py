@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from nimsnats.http_server import Listener
 from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
 from nimsnats.monitor.format import pretty
 from nimsnats.monitor.page.site import StatusPage
@@ -59,12 +60,12 @@ class MonitorServer:
         self.base_path = "/" + base_path.strip("/") if base_path.strip("/") else ""
         self._tls = tls
         self._installs: list[Install] = []
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._page: StatusPage | None = None
 
     def add_routes(self, install: Install) -> None:
         """Have `install` put its routes into the application when the server starts. Call before `start`."""
-        assert self._runner is None, "routes are fixed once the server runs"
+        assert self._listener is None, "routes are fixed once the server runs"
         self._installs.append(install)
 
     def slot(self, method: str, path: str) -> Slot:
@@ -76,7 +77,6 @@ class MonitorServer:
     async def start(self) -> None:
         """Listen. Raises MonitorError."""
         app = web.Application(client_max_size=_MAX_BODY)
-        app.on_response_prepare.append(_anonymous)
         for endpoint in ENDPOINTS:
             for path in endpoint.paths:
                 app.router.add_route("*", self.base_path + path, partial(self._answer, endpoint))
@@ -86,26 +86,23 @@ class MonitorServer:
         for install in self._installs:
             install(app)
         app.router.add_route("*", "/{path:.*}", _not_found)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_STOP_TIMEOUT)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host or None, max(self.port, 0), ssl_context=self._tls)
+        self._listener = Listener(app, self.view.broker.runtime.loop, shutdown_timeout=_STOP_TIMEOUT)
         try:
-            await site.start()
+            self.port = await self._listener.start(self.host, max(self.port, 0), self._tls)
         except OSError as error:
             await self.stop()
             raise MonitorError(
                 f"can't listen to the monitor port: listen tcp {self.host}:{self.port}: {_reason(error)}"
             ) from None
-        self.port = self._runner.addresses[0][1]
         self.view.http_host, self.view.http_port, self.view.http_base_path = self.host, self.port, self.base_path
 
     async def stop(self) -> None:
         """Close the listener and the connections. Idempotent."""
         if self._page is not None:
             self._page.close()
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.stop()
 
     async def _answer(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         self.view.http_requests[endpoint.paths[0]] += 1
@@ -133,12 +130,7 @@ class MonitorServer:
 
 
 async def _not_found(request: web.Request) -> web.StreamResponse:
-    return web.Response(status=404, text="404 page not found\n", headers={"X-Content-Type-Options": "nosniff"})
-
-
-async def _anonymous(request: web.Request, response: web.StreamResponse) -> None:
-    """Take aiohttp's own Server header away: nats-server sends none."""
-    response.headers.popall("Server", None)
+    return web.Response(status=404, text="404 page not found\n")
 
 
 def _reason(error: OSError) -> str:

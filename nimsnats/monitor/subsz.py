@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from nimsnats.broker.account import Account
 from nimsnats.broker.subscription import Subscription
@@ -41,15 +41,20 @@ def subsz(
         "limit": limit,
     }
     if subscriptions:
-        listed = [
-            detail(sub, held)
-            for held in accounts
-            for sub in held.interest
-            if not test or matches(test.encode(), sub.subject)
-        ]
-        answer["total"] = len(listed)
-        answer |= present({"subscriptions_list": listed[offset : offset + limit]})
+        page: list[JsonObject] = []
+        for number, (held, sub) in enumerate(_wanted(accounts, test.encode())):
+            answer["total"] = number + 1
+            if offset <= number < offset + limit:
+                page.append(detail(sub, held))
+        answer |= present({"subscriptions_list": page})
     return answer
+
+
+def _wanted(accounts: Iterable[Account], test: bytes) -> Iterator[tuple[Account, Subscription]]:
+    for held in accounts:
+        for sub in held.interest:
+            if not test or matches(test, sub.subject):
+                yield held, sub
 
 
 def interest_stats(accounts: Iterable[Account]) -> JsonObject:

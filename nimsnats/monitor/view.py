@@ -89,6 +89,8 @@ class NodeView:
     registry: Callable[[], RegistryStatus | None] = lambda: None
     cluster: Callable[[], ClusterView] = ClusterView
     problems: Callable[[], Sequence[str]] = tuple
+    notes: list[Callable[[], str]] = field(default_factory=list[Callable[[], str]])
+    """What an operator should know although nothing is wrong: each says a sentence, or nothing."""
     cluster_page: Callable[[], JsonObject] | None = None
     """What `/health/cluster` shows, with its `status`; without it a page is made from `cluster`."""
     registry_page: Callable[[], JsonObject] | None = None
@@ -134,6 +136,10 @@ class NodeView:
     def subscriptions(self) -> int:
         """Subscriptions in all accounts."""
         return sum(account.interest.count for account in self.broker.accounts.values())
+
+    def told(self) -> list[str]:
+        """What there is to know at this moment of what `notes` says."""
+        return [text for note in self.notes if (text := note())]
 
     def damage(self) -> list[str]:
         """What was found damaged on disk, a sentence each."""

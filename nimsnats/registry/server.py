@@ -7,6 +7,7 @@ Owns: their lifetime. `python -m nimsnats registry` runs `serve`; a node embeds 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import ssl
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from nimsnats.http_server import Listener
 from nimsnats.notify import Notify
 from nimsnats.registry.api import RegistryApi, answer, error_answer
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryConfigError, RegistryListenError
+from nimsnats.registry.guard import Guard
 from nimsnats.runtime import Runtime
 
 DATABASE: Final = "registry.db"
@@ -26,7 +29,9 @@ DEFAULT_TTL: Final = 30.0
 
 
 class RegistryServer:
-    """One registry. `ttl` in seconds; with `data_dir` registrations survive a restart; `token` is asked of everyone.
+    """One registry. `ttl` in seconds; with `data_dir` registrations survive a restart.
+
+    Only who has the `token`, or proves the cluster's `secret`, is let in; everybody, where neither is set.
 
     Stand-alone: `start`, `stop`. Embedded: `open`, `add_routes` before the application starts, `stop`.
     """
@@ -38,6 +43,7 @@ class RegistryServer:
         ttl: float = DEFAULT_TTL,
         data_dir: Path | None = None,
         token: str = "",
+        secret: str = "",
         tls: ssl.SSLContext | None = None,
         log: logging.Logger | None = None,
     ) -> None:
@@ -46,9 +52,10 @@ class RegistryServer:
         self._log = log or logging.getLogger(__name__)
         path = data_dir / DATABASE if data_dir is not None else None
         self.directory = Directory(runtime, ttl=ttl, path=path, log=self._log)
-        self._api = RegistryApi(self.directory, token=token)
+        self._guard = Guard(runtime, token=token, secret=secret)
+        self._api = RegistryApi(self.directory, self._guard)
         self._tls = tls
-        self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
         self._host = ""
         self.port = 0
         """The listening port after `start`."""
@@ -90,25 +97,27 @@ class RegistryServer:
         app = web.Application(middlewares=[_json_errors])
         self.add_routes(app)
         app.router.add_get("/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=2.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host or None, port, ssl_context=self._tls)
+        self._listener = Listener(app, self.directory.runtime.loop, shutdown_timeout=2.0)
         try:
-            await site.start()
+            self.port = await self._listener.start(self._host, port, self._tls)
         except OSError as error:
             await self.stop()
             reason = error.strerror or str(error)
             raise RegistryListenError(f"registry cannot listen on {listen}: {reason}") from error
-        self.port = self._runner.addresses[0][1]
         kept = "on disk" if self.directory.persistent else "in memory"
         self._log.info("Registry listening on %s (ttl %gs, nodes kept %s)", self.listening, self.directory.ttl, kept)
+        if self._guard.is_open and not _is_loopback(self._host):
+            self._log.warning(
+                "Whoever reaches %s can register nodes: set NATS_CLUSTER_SECRET as on the nodes, or REGISTRY_TOKEN",
+                self.listening,
+            )
 
     async def stop(self) -> None:
         """Release watchers, stop listening, close the database. Idempotent."""
         self.directory.release()
-        if self._runner is not None:
-            runner, self._runner = self._runner, None
-            await runner.cleanup()
+        if self._listener is not None:
+            listener, self._listener = self._listener, None
+            await listener.stop()
         await self.directory.close()
 
     async def _health(self, _: web.Request) -> web.StreamResponse:
@@ -130,6 +139,7 @@ async def serve(
     ttl: float = DEFAULT_TTL,
     data_dir: Path | None = None,
     token: str = "",
+    secret: str = "",
     tls: ssl.SSLContext | None = None,
     log: logging.Logger | None = None,
     stop: asyncio.Event | None = None,
@@ -140,7 +150,7 @@ async def serve(
     `notify` is told when it listens and when it stops.
     """
     notify = notify or Notify()
-    server = RegistryServer(Runtime.real(), ttl=ttl, data_dir=data_dir, token=token, tls=tls, log=log)
+    server = RegistryServer(Runtime.real(), ttl=ttl, data_dir=data_dir, token=token, secret=secret, tls=tls, log=log)
     try:
         await server.start(listen)
         notify.ready(f"Listening on {server.listening}")
@@ -158,6 +168,13 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or int(port[:6]) > 65535 or (":" in host and "[" not in listen):
         raise RegistryConfigError(f"listen address {listen!r} must look like 127.0.0.1:8500 or [::1]:8500")
     return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @web.middleware

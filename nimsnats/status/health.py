@@ -73,6 +73,7 @@ def summary(health: Health) -> str:
         streams, buckets = (", ".join(_names(jetstream.get(name))) or "none" for name in ("streams", "kv_buckets"))
         lines.append(f"  jetstream  streams: {streams}; buckets: {buckets}")
     lines += [f"  problem    {problem}" for problem in _names(health.get("problems"))]
+    lines += [f"  note       {note}" for note in _names(health.get("notes"))]
     return "\n".join(lines)
 
 

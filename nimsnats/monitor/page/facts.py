@@ -65,7 +65,7 @@ EXAMPLE: Final[JsonObject] = {
 }  # fmt: skip
 """An answer by example: what `fits` compares with. Times are nanoseconds, sizes bytes; `lag` and `commits` are
 seconds in all and how often. `kept` is what a stage's stream holds, or how many consumers it has.
-`streams` and `consumers` count those that this node leads."""
+`streams` and `consumers` count those that this node leads. `notes`, a list of sentences, older nodes do not have."""
 
 
 def nodez(view: NodeView) -> JsonObject:
@@ -106,6 +106,7 @@ def _built(view: NodeView) -> JsonObject:
         "commits": {"seconds": view.commits.seconds.sum, "count": view.commits.seconds.count},
         "health": state["status"],
         "problems": state.get("problems", []),
+        "notes": view.told(),
         "size": seen.size,
         "replication_factor": seen.replication_factor,
         "known": _known(view),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from nimsnats.http_server import is_from_foreign_page, source_of
 from nimsnats.monitor.page.html import page
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from nimsnats.runtime import Runtime
 
 MOST_VIEWERS: Final = 32
+MOST_PER_SOURCE: Final = 8
+"""Of one address, so that nobody takes all places."""
 _PERIOD: Final = 1.0
 _PATIENCE: Final = 15.0
 """Seconds that a browser may take nothing."""
@@ -40,6 +44,7 @@ class Viewers:
         self._collector = collector
         self._runtime = runtime
         self._count = 0
+        self._sources: Counter[str] = Counter()
         self._number = 0
         self._event = b""
         self._news = asyncio.Event()
@@ -53,10 +58,14 @@ class Viewers:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Send events until the browser goes away."""
-        if self._count >= MOST_VIEWERS or self._closed:
+        if is_from_foreign_page(request):
+            return web.Response(status=403, text="pages of other hosts may not look\n")
+        source = source_of(request.remote or "")
+        if self._count >= MOST_VIEWERS or self._sources[source] >= MOST_PER_SOURCE or self._closed:
             text = "too many look already, try again later\n"
             return web.Response(status=503, text=text, headers={"Retry-After": "5"})
         self._count += 1
+        self._sources[source] += 1
         try:
             response = web.StreamResponse(headers=_HEADERS)
             await response.prepare(request)
@@ -65,6 +74,9 @@ class Viewers:
             return response
         finally:
             self._count -= 1
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]
             if not self._count and self._source is not None:
                 self._source.cancel()
                 self._source = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Final, cast
 
 from nimsnats.jetstream.clock import format_time
 from nimsnats.monitor.format import JsonObject
@@ -28,6 +28,7 @@ _MOST: Final = 100
 _MESHED: Final = 24
 """Nodes up to which all links of the mesh are listed; beyond, those of this node and the broken ones."""
 _MOST_LINKS: Final = 400
+_MOST_NOTES: Final = 10
 _EVENTS: Final = 30
 _HEALTH: Final = ("healthy", "degraded", "unhealthy")
 _STAGES: Final = ("river", "tree", "wind", "nim", "humus", "decomposer", "soil")
@@ -143,7 +144,14 @@ def _node(own: JsonObject, name: str, answer: Answer | None, rtt: int | None) ->
         "commit_time": _mean(answer, "commits"),
         "routes": sorted({route["name"] for route in latest["routes"]}),
         "problems": latest["problems"],
+        "notes": _sentences(latest.get("notes")),
     }
+
+
+def _sentences(value: object) -> list[str]:
+    """What another node's notes are, whatever it sends."""
+    items = cast("list[object]", value)[:_MOST_NOTES] if isinstance(value, list) else []
+    return [item for item in items if isinstance(item, str)]
 
 
 def _state(answer: Answer | None, connected: bool) -> str:

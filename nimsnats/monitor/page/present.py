@@ -121,7 +121,7 @@ def _node(node: JsonObject) -> Row:
     if not node["answered"]:
         return _row(node["name"], STATES[state], absent, word, role, *[_NONE] * 6, rtt, *[_NONE] * 2, "")
     lag = _cell(count(node["lag"]), "warn" if node["lag"] else "")
-    note = f"{node['version']}, up {uptime(node['uptime'])}"
+    note = ". ".join([f"{node['version']}, up {uptime(node['uptime'])}", *node.get("notes", ())])
     if state in ("away", "silent"):
         lag, note = _cell(_NONE), f"last heard {uptime(round(node['heard'] * 1e9))} ago"
         return _row(node["name"], STATES[state], absent, word, role, *[_NONE] * 5, lag, rtt, *[_NONE] * 2, note)

@@ -24,6 +24,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_PLAIN_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
 _SAFE: Final = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _PAGE: Final = {**_SAFE, "Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
 _FILES: Final = {
@@ -60,7 +61,8 @@ class StatusPage:
         self._view.http_requests["/"] += 1
         name = self._view.broker.server_name
         if "text/html" not in request.headers.get("Accept", "") or request.method not in ("GET", "HEAD"):
-            return web.Response(text=index.page(name, __version__), content_type="text/html", headers=_SAFE)
+            plain = {**_SAFE, "Content-Security-Policy": _PLAIN_POLICY}
+            return web.Response(text=index.page(name, __version__), content_type="text/html", headers=plain)
         cells = html.page(await self._collector.overview())
         return web.Response(
             body=html.render(name, __version__, cells, index.LINKS).encode("utf-8", "replace"),
