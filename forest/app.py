@@ -251,7 +251,7 @@ class Forest:
         self._jet = jet = Jet(client, options.request_timeout)
         log, metrics, replicas = self._log, self.metrics, options.replicas
         ground = Ground(
-            river=River(jet, self._clock, replicas=replicas),
+            river=River(jet, self._clock, replicas=replicas, tolerance=options.webhook_tolerance),
             wind=Wind(jet, metrics, log, subjects=options.wind_subjects, replicas=replicas),
             humus=Humus(jet, self._clock, metrics, replicas=replicas),
             soil=Soil(jet, replicas=replicas),

@@ -30,6 +30,8 @@ MSG_ID = "Nats-Msg-Id"
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_REVISION = (10071, 10164)
 _STREAM_EXISTS = 10058
+_INVALID = 10052
+"""A configuration that the server will not have: comes with status 500, and is a definite no all the same."""
 _NO_ROOM = 10002  # account resources exceeded: a 400 that passes when there is room again
 _API = "$JS.API"
 
@@ -60,7 +62,7 @@ async def _translated(action: str, call: Awaitable[T]) -> T:
     except APIError as error:
         code = error.err_code or error.code or 0
         detail = f"{action}: {error.description or error} ({code})"
-        if error.code is None or error.code >= 500 or code == _NO_ROOM:
+        if code != _INVALID and (error.code is None or error.code >= 500 or code == _NO_ROOM):
             raise Unavailable(detail) from error
         raise Refused(detail, code) from error
     except nats.errors.MaxPayloadError as error:

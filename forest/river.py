@@ -20,13 +20,15 @@ from typing import Any, cast
 
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
-from forest.errors import ForestError
+from forest.errors import ForestError, Refused
 from forest.jet import Jet, Stored
 from forest.leaf import format_time, parse_time
 from forest.subject import is_literal
 from forest.worker import Delivery
 
 STREAM = "RIVER"
+REPLAY_MARGIN = 60.0
+"""Seconds by which the clocks of nodes and of the stream's leader may differ."""
 _ENVELOPE = frozenset({"subject", "data", "ts"})
 
 
@@ -78,33 +80,54 @@ def river_item(delivery: Delivery) -> RiverItem:
 
 
 class River:
-    """The stream RIVER. `clock` gives seconds since the epoch."""
+    """The stream RIVER. `clock` gives seconds since the epoch.
 
-    def __init__(self, jet: Jet, clock: Callable[[], float], *, replicas: int = 1) -> None:
+    `tolerance` (seconds, up to six hours) is the age that signatures may have, and the time by which they may be ahead:
+    the stream remembers identities for as long as one signature can be accepted, from the earliest moment to the last.
+    """
+
+    def __init__(self, jet: Jet, clock: Callable[[], float], *, replicas: int = 1, tolerance: float = 300.0) -> None:
         self._jet = jet
         self._clock = clock
         self._replicas = replicas
+        self._window = 2 * tolerance + REPLAY_MARGIN
+
+    @property
+    def tolerance(self) -> float:
+        """The longest tolerance with which no signed delivery is stored twice, in seconds. Known once it is open."""
+        return max(0.0, (self._window - REPLAY_MARGIN) / 2)
 
     async def open(self) -> None:
-        """Make sure that the stream exists."""
-        await self._jet.ensure_stream(
-            StreamConfig(
-                name=STREAM,
-                description="Raw data from outside, until a tree has taken it over",
-                subjects=["river.>"],
-                retention=RetentionPolicy.WORK_QUEUE,
-                storage=StorageType.FILE,
-                discard=DiscardPolicy.NEW,
-                max_age=24 * 3600,
-                max_msgs=100_000,
-                num_replicas=self._replicas,
-            )
+        """Make sure that the stream exists, and remembers identities for long enough if it can be made to."""
+        wanted = StreamConfig(
+            name=STREAM,
+            description="Raw data from outside, until a tree has taken it over",
+            subjects=["river.>"],
+            retention=RetentionPolicy.WORK_QUEUE,
+            storage=StorageType.FILE,
+            discard=DiscardPolicy.NEW,
+            max_age=24 * 3600,
+            max_msgs=100_000,
+            duplicate_window=self._window,
+            num_replicas=self._replicas,
         )
+        try:
+            config = await self._jet.ensure_stream(wanted)
+        except Refused:
+            wanted.duplicate_window = 0.0  # the server has a limit for it: `tolerance` follows
+            config = await self._jet.ensure_stream(wanted)
+        before = config.duplicate_window or 0.0
+        if before < self._window:
+            config.duplicate_window = self._window
+            try:
+                await self._jet.update_stream(config)
+            except Refused:
+                self._window = before
 
     async def flow(self, subject: str, data: bytes, *, msg_id: str = "") -> Stored:
         """Put `data` on `river.<subject>` (the prefix may be given or not); returns when the stream has stored it.
 
-        `msg_id` is an identity: the stream keeps one message per identity within its window of two minutes.
+        `msg_id` is an identity: the stream keeps one message per identity within its window, see `tolerance`.
         Raises ValueError for a bad subject or empty data, Unavailable, Refused.
         """
         if not data:

@@ -35,7 +35,7 @@ def verify(header: str, body: bytes, secrets: Sequence[str], now: float, *, tole
         name, _, value = part.strip().partition("=")
         if name == "t":
             timestamp = value
-        elif name == "v1":
+        elif name == "v1" and value.isascii():
             given.append(value)
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 16):
         raise BadSignature("no timestamp")

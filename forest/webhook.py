@@ -7,15 +7,19 @@ Owns: the aiohttp handler and its answers. The route belongs to whoever runs the
     200  the river's stream has stored the body (the only answer after which the sender may forget it)
     400  signature missing, wrong or expired; empty body. Nothing flows
     404  no endpoint of that name
+    408  the body did not arrive in time
     413  body larger than the limit
     503  the stream did not acknowledge: the sender shall try again (Stripe does, for days)
 
-A body from a signed endpoint carries its hash as identity, so a sender's quick retry after a lost 200 is stored once.
+A body from a signed endpoint carries its hash as identity, so a sender's quick retry after a lost 200 is stored once,
+and so is a delivery that somebody has overheard and sends again: the river remembers identities for longer than a
+signature is accepted, whatever `tolerance` says.
 This is the only module of the forest that knows aiohttp.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
@@ -31,6 +35,8 @@ from forest.signature import TOLERANCE, BadSignature, verify
 
 _NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
 _HEADER = "Stripe-Signature"
+READ_TIMEOUT = 5.0
+"""Seconds in which a body must arrive."""
 
 WebhookHandler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -67,14 +73,25 @@ def webhook_handler(
     max_body: int = 256 * 1024,
     tolerance: float = TOLERANCE,
 ) -> WebhookHandler:
-    """The handler for a route with a `{name}`. `clock`: seconds since the epoch; `max_body`: bytes."""
+    """The handler for a route with a `{name}`. `clock`: seconds since the epoch; `max_body`: bytes; `tolerance`: how
+    old a signature may be, in seconds, but never more than the river's."""
+    if tolerance > river.tolerance:
+        log.warning(
+            "Signatures of webhooks are accepted for %g s instead of %g s: the river remembers no longer",
+            river.tolerance, tolerance,
+        )  # fmt: skip
+        tolerance = river.tolerance
 
     async def receive(request: web.Request) -> tuple[int, str]:
         name = request.match_info.get("name", "")
         endpoint = table.get(name)
         if endpoint is None:
             return 404, "no such webhook"
-        body = await _read(request, max_body)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT):
+                body = await _read(request, max_body)
+        except TimeoutError:
+            return 408, f"the body did not arrive within {READ_TIMEOUT:g} s"
         if body is None:
             return 413, f"larger than {max_body} bytes"
         if not endpoint.unsigned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from nimsnats.config.auth import Login, login_block
@@ -38,6 +39,8 @@ from nimsnats.config.fields import (
 from nimsnats.config.settings import Settings, WebhookSettings
 from nimsnats.config.tls import tls_block
 from nimsnats.protocol.conf import Item
+
+_MOST_TOLERANCE: Final = 6 * 3600.0
 
 
 def no_spaces(what: str, store_name: Reader) -> Reader:
@@ -262,6 +265,12 @@ def forest(settings: Settings) -> Reader:
     def max_size(item: Item, key: str, _report: Report) -> None:
         options.webhook_max_size = as_size(item, key)
 
+    def tolerance(item: Item, key: str, report: Report) -> None:
+        seconds = as_seconds(item, key, report)
+        if not 1.0 <= seconds <= _MOST_TOLERANCE:
+            raise FieldError(f'"{key}" must be between 1s and 6h: for twice as long deliveries are remembered')
+        options.webhook_tolerance = seconds
+
     block = {
         **known("enabled", switch(into(options, "enabled"))),
         **known("builtin", switch(into(options, "builtin"))),
@@ -270,7 +279,7 @@ def forest(settings: Settings) -> Reader:
         **known("wind_subjects", strings(into(options, "wind_subjects"))),
         **known("webhooks", _webhooks(settings)),
         **known("webhook_max_size", max_size),
-        **known("webhook_tolerance", duration(into(options, "webhook_tolerance"))),
+        **known("webhook_tolerance", tolerance),
         **known("demo", switch(into(options, "demo"))),
     }
 
