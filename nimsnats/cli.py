@@ -166,7 +166,12 @@ def registry(
     log_format: Literal["text", "json"],
     debug: bool,
 ) -> int:
-    """Run a registry alone: where nodes register and find each other."""
+    """Run a registry alone: where nodes register and find each other.
+
+    With NATS_CLUSTER_SECRET in its environment, or a token, it lets nobody else in. Nodes that share the secret prove
+    it to the registry, and the registry to them; it is never sent.
+    """
+    import os
     from pathlib import Path
 
     from nimsnats.broker.tls import TlsOptions
@@ -201,7 +206,10 @@ def registry(
         try:
             kept = Path(data_dir) if data_dir else None
             manager = Notify.from_environment()
-            await serve(listen, ttl=seconds, data_dir=kept, token=token, tls=tls, stop=stop, notify=manager)
+            secret = os.environ.get("NATS_CLUSTER_SECRET", "")
+            await serve(
+                listen, ttl=seconds, data_dir=kept, token=token, secret=secret, tls=tls, stop=stop, notify=manager
+            )
         except (RegistryError, OSError) as error:
             return _fatal(str(error))
         return 0

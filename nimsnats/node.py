@@ -136,6 +136,7 @@ class Node:
         self.cluster = ClusterManager(info, self.registry, self.server.runtime, routes=self.server.routes)
         assert self.server.view is not None
         self.server.view.registry = lambda: self.registry.status if self.registry else None
+        self.server.view.notes.append(self._registry_note)
         self.server.view.cluster = self._cluster_view
         self.server.view.cluster_page = self._cluster_page
         self.server.view.registry_page = partial(registry_health, self.registry)
@@ -226,6 +227,8 @@ class Node:
                 settings.service,
                 runtime=self.server.runtime,
                 token=settings.token,
+                secret=self.settings.cluster.password,
+                owner=self._owner_key(),
                 tls=tls if settings.ca_file or settings.cert_file else None,
                 heartbeat_interval=settings.heartbeat_interval,
             )
@@ -244,15 +247,31 @@ class Node:
             registry.directory,
             settings.service,
             url=info.http or "local:",
+            owner=self._owner_key(),
             heartbeat_interval=settings.heartbeat_interval,
         )
+
+    def _owner_key(self) -> str:
+        """What shows the registry that this node's entry is its own."""
+        from nimsnats.registry.owner import owner_key
+
+        random = self.server.runtime.random
+        try:
+            return owner_key(self.settings.data_dir, random)
+        except OSError as error:
+            self.log.warning("No key for the registry can be kept in %s: %s", self.settings.data_dir, error.strerror)
+            return random.randbytes(32).hex()
 
     async def _open_own_registry(self) -> RegistryServer:
         from nimsnats.registry.server import RegistryServer
 
         settings = self.settings.registry
         registry = self._own_registry = RegistryServer(
-            self.server.runtime, ttl=settings.ttl, data_dir=self.settings.data_dir, token=settings.token
+            self.server.runtime,
+            ttl=settings.ttl,
+            data_dir=self.settings.data_dir,
+            token=settings.token,
+            secret=self.settings.cluster.password,
         )
         await registry.open()  # `stop` closes what a start that is cut short had begun to open
         return registry
@@ -280,6 +299,7 @@ class Node:
             wind_subjects=settings.wind_subjects or DEFAULT_SUBJECTS,
             replicas=self.cluster.replication_factor,
             demo=settings.demo,
+            webhook_tolerance=settings.webhook_tolerance,
         )
         self.forest = forest = Forest(self._client, options, clock=self._clock, rng=self.server.runtime.random)
         try:
@@ -317,6 +337,10 @@ class Node:
             page["status"] = "degraded"
             page["cluster"]["conflicts"] = sorted(conflicts)
         return page
+
+    def _registry_note(self) -> str:
+        note = self.registry.status.note if self.registry is not None else ""
+        return f"registry: {note}" if note else ""
 
     def _clock(self) -> float:
         return self.server.runtime.time_ns() / 1e9

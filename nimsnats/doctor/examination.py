@@ -59,7 +59,7 @@ async def examine(patient: Patient, runtime: Runtime) -> list[Finding]:
     found += ports.check_ports(settings, node)
     found += machine.check_secrets(settings, environ)
     found += await network.check_address(settings)
-    found += await network.check_registry(settings, now_ns)
+    found += await network.check_registry(settings, runtime)
     return found
 
 

@@ -14,8 +14,14 @@ from nimsnats.config import Settings, split_address
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.registry import NodeInfo, RegistryError
 from nimsnats.registry.address import find_address
-from nimsnats.registry.errors import InvalidNodeError, RegistryConfigError, RegistryRefusedError
+from nimsnats.registry.errors import (
+    InvalidNodeError,
+    RegistryAnswerError,
+    RegistryConfigError,
+    RegistryRefusedError,
+)
 from nimsnats.registry.transport import Answer, HttpTransport, RegistryTls, segment
+from nimsnats.runtime import Runtime
 
 _PATIENCE: Final = 3.0
 _MOST_PEERS: Final = 20
@@ -46,7 +52,7 @@ async def check_address(settings: Settings) -> list[Finding]:
     return [ok("address", text)]
 
 
-async def check_registry(settings: Settings, now_ns: int) -> list[Finding]:
+async def check_registry(settings: Settings, runtime: Runtime) -> list[Finding]:
     """Whether the registry answers, lets us in, agrees about the time, and which peers it lists."""
     registry = settings.registry
     if not registry.url:
@@ -57,7 +63,14 @@ async def check_registry(settings: Settings, now_ns: int) -> list[Finding]:
         return [warning("registry", f"{text}, and without a monitor port no further node can join", advice)]
     tls = RegistryTls(registry.ca_file, registry.cert_file, registry.key_file)
     try:
-        transport = HttpTransport(registry.url, token=registry.token, tls=tls, timeout=_PATIENCE)
+        transport = HttpTransport(
+            registry.url,
+            runtime.random,
+            token=registry.token,
+            secret=settings.cluster.password,
+            tls=tls,
+            timeout=_PATIENCE,
+        )
     except RegistryConfigError as error:
         return [problem("registry", str(error), "Correct the registry's settings")]
     try:
@@ -65,10 +78,12 @@ async def check_registry(settings: Settings, now_ns: int) -> list[Finding]:
         nodes = _nodes(answer)
     except RegistryRefusedError as error:
         if error.status in _FORBIDDEN:
-            advice = "Set REGISTRY_TOKEN to the token that the registry asks for"
+            advice = "Set REGISTRY_TOKEN to the token that the registry asks for, or NATS_CLUSTER_SECRET to its secret"
         else:
             advice = "Correct REGISTRY_URL: is this a registry's?"
         return [problem("registry", f"{registry.url} {error}", advice)]
+    except RegistryAnswerError as error:
+        return [problem("registry", f"{registry.url} {error}", "Correct REGISTRY_URL, secret or token")]
     except RegistryError as error:
         advice = (
             "Correct REGISTRY_URL, or start the registry; a firewall may be between. Nodes that run go on without it"
@@ -79,10 +94,12 @@ async def check_registry(settings: Settings, now_ns: int) -> list[Finding]:
     others = [node for node in nodes if node.name != settings.node_name]
     names = ", ".join(node.name for node in others[:5]) + (", …" if len(others) > 5 else "")
     found = [ok("registry", f"{registry.url} answers and lists {len(others)} other nodes{names and ': '}{names}")]
-    if registry.url.startswith("http://") and registry.token:
+    if note := transport.trust.note:
+        found.append(warning("registry", note, "See the registry's requirements in DEPLOYMENT.md"))
+    if registry.url.startswith("http://") and registry.token and not transport.trust.must_prove:
         advice = "Use https:// unless the network itself is private"
         found.append(warning("registry", "the token travels without TLS", advice))
-    return [*found, *_clock(answer, now_ns), *await _check_peers(others)]
+    return [*found, *_clock(answer, runtime.time_ns()), *await _check_peers(others)]
 
 
 def _nodes(answer: Answer) -> list[NodeInfo]:

@@ -1,6 +1,7 @@
 """The registry's HTTP API on aiohttp, the same stand-alone and inside a node's HTTP port.
 
-Owns: routes, validation of what comes in, watching (event stream and long poll), and limits. State is the directory's.
+Owns: routes, validation of what comes in, watching (event stream and long poll), and limits. State is the directory's,
+and who may ask is the guard's judgement.
 Every answer is JSON (or an event stream), every refusal `{"error": "..."}` with a text that names what to change.
 
     POST   /v1/services/{service}/nodes                    register   201 the node as listed
@@ -10,16 +11,17 @@ Every answer is JSON (or an event stream), every refusal `{"error": "..."}` with
     PUT    /v1/services/{service}/nodes/{node}/heartbeat   heartbeat  200, 404 unknown, 409 another instance
     DELETE /v1/services/{service}/nodes/{node}?instance=I  deregister 200, 404 unknown, 409 another instance
     GET    /v1/services                                    services   200 {name: {"nodes": n}}
+    GET    /v1/proof?nonce=N                               proof      200 {"challenge": C, "mac": M}, see `proof`
 
+`X-Registry-Owner` may carry a key: an entry that was registered with one is changed and removed only with it (409).
 `X-Registry-TTL` carries the TTL in seconds; it is missing while the disk refuses to keep what is registered.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -32,44 +34,40 @@ from nimsnats.registry.errors import (
     RegistryFullError,
     RegistryRefusedError,
 )
+from nimsnats.registry.guard import Caller, Guard, Refusal
 from nimsnats.registry.node import NodeInfo, check_name
+from nimsnats.registry.proof import PROOF_PATH
 from nimsnats.registry.sse import KEEP_ALIVE, encode
 from nimsnats.registry.transport import parse_json
 from nimsnats.registry.watch import parse_index
 
-MAX_REQUEST: Final = 16 << 10
-"""Bytes of a request's body."""
-READ_TIMEOUT: Final = 10.0
 KEEP_ALIVE_EVERY: Final = 10.0
 MAX_WAIT: Final = 300.0
+WATCHERS_PER_SOURCE: Final = 64
+"""Streams and long polls that one stranger's address may have open."""
 _DURATION: Final = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(ms|s|m)?")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 _TRUE: Final = ("", "1", "true", "yes")
 _FALSE: Final = ("0", "false", "no")
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class _Refusal(Exception):
-    """An answer that is not 2xx."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or {}
+_Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
+_Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class RegistryApi:
-    """Serves one directory. With `token`, every request must carry it as a bearer token.
+    """Serves one directory to whom `guard` lets in.
 
-    `max_watchers` bounds streams and long polls that are open at the same time.
+    `max_watchers` bounds streams and long polls that are open at the same time. Whoever finds no place still gets
+    every listing that he asks for.
     """
 
-    def __init__(self, directory: Directory, *, token: str = "", max_watchers: int = 1024) -> None:
+    def __init__(self, directory: Directory, guard: Guard, *, max_watchers: int = 1024) -> None:
         self._directory = directory
-        self._token = token.encode()
+        self._guard = guard
         self._max_watchers = max_watchers
         self._watchers = 0
+        self._sources: Counter[str] = Counter()
+        """Of strangers' watchers."""
 
     def add_routes(self, app: web.Application) -> None:
         """Serve the API below `/v1/services` of an application."""
@@ -88,73 +86,82 @@ class RegistryApi:
         for path, methods in allowed.items():
             app.router.add_route("*", path, self._guarded(_not_allowed(", ".join(methods))))
         app.router.add_route("*", "/v1/services/{rest:.*}", self._guarded(_not_found))
+        app.router.add_route("GET", PROOF_PATH, self._hello)
 
-    def _guarded(self, handler: _Handler) -> _Handler:
-        """Authentication before, and one place that turns errors into answers after."""
+    def _guarded(self, handler: _Handler) -> _Route:
+        """The guard before, one place that turns errors into answers, and the answer's proof after."""
 
         async def guarded(request: web.Request) -> web.StreamResponse:
+            caller: Caller | None = None
             try:
-                self._authenticate(request)
-                return await handler(request)
-            except _Refusal as refusal:
-                return error_answer(refusal.status, str(refusal), refusal.headers)
+                caller = await self._guard.admit(request)
+                response = await handler(request, caller)
+            except Refusal as refusal:
+                response = error_answer(refusal.status, str(refusal), refusal.headers)
             except InvalidNodeError as error:
-                return error_answer(400, str(error))
+                response = error_answer(400, str(error))
             except RegistryFullError as error:
-                return error_answer(507, str(error))
+                response = error_answer(507, str(error))
             except RegistryRefusedError as error:
-                return error_answer(error.status, str(error))
+                response = error_answer(error.status, str(error))
+            if not response.prepared:
+                self._guard.prove(caller, response)
+            return response
 
         return guarded
 
-    def _authenticate(self, request: web.Request) -> None:
-        if not self._token:
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(errors="replace"), self._token)
-        if scheme.lower() != "bearer" or not right:
-            challenge = {"WWW-Authenticate": 'Bearer realm="nimsnats registry"'}
-            raise _Refusal(401, "a valid bearer token is needed", challenge)
+    async def _hello(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return answer(self._guard.hello(request.query.get("nonce", "")))
+        except Refusal as refusal:
+            return error_answer(refusal.status, str(refusal))
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
-    async def _services(self, request: web.Request) -> web.StreamResponse:
+    async def _services(self, _request: web.Request, _caller: Caller) -> web.StreamResponse:
         return answer({name: {"nodes": count} for name, count in self._directory.services().items()})
 
-    async def _register(self, request: web.Request) -> web.StreamResponse:
+    async def _register(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         service = check_name(request.match_info["service"], "service")
-        info = NodeInfo.from_json(await _json_body(request))
-        listed = await self._directory.register(service, info)
+        info = NodeInfo.from_json(_json(caller.body))
+        listed = await self._directory.register(service, info, owner=caller.owner, source=caller.source)
         return answer(listed.to_json(), status=201, headers=self._ttl())
 
-    async def _heartbeat(self, request: web.Request) -> web.StreamResponse:
+    async def _heartbeat(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         service, node = _names(request)
-        body = await _json_body(request, optional=True)
+        body = _json(caller.body, optional=True)
         instance = body.get("instance") if isinstance(body, Mapping) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        info = self._directory.heartbeat(service, node, instance if isinstance(instance, str) else "")
+        claimed = instance if isinstance(instance, str) else ""
+        info = self._directory.heartbeat(service, node, claimed, caller.owner)
         granted = {"ttl": self._directory.granted} if self._directory.granted else {}
         return answer({"name": info.name, **granted}, headers=self._ttl())
 
-    async def _deregister(self, request: web.Request) -> web.StreamResponse:
+    async def _deregister(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         service, node = _names(request)
         instance = request.query.get("instance", "")
-        if not await self._directory.deregister(service, node, instance):
-            raise _Refusal(404, f"node {node!r} is not registered in service {service!r}")
+        if not await self._directory.deregister(service, node, instance, caller.owner):
+            raise Refusal(404, f"node {node!r} is not registered in service {service!r}")
         return answer({"name": node})
 
-    async def _nodes(self, request: web.Request) -> web.StreamResponse:
+    async def _nodes(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         service = check_name(request.match_info["service"], "service")
         if not _flag(request, "watch"):
             return await self._listing(service)
         if self._watchers >= self._max_watchers:
-            raise _Refusal(503, f"{self._max_watchers} watchers are connected, the most this registry serves")
+            raise Refusal(503, f"{self._max_watchers} watchers are connected, the most this registry serves")
+        if caller.source and self._sources[caller.source] >= WATCHERS_PER_SOURCE:
+            raise Refusal(503, f"{caller.source} has {WATCHERS_PER_SOURCE} watchers, the most from one address")
         self._watchers += 1
+        self._sources[caller.source] += 1
         try:
             if "text/event-stream" in request.headers.get("Accept", ""):
-                return await self._stream(request, service)
+                return await self._stream(request, service, caller)
             return await self._long_poll(request, service)
         finally:
             self._watchers -= 1
+            self._sources[caller.source] -= 1
+            if not self._sources[caller.source]:
+                del self._sources[caller.source]
 
     async def _listing(self, service: str) -> web.Response:
         nodes, index = await self._directory.listing(service)
@@ -174,13 +181,14 @@ class RegistryApi:
         if (text := request.query.get("index")) is not None:
             index = parse_index(text)
             if index is None:
-                raise _Refusal(400, f"'index' must be a number, got {text[:32]!r}")
+                raise Refusal(400, f"'index' must be a number, got {text[:32]!r}")
             since = index
         await self._directory.changed(service, since, wait)
         return await self._listing(service)
 
-    async def _stream(self, request: web.Request, service: str) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, service: str, caller: Caller) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        self._guard.prove(caller, response)
         await response.prepare(request)
         since = parse_index(request.headers.get("Last-Event-ID", ""))
         try:
@@ -217,39 +225,30 @@ def _compact(body: object) -> str:
 
 
 def _not_allowed(methods: str) -> _Handler:
-    async def refuse(request: web.Request) -> web.StreamResponse:
-        raise _Refusal(405, f"{request.method} is not possible here, only {methods}", {"Allow": methods})
+    async def refuse(request: web.Request, _caller: Caller) -> web.StreamResponse:
+        raise Refusal(405, f"{request.method} is not possible here, only {methods}", {"Allow": methods})
 
     return refuse
 
 
-async def _not_found(request: web.Request) -> web.StreamResponse:
-    raise _Refusal(404, f"no such path; nodes are at /v1/services/{{service}}/nodes, got {request.path[:200]}")
+async def _not_found(request: web.Request, _caller: Caller) -> web.StreamResponse:
+    raise Refusal(404, f"no such path; nodes are at /v1/services/{{service}}/nodes, got {request.path[:200]}")
 
 
 def _names(request: web.Request) -> tuple[str, str]:
     return check_name(request.match_info["service"], "service"), check_name(request.match_info["node"], "node")
 
 
-async def _json_body(request: web.Request, *, optional: bool = False) -> object:
-    """The body as JSON, bounded in size and time. `optional`: nothing at all, or nonsense, is None."""
-    data = bytearray()
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            async for chunk in request.content.iter_any():
-                data += chunk
-                if len(data) > MAX_REQUEST:
-                    raise _Refusal(413, f"the body is larger than {MAX_REQUEST} bytes")
-    except TimeoutError:
-        raise _Refusal(408, f"the body did not arrive within {READ_TIMEOUT:g}s") from None
-    if optional and not data:
+def _json(body: bytes, *, optional: bool = False) -> object:
+    """The body as JSON. `optional`: nothing at all, or nonsense, is None."""
+    if optional and not body:
         return None
     try:
-        return parse_json(bytes(data))
+        return parse_json(body)
     except RegistryAnswerError:
         if optional:
             return None
-        raise _Refusal(400, "the body must be a JSON object") from None
+        raise Refusal(400, "the body must be a JSON object") from None
 
 
 def _flag(request: web.Request, key: str) -> bool:
@@ -257,7 +256,7 @@ def _flag(request: web.Request, key: str) -> bool:
     if text is None or text.lower() in _FALSE:
         return False
     if text.lower() not in _TRUE:
-        raise _Refusal(400, f"{key!r} must be true or false, got {text[:32]!r}")
+        raise Refusal(400, f"{key!r} must be true or false, got {text[:32]!r}")
     return True
 
 
@@ -268,5 +267,5 @@ def _duration(request: web.Request, key: str, default: float) -> float:
         return default
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise _Refusal(400, f"{key!r} must be a duration like 30s, got {text[:32]!r}")
+        raise Refusal(400, f"{key!r} must be a duration like 30s, got {text[:32]!r}")
     return float(found[1]) * _UNITS[found[2]]

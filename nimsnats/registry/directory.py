@@ -10,9 +10,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 from nimsnats.registry.catalog import Catalog, Change
+from nimsnats.registry.errors import RegistryFullError
 from nimsnats.registry.node import NodeInfo
 from nimsnats.registry.store import RegistryStore
 from nimsnats.runtime import Runtime
@@ -57,8 +59,8 @@ class Directory:
         """Load what an earlier run has left. Raises `RegistryStoreError`."""
         if self._store is None:
             return
-        for service, info in await self._store.open():
-            self._catalog.restore(service, info, self.runtime.monotonic())
+        for service, info, owner in await self._store.open():
+            self._catalog.restore(service, info, self.runtime.monotonic(), owner)
         self._arm()
 
     def release(self) -> None:
@@ -77,31 +79,41 @@ class Directory:
             store, self._store = self._store, None
             await store.close()
 
-    async def register(self, service: str, info: NodeInfo, ttl: float | None = None) -> NodeInfo:
-        """Insert or replace a node, return it as listed; it is on disk when this returns. Raises `RegistryFullError`.
+    async def register(
+        self, service: str, info: NodeInfo, ttl: float | None = None, *, owner: str = "", source: str = ""
+    ) -> NodeInfo:
+        """Insert or replace a node, return it as listed; it is on disk when this returns.
 
-        `ttl` overrides the directory's for this registration (tests announce peers that never expire).
+        `ttl` overrides the directory's for this registration (tests announce peers that never expire). `owner` is the
+        key without which nobody changes the entry from now on; `source` names a stranger's address, whose entries are
+        counted. Raises `RegistryFullError`, and `NameTakenError` if the name is another owner's.
         """
         self._sweep(service)
         at = datetime.fromtimestamp(self.runtime.time_ns() / 1e9, UTC)
-        before = self._catalog.index(service)
-        listed = self._catalog.register(service, info, self.runtime.monotonic(), at, ttl)
+        before, mark, belonged = self._catalog.index(service), digest(owner), self._catalog.owner(service, info.name)
+        try:
+            listed = self._catalog.register(service, info, self.runtime.monotonic(), at, ttl, owner=mark, source=source)
+        except RegistryFullError:
+            self._sweep_all()  # what has expired makes room first
+            listed = self._catalog.register(service, info, self.runtime.monotonic(), at, ttl, owner=mark, source=source)
         self._arm()
+        belongs = self._catalog.owner(service, info.name)
         if self._catalog.index(service) != before:
             self._wake(service)
-            if self._store is not None:
-                await asyncio.shield(self._store.put(service, listed))
+        if self._store is not None and (self._catalog.index(service) != before or belongs != belonged):
+            await asyncio.shield(self._store.put(service, listed, belongs))
         return listed
 
-    def heartbeat(self, service: str, name: str, instance: str = "") -> NodeInfo:
+    def heartbeat(self, service: str, name: str, instance: str = "", owner: str = "") -> NodeInfo:
         """Grant another TTL. Raises `UnknownNodeError` or `NameTakenError`."""
         self._sweep(service)
-        return self._catalog.heartbeat(service, name, instance, self.runtime.monotonic())
+        return self._catalog.heartbeat(service, name, instance, self.runtime.monotonic(), digest(owner))
 
-    async def deregister(self, service: str, name: str, instance: str = "") -> bool:
-        """Take a node away; False if it was not there. Raises `NameTakenError` if it is there as another `instance`."""
+    async def deregister(self, service: str, name: str, instance: str = "", owner: str = "") -> bool:
+        """Take a node away; False if it was not there. Raises `NameTakenError` if it is there as another `instance`,
+        or belongs to another `owner`."""
         self._sweep(service)
-        if not self._catalog.remove(service, name, self.runtime.monotonic(), instance):
+        if not self._catalog.remove(service, name, self.runtime.monotonic(), instance, digest(owner)):
             return False
         self._wake(service)
         if self._store is not None:
@@ -126,8 +138,7 @@ class Directory:
 
     def services(self) -> dict[str, int]:
         """Names of the services that have nodes, with how many."""
-        for service in self._catalog.names():
-            self._sweep(service)
+        self._sweep_all()
         return self._catalog.services()
 
     def index(self, service: str) -> int:
@@ -182,9 +193,17 @@ class Directory:
 
     def _expire(self) -> None:
         self._timer = None
+        self._sweep_all()
+        self._arm()
+
+    def _sweep_all(self) -> None:
         for service in self._catalog.names():
             try:
                 self._sweep(service)
             except Exception as error:
                 self.runtime.fence.caught(self._sweep, error)
-        self._arm()
+
+
+def digest(owner: str) -> str:
+    """What is kept of an owner's key: enough to know it again."""
+    return sha256(owner.encode("utf-8", "surrogateescape")).hexdigest() if owner else ""

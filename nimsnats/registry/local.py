@@ -27,22 +27,24 @@ class LocalRegistry(RegistryMember):
         service: str = "nimsforest",
         *,
         url: str = "local:",
+        owner: str = "",
         heartbeat_interval: float = 10.0,
         log: logging.Logger | None = None,
     ) -> None:
         super().__init__(url, service, directory.runtime, heartbeat_interval=heartbeat_interval, log=log)
         self._directory = directory
+        self._owner = owner
 
     async def _send_register(self, info: NodeInfo) -> Grant:
-        await self._directory.register(self.service, info)
+        await self._directory.register(self.service, info, owner=self._owner)
         return Grant(self._directory.granted)
 
     async def _send_heartbeat(self, info: NodeInfo) -> Grant:
-        self._directory.heartbeat(self.service, info.name, info.instance)
+        self._directory.heartbeat(self.service, info.name, info.instance, self._owner)
         return Grant(self._directory.granted)
 
     async def _send_deregister(self, info: NodeInfo) -> None:
-        await self._directory.deregister(self.service, info.name, info.instance)
+        await self._directory.deregister(self.service, info.name, info.instance, self._owner)
 
     async def _send_list(self) -> Listed:
         return Listed(*await self._directory.listing(self.service))

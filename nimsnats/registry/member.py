@@ -47,9 +47,11 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The registry's yes: it keeps the node for `ttl` seconds (0: it does not say)."""
+    """The registry's yes: it keeps the node for `ttl` seconds (0: it does not say). Without `witness` nothing may be
+    concluded from that about other nodes."""
 
     ttl: float = 0.0
+    witness: bool = True
 
 
 class RegistryMember(Registry):
@@ -185,7 +187,7 @@ class RegistryMember(Registry):
     def _granted(self, grant: Grant, sent_ns: int) -> None:
         ttl = grant.ttl or self._assumed_ttl
         self._known_ttl = ttl or self._known_ttl
-        self.lease.renew(sent_ns, int(ttl * 1e9), self.runtime.boot_time_ns())
+        self.lease.renew(sent_ns, int(ttl * 1e9) if grant.witness else 0, self.runtime.boot_time_ns())
 
     def _pause(self) -> float:
         """Seconds between heartbeats: as configured, but three fit into a TTL."""

@@ -48,8 +48,10 @@ class MorpheusRegistry(RegistryMember):
     """One node's access to one service of a registry over HTTP.
 
     All times in seconds: `heartbeat_interval`, `timeout` (one request), `poll_interval` (where watching is not to be
-    had). `token` is sent as a bearer token. `ttl` stands in for a registry that does not tell its own. `watch` limits
-    how changes may arrive. Raises `RegistryConfigError` for a URL, token, service name or TLS file that cannot work.
+    had). `token` is sent as a bearer token; `secret`, the cluster's, is proven instead and never sent (see `trust`);
+    `owner` is the key without which nobody changes this node's entry. `ttl` stands in for a registry that does not tell
+    its own. `watch` limits how changes may arrive. Raises `RegistryConfigError` for a URL, token, service name or TLS
+    file that cannot work.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class MorpheusRegistry(RegistryMember):
         *,
         runtime: Runtime,
         token: str = "",
+        secret: str = "",
+        owner: str = "",
         tls: RegistryTls | None = None,
         heartbeat_interval: float = 10.0,
         timeout: float = 5.0,
@@ -67,7 +71,9 @@ class MorpheusRegistry(RegistryMember):
         watch: Literal["auto", "sse", "long-poll", "poll"] = "auto",
         log: logging.Logger | None = None,
     ) -> None:
-        self._transport = HttpTransport(url, token=token, tls=tls, timeout=timeout)
+        self._transport = HttpTransport(
+            url, runtime.random, token=token, secret=secret, owner=owner, tls=tls, timeout=timeout
+        )
         super().__init__(self._transport.url, service, runtime, heartbeat_interval=heartbeat_interval, ttl=ttl, log=log)
         try:
             check_name(service, "service")
@@ -95,11 +101,11 @@ class MorpheusRegistry(RegistryMember):
             answer = await self._transport.request("POST", self._path, body=info.to_json())
         except UnknownNodeError as error:
             raise RegistryAnswerError(f"{error}: is this a registry's URL?") from error
-        return _grant(answer)
+        return self._grant(answer)
 
     async def _send_heartbeat(self, info: NodeInfo) -> Grant:
         body = {"instance": info.instance} if info.instance else None
-        return _grant(await self._transport.request("PUT", f"{self._node(info)}/heartbeat", body=body))
+        return self._grant(await self._transport.request("PUT", f"{self._node(info)}/heartbeat", body=body))
 
     async def _send_deregister(self, info: NodeInfo) -> None:
         # whose entry it is: that of another instance which has come since, under this name, is to stay
@@ -113,6 +119,14 @@ class MorpheusRegistry(RegistryMember):
             raise RegistryAnswerError(f"{error}: is this a registry's URL?") from error
         nodes, skipped = self._read(answer.json())
         return Listed(nodes, index_of(answer), skipped)
+
+    def _grant(self, answer: Answer) -> Grant:
+        trust = self._transport.trust
+        if trust.note != self.status.note:
+            self.status.note = trust.note
+            if trust.note:
+                self._once(logging.WARNING, f"Registry at {self.status.url}: {trust.note}")
+        return Grant(_ttl(answer), witness=trust.is_vouched)
 
     def _node(self, info: NodeInfo) -> str:
         return f"{self._path}/{segment(info.name)}"
@@ -158,6 +172,10 @@ class MorpheusRegistry(RegistryMember):
         except RegistryRefusedError as error:
             raise _unsupported(error) from error
         return self.entries(answer.json()), index_of(answer)
+
+    @property
+    def streams_are_hints(self) -> bool:
+        return self._transport.trust.must_prove
 
     def entries(self, value: object) -> list[NodeInfo]:
         """The valid entries of a listing. Skips and reports bad ones; raises `RegistryAnswerError` for a bad whole."""
@@ -213,12 +231,12 @@ def _unsupported(error: RegistryRefusedError) -> RegistryError:
     return WatchUnsupportedError(str(error)) if error.status in _NO_SUCH_WATCH else error
 
 
-def _grant(answer: Answer) -> Grant:
-    """What a 2xx answer to a registration or heartbeat grants. A web page is not an acknowledgement."""
+def _ttl(answer: Answer) -> float:
+    """The TTL of a 2xx answer to a registration or heartbeat, 0 if it tells none. A web page is no acknowledgement."""
     if "html" in answer.headers.get("Content-Type", "").lower() or answer.body.lstrip()[:1] == b"<":
         raise RegistryAnswerError("answered with a web page")
     try:
         ttl = float(answer.headers.get("X-Registry-TTL", "0"))
     except ValueError:
         ttl = 0.0
-    return Grant(ttl if 0.0 < ttl <= 86_400.0 else 0.0)
+    return ttl if 0.0 < ttl <= 86_400.0 else 0.0

@@ -17,6 +17,8 @@ from nimsnats.registry.errors import InvalidNodeError
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:@+-]{0,251}[A-Za-z0-9_])?")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_SCOPE: Final = re.compile(r"[A-Za-z0-9_.-]{0,15}")
+"""Of an IPv6 address: the name or number of an interface, empty where there is none."""
 _INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _HTTP: Final = re.compile(r"https?://[!-~]{1,500}")
 _KINDS: Final = {
@@ -109,7 +111,7 @@ def _check_address(value: object) -> str:
         if not is_host or labels[-1].isdigit():
             raise InvalidNodeError(f"'address' must be an IP address or a host name, got {value[:64]!r}") from None
         return value
-    if ip.is_unspecified or ip.is_multicast:
+    if ip.is_unspecified or ip.is_multicast or not _SCOPE.fullmatch(value.partition("%")[2]):
         raise InvalidNodeError(f"'address' {value} is not an address that peers can connect to")
     return value
 

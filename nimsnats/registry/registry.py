@@ -63,7 +63,7 @@ class RegistryStatus:
 
     `connected`: the latest request was answered. `registered`: as far as the registry has told us, our entry is in it.
     `failures`: requests that failed since the latest answer. `watch` is how changes arrive: "", "local", "sse",
-    "long-poll" or "poll".
+    "long-poll" or "poll". `note` is what an operator should know although it works.
     """
 
     url: str
@@ -73,6 +73,7 @@ class RegistryStatus:
     last_success: datetime | None = None
     failures: int = 0
     watch: str = ""
+    note: str = ""
 
 
 class Registry(ABC):

@@ -33,7 +33,17 @@ CREATE TABLE IF NOT EXISTS nodes (
 ) WITHOUT ROWID
 """
 
+_OWNERS: Final = """
+CREATE TABLE IF NOT EXISTS owners (
+  service TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (service, name)
+) WITHOUT ROWID
+"""
+"""A table of its own: a program that knows of no owners reads the file all the same."""
+_ALL: Final = "SELECT nodes.*, coalesce(owner, '') FROM nodes LEFT JOIN owners USING (service, name)"
+
 _Row = tuple[str, str, str, int, str, str, str]
+_Kept = tuple[NodeInfo, str]
+"""A node, and the digest of its owner's key."""
 
 
 class RegistryStore:
@@ -44,7 +54,7 @@ class RegistryStore:
         self._runtime = runtime
         self._log = log
         self._database: aiosqlite.Connection | None = None
-        self._pending: dict[tuple[str, str], NodeInfo | None] = {}
+        self._pending: dict[tuple[str, str], _Kept | None] = {}
         """By service and name: what the node is now, None for gone."""
         self._retry: asyncio.TimerHandle | None = None
         self._flushed: asyncio.Future[None] | None = None
@@ -55,8 +65,10 @@ class RegistryStore:
         self.error = ""
         """Why the latest write failed, "" while everything is on disk."""
 
-    async def open(self) -> list[tuple[str, NodeInfo]]:
-        """Open or create the file and return what it holds, as (service, node). Raises `RegistryStoreError`.
+    async def open(self) -> list[tuple[str, NodeInfo, str]]:
+        """Open or create the file and return what it holds, as (service, node, digest of its owner's key).
+
+        Raises `RegistryStoreError`.
 
         A damaged file is moved aside, kept for inspection, and an empty one takes its place.
         """
@@ -79,7 +91,7 @@ class RegistryStore:
             )  # fmt: skip
             return await self._open()
 
-    async def _open(self) -> list[tuple[str, NodeInfo]]:
+    async def _open(self) -> list[tuple[str, NodeInfo, str]]:
         database = await aiosqlite.connect(self._path, isolation_level=None, timeout=0.5)
         self._database = database
         found = await _pragma(database, "application_id"), await _pragma(database, "user_version")
@@ -96,21 +108,23 @@ class RegistryStore:
         await database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         await database.execute(f"PRAGMA user_version = {_VERSION}")
         await database.execute(_SCHEMA)
+        await database.execute(_OWNERS)
         await database.execute("COMMIT")
-        return [entry async for row in await database.execute("SELECT * FROM nodes") if (entry := self._read(row))]
+        return [entry async for row in await database.execute(_ALL) if (entry := self._read(row))]
 
-    def _read(self, row: sqlite3.Row) -> tuple[str, NodeInfo] | None:
-        service, name, address, port, registered_at, instance, http = row
+    def _read(self, row: sqlite3.Row) -> tuple[str, NodeInfo, str] | None:
+        service, name, address, port, registered_at, instance, http, owner = row
         body = {"name": name, "address": address, "port": port, "registered_at": registered_at}
         try:
-            return check_name(service, "service"), NodeInfo.from_json({**body, "instance": instance, "http": http})
+            info = NodeInfo.from_json({**body, "instance": instance, "http": http})
+            return check_name(service, "service"), info, str(owner)
         except InvalidNodeError as error:
             self._log.warning("Registry database %s: an entry is skipped: %s", self._path, error)
             return None
 
-    def put(self, service: str, info: NodeInfo) -> asyncio.Future[None]:
+    def put(self, service: str, info: NodeInfo, owner: str = "") -> asyncio.Future[None]:
         """Queue a node; the future (shield it: a batch shares it) is done when it is on disk, or in `error`."""
-        return self._enqueue(service, info.name, info)
+        return self._enqueue(service, info.name, (info, owner))
 
     def delete(self, service: str, name: str) -> asyncio.Future[None]:
         """Queue the removal of a node; the future as for `put`."""
@@ -134,8 +148,8 @@ class RegistryStore:
             await self._database.close()
             self._database = None
 
-    def _enqueue(self, service: str, name: str, info: NodeInfo | None) -> asyncio.Future[None]:
-        self._pending[service, name] = info
+    def _enqueue(self, service: str, name: str, kept: _Kept | None) -> asyncio.Future[None]:
+        self._pending[service, name] = kept
         if self._flushed is None:
             self._flushed = self._runtime.loop.create_future()
         self._begin()
@@ -186,16 +200,18 @@ class RegistryStore:
                 break
         self._writer = self._writing = None
 
-    async def _commit(self, batch: dict[tuple[str, str], NodeInfo | None]) -> None:
+    async def _commit(self, batch: dict[tuple[str, str], _Kept | None]) -> None:
         database = self._database
         assert database is not None, "write after close"
         await database.execute("BEGIN")
         try:
-            for (service, name), info in batch.items():
-                if info is None:
+            for (service, name), kept in batch.items():
+                if kept is None:
                     await database.execute("DELETE FROM nodes WHERE service = ? AND name = ?", (service, name))
+                    await database.execute("DELETE FROM owners WHERE service = ? AND name = ?", (service, name))
                 else:
-                    await database.execute("REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?)", _row(service, info))
+                    await database.execute("REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?)", _row(service, kept[0]))
+                    await database.execute("REPLACE INTO owners VALUES (?, ?, ?)", (service, name, kept[1]))
             await database.execute("COMMIT")
         except sqlite3.Error:
             if database.in_transaction:

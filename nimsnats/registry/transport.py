@@ -1,6 +1,7 @@
 """HTTP to a registry that may be anything: bounded, timed, and turned into typed errors.
 
-Owns: the aiohttp session, TLS, the bearer token, and the rules of what counts as an answer. It knows nothing of nodes.
+Owns: the aiohttp session, TLS, and the rules of what counts as an answer; whose it is, `trust` says. It knows nothing
+of nodes.
 No redirect is followed (a token must not travel), no proxy variable is read, nothing compressed is unpacked.
 """
 
@@ -11,7 +12,8 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from random import Random
+from typing import Final, cast
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -26,6 +28,8 @@ from nimsnats.registry.errors import (
     RegistryUnavailableError,
     UnknownNodeError,
 )
+from nimsnats.registry.proof import OWNER, PROOF_PATH, Credential
+from nimsnats.registry.trust import Trust
 
 MAX_BODY: Final = 2 << 20
 """Bytes of an answer that are read; the largest listing of our own server fits."""
@@ -78,17 +82,29 @@ def parse_json(body: bytes | str, content_type: str = "") -> object:
 
 
 class HttpTransport:
-    """Requests below one base URL. `timeout` in seconds bounds each request as a whole."""
+    """Requests below one base URL. `timeout` in seconds bounds each request as a whole.
 
-    def __init__(self, url: str, *, token: str = "", tls: RegistryTls | None = None, timeout: float = 5.0) -> None:
+    `secret` is the cluster's, see `trust`; `owner` the key of what this node registers.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        random: Random,
+        *,
+        token: str = "",
+        secret: str = "",
+        owner: str = "",
+        tls: RegistryTls | None = None,
+        timeout: float = 5.0,
+    ) -> None:
         self.url = check_url(url)
         if token and (not token.isascii() or not token.isprintable() or " " in token):
             raise RegistryConfigError("the registry token has characters that do not fit into an HTTP header")
+        self.trust = Trust(self.url, random, token=token, secret=secret)
+        self._owner = owner
         self._timeout = timeout
         self._ssl: ssl.SSLContext | bool = tls.context() if tls and self.url.startswith("https:") else True
-        self._headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
         self._session: aiohttp.ClientSession | None = None
 
     async def request(
@@ -101,16 +117,29 @@ class HttpTransport:
         timeout: float | None = None,
     ) -> Answer:
         """One request. Raises the `RegistryError` that says whose fault a missing 2xx is."""
-        async with self._open(method, path, body, params, None, timeout or self._timeout, None) as response:
-            data = await _read(response)
-        return Answer(response.headers, data)
+        total = timeout or self._timeout
+        data = b"" if body is None else json.dumps(body).encode()
+        answer = await self._attempt(method, path, data, params, total, last=False)
+        return answer or cast("Answer", await self._attempt(method, path, data, params, total, last=True))
 
     @asynccontextmanager
     async def stream(
         self, path: str, params: Mapping[str, str], headers: Mapping[str, str], quiet: float
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """An answer without end; an error if `quiet` seconds pass without a byte."""
-        async with self._open("GET", path, None, params, headers, None, quiet) as response:
+        """An answer without end; an error if `quiet` seconds pass without a byte.
+
+        Of a stream only the opening can be proven: what comes on it is a hint where there is a secret.
+        """
+        self.trust.greet_again()
+        await self._greet()
+        async with self._open("GET", path, b"", params, headers, None, quiet) as (response, credential):
+            if not 200 <= response.status < 300:
+                data = await _read(response)
+                if credential is not None and not self._is_genuine(credential, response, data):
+                    raise self.trust.refuse(response.status)
+                raise _refusal(response, data)
+            if credential is not None and not self._is_genuine(credential, response, b""):
+                raise self.trust.refuse(response.status)
             yield response
 
     async def close(self) -> None:
@@ -119,35 +148,91 @@ class HttpTransport:
             session, self._session = self._session, None
             await session.close()
 
+    async def _greet(self) -> None:
+        """Ask for the registry's proof, if one is needed. Raises `RegistryError` if it is not to be spoken to."""
+        if not self.trust.must_greet:
+            return
+        nonce = self.trust.nonce()
+        async with self._bare("GET", PROOF_PATH, b"", {"nonce": nonce}, {}, self._timeout, None) as response:
+            data = await _read(response)
+        status = response.status
+        if (status >= 500 and status != 501) or status == 429:
+            raise RegistryUnavailableError(f"answered {status}")  # down, which proves nothing either way
+        try:
+            answer = parse_json(data) if 200 <= status < 300 else None
+        except RegistryAnswerError:
+            answer = None
+        self.trust.greeted(nonce, answer)
+
+    async def _attempt(
+        self, method: str, path: str, body: bytes, params: Mapping[str, str] | None, total: float, *, last: bool
+    ) -> Answer | None:
+        """One request; None if it is to be repeated after another greeting: the challenge was too old."""
+        await self._greet()
+        async with self._open(method, path, body, params, {}, total, None) as (response, credential):
+            data = await _read(response)
+        if credential is not None and not self._is_genuine(credential, response, data):
+            if response.status >= 500 or response.status == 429:
+                raise _refusal(response, data)  # somebody on the way says that it is down: that needs no proof
+            if response.status == 401 and not last:
+                self.trust.greet_again()
+                return None
+            raise self.trust.refuse(response.status)
+        if not 200 <= response.status < 300:
+            raise _refusal(response, data)
+        return Answer(response.headers, data)
+
+    def _is_genuine(self, credential: Credential, response: aiohttp.ClientResponse, body: bytes) -> bool:
+        return self.trust.is_genuine(credential, response.status, response.headers, body)
+
     @asynccontextmanager
     async def _open(
         self,
         method: str,
         path: str,
-        body: object,
+        body: bytes,
         params: Mapping[str, str] | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        total: float | None,
+        quiet: float | None,
+    ) -> AsyncGenerator[tuple[aiohttp.ClientResponse, Credential | None]]:
+        """A request that shows who sends it, and the beginning of its answer, not judged yet."""
+        target = URL(path, encoded=True).update_query(params or {}).raw_path_qs
+        owner = self._owner if method != "GET" else ""
+        shown, credential = self.trust.sign(method, target, owner, body)
+        more = {**headers, **shown, **({OWNER: owner} if owner else {})}
+        async with self._bare(method, target, body, None, more, total, quiet) as response:
+            yield response, credential
+
+    @asynccontextmanager
+    async def _bare(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
         total: float | None,
         quiet: float | None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         if self._session is None:
+            fixed = {"Accept": "application/json", "Accept-Encoding": "identity"}
             self._session = aiohttp.ClientSession(
-                headers=self._headers, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+                headers=fixed, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
         timeout = aiohttp.ClientTimeout(total=total, sock_connect=self._timeout, sock_read=quiet)
+        kind = {"Content-Type": "application/json"} if body else {}
         try:
             async with self._session.request(
                 method,
                 URL(self.url + path, encoded=True),
-                json=body,
+                data=body or None,
                 params=params,
-                headers=headers,
+                headers={**headers, **kind},
                 timeout=timeout,
                 ssl=self._ssl,
                 allow_redirects=False,
             ) as response:
-                if not 200 <= response.status < 300:
-                    raise _refusal(response, await _read(response))
                 yield response
         except TimeoutError as error:
             raise RegistryTimeoutError(f"no answer within {total or quiet or self._timeout:g}s") from error

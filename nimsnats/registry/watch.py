@@ -36,6 +36,8 @@ STREAM_LIFE: Final = 300.0
 """Seconds after which a stream is replaced: bounds what a registry can hide by sending only keep-alives."""
 LONG_POLL: Final = 30.0
 """Seconds a long poll asks the registry to wait."""
+_HINT_PAUSE: Final = 0.02
+"""Seconds before a hint is followed, so that a flood of them does not become one of listings."""
 _AT_ONCE: Final = 1.0
 _SETTLED: Final = 10.0
 
@@ -59,6 +61,11 @@ class Source(Protocol):
 
     def stream(self, quiet: float) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Open an event stream. Raises `RegistryError`, as `fetch` does, also while the stream is read."""
+        ...
+
+    @property
+    def streams_are_hints(self) -> bool:
+        """Whether what comes on a stream only tells that there is something to look up: it proves nothing itself."""
         ...
 
     def entries(self, value: object) -> list[NodeInfo]:
@@ -85,6 +92,8 @@ class Watch:
         self._poll_interval = poll_interval
         self._report = report
         self._peers = peers
+        self._listed: int | None = None
+        """Revision of the latest listing that came while a stream was open."""
 
     async def events(self) -> AsyncGenerator[PeerEvent]:
         """Peers as they are, then as they come and go, for ever."""
@@ -156,12 +165,14 @@ class Watch:
         try:
             async with source.stream(STREAM_QUIET) as response:
                 born = source.runtime.monotonic()
-                nodes, index = await source.fetch(None, None)
-                yield self._peers.listed(nodes, source.name)
+                yield await self._listing()
                 async for chunk in response.content.iter_any():
                     heard = True
-                    for message in reader.feed(chunk):
-                        if events := await self._understand(message, index):
+                    messages = list(reader.feed(chunk))
+                    if source.streams_are_hints:
+                        messages = messages[-1:]  # however many there are, one look is enough
+                    for message in messages:
+                        if events := await self._understand(message):
                             yield events
                     if source.runtime.monotonic() - born > STREAM_LIFE:
                         return
@@ -171,12 +182,15 @@ class Watch:
             raise WatchUnsupportedError("something on the way holds the event stream back") from error
         raise RegistryAnswerError("ended the event stream")
 
-    async def _understand(self, message: Message, listed: int | None) -> list[PeerEvent]:
+    async def _understand(self, message: Message) -> list[PeerEvent]:
         """One message of a stream. What is not our dialect is a hint that something changed: look it up."""
         at = parse_index(message.id)
-        if listed is not None and at is not None and at <= listed:
+        if self._listed is not None and at is not None and at <= self._listed:
             return []  # older than the listing that we already have
         source = self._source
+        if source.streams_are_hints:
+            await source.runtime.sleep(_HINT_PAUSE)
+            return await self._listing()
         try:
             value: object = json.loads(message.data)
             if isinstance(value, list):
@@ -190,7 +204,7 @@ class Watch:
         return await self._listing()
 
     async def _listing(self) -> list[PeerEvent]:
-        nodes, _ = await self._source.fetch(None, None)
+        nodes, self._listed = await self._source.fetch(None, None)
         return self._peers.listed(nodes, self._source.name)
 
 

@@ -112,7 +112,7 @@ async def test_expiry_counts_at_the_moment_of_asking_not_of_sweeping(http: Http)
 )
 async def test_a_bad_registration_is_refused_and_named(http: Http, body: Any, fault: str) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    status, answer, _ = await http("POST", NODES, data=data)
+    status, answer, _ = await http("POST", NODES, data=data, headers={"Content-Type": "application/json"})
     assert status == (413 if fault == "larger" else 400)
     assert any(part in answer["error"] for part in fault.split("|")), answer
     assert (await http("GET", NODES))[1] == []
