@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from nimsnats.broker.route_options import RouteOptions
 from nimsnats.broker.route_table import RouteTable
 from nimsnats.broker.server import Broker
+from nimsnats.config.exposure import exposure
 from nimsnats.config.settings import Settings, for_server
 from nimsnats.jetstream.engine import JetStream
 from nimsnats.monitor.view import NodeView
@@ -165,6 +166,9 @@ class Server:
             stalls=self.stalls,
             reload=self.reloading,
         )
+        if warning := exposure(settings, embeds_registry=bool(self.on_http)):
+            self.log.warning("%s", warning)
+            self.view.notes.append(lambda: warning)
         self.view.start()
         from nimsnats.monitor.system import SystemServices
 

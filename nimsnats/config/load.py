@@ -19,6 +19,7 @@ from nimsnats.broker.options import User
 from nimsnats.config.blocks import check_advertise, check_registry_url, check_route
 from nimsnats.config.data_dir import default_data_dir, explicit_data_dir
 from nimsnats.config.durations import format_duration, parse_duration
+from nimsnats.config.exposure import contradiction
 from nimsnats.config.fields import ConfigError, FieldError, check_port, split_address
 from nimsnats.config.file import apply_file
 from nimsnats.config.flags import NodeFlags, ServerFlags
@@ -336,6 +337,8 @@ def _contradictions(settings: Settings) -> list[str]:
         reasons.append("error resolving system account: account missing")
     if cluster.tls is None and any(url.startswith("tls://") for url in cluster.routes):
         reasons.append("a route's URL asks for TLS, but the cluster block has no tls")
+    if reason := contradiction(settings):
+        reasons.append(reason)
     if cluster.routes and not cluster.enabled:
         reasons.append("solicited routes require cluster capabilities, e.g. --cluster")
     return reasons

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from nimsnats.config import Settings
+from nimsnats.config.exposure import exposure, is_closed
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.version import RELEASED_NS, __version__
 
@@ -131,7 +132,12 @@ def check_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[Fi
         if secret and not _is_strong(secret):
             yield warning("secrets", f"the {name} is easy to guess", f"Make a long random one: {advice}")
     if not settings.cluster.password:
-        text = "no cluster secret: every host that reaches the cluster port is let in"
+        who = (
+            "strangers are kept out by TLS alone"
+            if is_closed(settings)
+            else exposure(settings, embeds_registry=True).partition(":")[0]
+        )
+        text = f"no cluster secret: {who or 'every host that reaches the cluster port is let in'}"
         yield warning("secrets", text, f"Set NATS_CLUSTER_SECRET to the same value on all nodes: {advice}")
     if settings.cluster.tls is None and settings.cluster.password:
         text = "nodes talk without TLS: whoever listens in on the network reads secret and messages"

@@ -1,0 +1,53 @@
+"""Who can join a cluster as it is configured, and what an operator is told about that.
+
+Owns the rule: a cluster is closed by a secret that its nodes share, or by TLS between them with an authority of their
+own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from nimsnats.config.settings import Settings
+
+
+def is_closed(settings: Settings) -> bool:
+    """Whether a stranger who reaches the cluster port is turned away. An authority that signs for the whole world turns
+    nobody away, so `ca_file` has to name one."""
+    tls = settings.cluster.tls
+    return bool(settings.cluster.password) or (tls is not None and bool(tls.ca_file))
+
+
+def exposure(settings: Settings, *, embeds_registry: bool) -> str:
+    """The warning that a cluster is open to whoever reaches it; empty where it is closed, or on loopback alone.
+
+    `embeds_registry`: the HTTP port has a registry, in which strangers can enter themselves unless it has a token.
+    """
+    cluster, monitor = settings.cluster, settings.monitor
+    if not cluster.enabled or is_closed(settings) or is_loopback(cluster.host):
+        return ""
+    ports = f"port {cluster.port}" if cluster.port > 0 else "the cluster port"
+    if embeds_registry and monitor.port and not settings.registry.token:
+        ports += f" or {monitor.port}" if monitor.port > 0 else " or the HTTP port"
+    return f"Whoever reaches {ports} can join this cluster: set NATS_CLUSTER_SECRET to the same value on all nodes"
+
+
+def contradiction(settings: Settings) -> str:
+    """Why this configuration is refused: it asks clients for what it lets servers in without. Empty where it is not."""
+    cluster, broker = settings.cluster, settings.broker
+    asked = bool(broker.users or broker.token or settings.accounts)
+    if not asked or not cluster.enabled or is_closed(settings) or is_loopback(cluster.host):
+        return ""
+    return (
+        f"clients must authenticate, but whoever reaches the cluster port ({cluster.host}:{cluster.port}) would join "
+        "without: set NATS_CLUSTER_SECRET (or cluster { authorization { user, password } }), or cluster { tls { … "
+        'ca_file } }, or listen on loopback alone: cluster { listen: "127.0.0.1:6222" }'
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
