@@ -183,7 +183,11 @@ cp "$here/nimsforest.env.template" "$settings/nimsforest.env.template"
 if [ -e "$settings/nimsforest.env" ]; then
     say "Settings: $settings/nimsforest.env is there already and stays as it is"
 else
-    (umask 077 && cp "$here/nimsforest.env.template" "$settings/nimsforest.env")
+    # every new file has a secret of its own: a node that was forgotten stays alone instead of open to everybody
+    secret=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    (umask 077 && sed "s/^#NATS_CLUSTER_SECRET=\$/NATS_CLUSTER_SECRET=$secret/" "$here/nimsforest.env.template" \
+        >"$settings/nimsforest.env")
+    secret=''
     say "Settings: created $settings/nimsforest.env"
 fi
 if [ -f "$here/DEPLOYMENT.md" ]; then
@@ -214,7 +218,7 @@ if manages && systemctl --quiet is-active nimsforest.service; then
     exit 0
 fi
 say "Next:"
-say "  1. Look through $settings/nimsforest.env: registry, cluster secret"
+say "  1. Look through $settings/nimsforest.env: registry, and NATS_CLUSTER_SECRET as on the first machine"
 say "  2. nimsnats doctor --env-file $settings/nimsforest.env"
 say "  3. systemctl enable --now nimsforest"
 say "  4. nimsnats status"

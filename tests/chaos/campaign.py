@@ -215,10 +215,11 @@ async def _lead(client: Client, node: str) -> None:
 
 
 @contextmanager
-def world(*, disk: int = 0, make_node: MakeNode = HostedNode) -> Iterator[World]:
+def world(*, disk: int = 0, make_node: MakeNode = HostedNode, secret: str = "") -> Iterator[World]:
     """A world with its own network and folder, in which this process is on the clients' host from now on.
 
-    `disk` in megabytes gives every node a small disk in memory. Raises NotPermitted.
+    `disk` in megabytes gives every node a small disk in memory; `secret` is what the registry knows. Raises
+    NotPermitted.
     """
     try:
         own_mounts()
@@ -226,7 +227,7 @@ def world(*, disk: int = 0, make_node: MakeNode = HostedNode) -> Iterator[World]
         raise NotPermitted(f"no mounts of our own here (CAP_SYS_ADMIN?): {error}") from error
     with Network() as network, tempfile.TemporaryDirectory(prefix="nims-chaos-", ignore_cleanup_errors=True) as folder:
         network.add(CLIENTS)
-        made = World(network, Path(folder), disk=disk, make_node=make_node)
+        made = World(network, Path(folder), disk=disk, make_node=make_node, secret=secret)
         network.enter(CLIENTS)()
         yield made
 

@@ -33,8 +33,9 @@ _CONVERGE: Final = 60.0
 class HostedRegistry(NodeProcess):
     """`python -m nimsnats registry` on a host of its own."""
 
-    def __init__(self, network: Network, directory: Path) -> None:
+    def __init__(self, network: Network, directory: Path, secret: str = "") -> None:
         super().__init__(directory, ready="Registry listening")
+        self.environment["NATS_CLUSTER_SECRET"] = secret
         self.address = network.add(REGISTRY)
         self.enter = network.enter(REGISTRY)
 
@@ -101,13 +102,21 @@ class World:
     To be made outside of an event loop; see `Network`.
     """
 
-    def __init__(self, network: Network, directory: Path, *, disk: int = 0, make_node: MakeNode = HostedNode) -> None:
+    def __init__(
+        self,
+        network: Network,
+        directory: Path,
+        *,
+        disk: int = 0,
+        make_node: MakeNode = HostedNode,
+        secret: str = "",
+    ) -> None:
         self._make_node = make_node
         self.network = network
         self.directory = directory
         self.disk = disk
         """Megabytes of the disk in memory that each node gets; 0: they are on the machine's."""
-        self.registry = HostedRegistry(network, directory / "registry")
+        self.registry = HostedRegistry(network, directory / "registry", secret)
         self.nodes: list[HostedNode] = []
 
     async def __aenter__(self) -> World:

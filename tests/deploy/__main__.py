@@ -21,7 +21,7 @@ from tests.chaos import campaign, faults
 from tests.chaos.__main__ import SKIPPED, conduct, stopwatch
 from tests.chaos.world import World
 from tests.deploy import packages
-from tests.deploy.machines import InstalledNode
+from tests.deploy.machines import SECRET, InstalledNode
 
 _FIRST, _SECOND = "1.0.0", "1.1.0"
 
@@ -42,7 +42,7 @@ def main() -> int:
             print(f"no package index: {error.stderr.decode()[-300:]}")
             return SKIPPED
         say("packages are built")
-        made = campaign.world(make_node=partial(InstalledNode, wheel=first, wheels=wheels))
+        made = campaign.world(make_node=partial(InstalledNode, wheel=first, wheels=wheels), secret=SECRET)
         return conduct(made, lambda world: rehearse(world, second, options, say))
 
 

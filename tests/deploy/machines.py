@@ -18,6 +18,10 @@ from tests.chaos.world import HostedNode
 _INSTALLER: Final = Path(__file__).parents[2] / "deploy" / "install.sh"
 
 
+SECRET: Final = "0123456789abcdef"
+"""Of all machines, the registry's included."""
+
+
 class InstalledNode(HostedNode):
     """A node below a root directory of its own. `wheel` is what is installed, its dependencies lie in `wheels`."""
 
@@ -33,7 +37,7 @@ class InstalledNode(HostedNode):
             "REGISTRY_HEARTBEAT_INTERVAL": "1s",
             "NATS_NODE_NAME": name,
             "NATS_DATA_DIR": str(self.data_dir),
-            "NATS_CLUSTER_SECRET": "0123456789abcdef",
+            "NATS_CLUSTER_SECRET": SECRET,
         }
         file = self.root / "etc/nimsforest/nimsforest.env"
         lines = file.read_text()
