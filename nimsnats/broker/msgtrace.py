@@ -7,7 +7,6 @@ traced. Receivers come from the same `Plan` as those of any other message.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,6 +16,7 @@ from nimsnats.broker.plan import RESERVED, Plan, Target
 from nimsnats.broker.subscription import StreamSubscription, Subscription
 from nimsnats.identity import nuid
 from nimsnats.protocol.headers import header_value, with_headers, without_header
+from nimsnats.protocol.json import loads
 from nimsnats.protocol.subject import is_literal
 
 if TYPE_CHECKING:
@@ -242,8 +242,8 @@ def _obstacle(client: ClientConnection, sub: Subscription, origin: ClientConnect
 def _refusal(answer: bytes) -> str:
     """What a stream's acknowledgement says against a message."""
     try:
-        said: Any = json.loads(answer)
-    except (ValueError, RecursionError):
+        said: Any = loads(answer)
+    except ValueError:
         return ""
     if not isinstance(said, dict):
         return ""

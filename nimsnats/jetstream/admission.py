@@ -11,7 +11,7 @@ from typing import Any, Final
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.expiry import parse_ttl
+from nimsnats.jetstream.expiry import parse_early_ttl, parse_ttl
 from nimsnats.jetstream.search import describe
 from nimsnats.jetstream.store import MessageStore
 
@@ -37,6 +37,11 @@ class Duplicate:
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
+
+
+def ttl_of(value: bytes, rules: int) -> int:
+    """Nanoseconds of a `Nats-TTL` value by the rules of its batch; -1 is never, 0 none. Raises ApiError 10165."""
+    return parse_ttl(value) if rules else parse_early_ttl(value)
 
 
 def nats_headers(block: bytes) -> NatsHeaders:
@@ -67,8 +72,10 @@ class Admission:
         named: NatsHeaders,
         payload: int,
         now: int,
+        rules: int,
     ) -> ApiError | Duplicate | None:
-        """None when the message may be stored. `named` are its `Nats-*` headers, `payload` its length in bytes."""
+        """None when the message may be stored. `named` are its `Nats-*` headers, `payload` its length in bytes, `rules`
+        those of its batch."""
         if config.sealed:
             return errors.STREAM_SEALED()
         if store.last_seq >= LAST_SEQUENCE:
@@ -78,26 +85,27 @@ class Admission:
         if len(headers) > MAX_HEADERS:
             return errors.STREAM_HEADER_EXCEEDS_MAXIMUM()
         if named:
-            refused = self._check_headers(config, store, subject, named, now)
+            refused = self._check_headers(config, store, subject, named, now, rules)
             if refused is not None:
                 return refused
-        if TTL in named:
-            try:
-                parse_ttl(named[TTL])
-            except ApiError as error:
-                return error
+            if TTL in named:
+                try:
+                    ttl_of(named[TTL], rules)
+                except ApiError as error:
+                    return error
         if config.discard == "new":
             return _check_room(config, store, subject, named, store.stored_size(subject, headers, payload))
         return None
 
     def _check_headers(
-        self, config: StreamConfig, store: MessageStore, subject: bytes, named: NatsHeaders, now: int
+        self, config: StreamConfig, store: MessageStore, subject: bytes, named: NatsHeaders, now: int, rules: int
     ) -> ApiError | Duplicate | None:
         if b"Nats-Incr" in named:
             return errors.MESSAGE_INCR_DISABLED()
-        if named.get(_EXPECTED_STREAM, config.name.encode()) != config.name.encode():
+        expected = named.get(_EXPECTED_STREAM)
+        if expected is not None and expected != config.name.encode() and (expected or not rules):
             return errors.STREAM_NOT_MATCH()
-        if TTL in named and not config.allow_msg_ttl and _valid_ttl(named[TTL]):
+        if TTL in named and not config.allow_msg_ttl and _valid_ttl(named[TTL], rules):
             return errors.MESSAGE_TTL_DISABLED()
         refused = _check_expected(store, subject, named)
         if refused is not None:
@@ -141,9 +149,9 @@ class Admission:
         self._ids = {name: (seq, at) for name, seq, at in dumped[1]}
 
 
-def _valid_ttl(text: bytes) -> bool:
+def _valid_ttl(text: bytes, rules: int) -> bool:
     try:
-        return parse_ttl(text) != 0
+        return ttl_of(text, rules) != 0
     except ApiError:
         return False
 

@@ -5,12 +5,16 @@ loop over messages would cost more than all the rest of a publish.
 
 Layout, little endian: a fixed head, then the columns that the flags announce, then bytes.
 
-    head      version u8, flags u8, u16 unused, time u64 (ns), messages u32, bytes of subjects u32, bytes of headers u64
-    subjects  the distinct subjects in order of appearance, joined by LF (no subject can hold one)
+    head      version u8, flags u8, rules u16, time u64 (ns), messages u32, bytes of subjects u32, bytes of headers u64
+    subjects  the distinct subjects in order of appearance. Version 1: joined by LF, when none of them holds one, which
+              is nearly always. Version 2: how many they are u32, the length of each u32, the subjects
     columns   subject number u32 each (unless SINGLE), header length u32 each (HEADERS), payload length u32 each
               (one for all if EVEN), distance from the first sequence u32 each (SPARSE), time u64 each (TIMES), the
               first sequence u64 (BASED), what is told of earlier batches as u32 and so many bytes (TELLING)
     bytes     headers, payloads
+
+`rules` says which rules about headers were in force when it was published (`admission.py`): entries of a log that was
+written by an earlier version are applied as they were then.
 
 A batch carries no sequences when it is proposed: applying it assigns them. A block that was rewritten to leave out dead
 messages is SPARSE: its sequences are in the block; a batch out of an archive is BASED, too. Integrity is the storage's
@@ -27,6 +31,10 @@ from struct import Struct
 from typing import Final
 
 VERSION: Final = 1
+SIZED: Final = 2
+"""The version of batches with a subject that holds LF."""
+RULES: Final = 1
+"""Those of this version; 0 are those before header values were bounded."""
 MAX_MESSAGES: Final = 1 << 20
 """In one batch; bounds what a damaged count can make the decoder allocate."""
 SINGLE: Final = 1
@@ -63,6 +71,7 @@ class Batch:
         "headers",
         "numbers",
         "offsets",
+        "rules",
         "sizes",
         "table",
         "time",
@@ -82,6 +91,7 @@ class Batch:
         self.time = time
         self.headers = headers
         self.expire = expire
+        self.rules = RULES
         self._subjects = subjects
         self.table: list[bytes] = []
         """The distinct subjects."""
@@ -131,7 +141,7 @@ class Batch:
     def encode(self) -> bytes:
         """The bytes to propose or to store."""
         count = len(self.sizes)
-        table = b"\n".join(self.table)
+        version, table = _joined(self.table)
         flags = EXPIRE if self.expire else 0
         parts: list[bytes | array[int]] = [b"", table]
         if self.numbers is None:
@@ -161,7 +171,7 @@ class Batch:
             flags |= TELLING
             parts += (_column(array("I", (len(self.told),))), self.told)
         parts.append(header_bytes)
-        parts[0] = _HEAD.pack(VERSION, flags, 0, self.time, count, len(table), len(header_bytes))
+        parts[0] = _HEAD.pack(version, flags, self.rules, self.time, count, len(table), len(header_bytes))
         parts.extend(self.payloads)
         return b"".join(parts)
 
@@ -184,23 +194,27 @@ class Batch:
     def _decode(cls, data: bytes) -> Batch:
         if len(data) < _HEAD.size:
             raise BadBatch("batch shorter than its head")
-        version, flags, _, time, count, table_size, header_size = _HEAD.unpack_from(data)
-        if version != VERSION or not 0 < count <= MAX_MESSAGES:
+        version, flags, rules, time, count, table_size, header_size = _HEAD.unpack_from(data)
+        if version not in (VERSION, SIZED) or not 0 < count <= MAX_MESSAGES:
             raise BadBatch(f"batch of version {version} with {count} messages")
         reader = _Reader(data, _HEAD.size)
-        table = reader.take(table_size).split(b"\n")
+        subjects = reader.take(table_size)
+        table = subjects.split(b"\n") if version == VERSION else _parted(subjects)
         numbers = None if flags & SINGLE else reader.column("I", count)
         if len(table) != 1 if numbers is None else max(numbers) >= len(table):
             raise BadBatch("subjects do not add up")
         header_sizes = reader.column("I", count) if flags & HEADERS else None
         sizes = reader.column("I", 1) * count if flags & EVEN else reader.column("I", count)
         batch = cls(time, None, None, expire=bool(flags & EXPIRE))
+        batch.rules = rules
         batch.table = table
         batch.numbers = numbers
         batch.sizes = sizes
         batch.offsets = reader.column("I", count) if flags & SPARSE else None
         batch.times = reader.column("Q", count) if flags & TIMES else None
         batch.base = reader.column("Q", 1)[0] if flags & BASED else 0
+        if batch.offsets is not None and batch.base + max(batch.offsets) >= 1 << 64:
+            raise BadBatch("sequences beyond 64 bits")
         batch.told = reader.take(reader.column("I", 1)[0]) if flags & TELLING else b""
         if header_sizes is not None:
             start = reader.at
@@ -214,6 +228,25 @@ class Batch:
         batch._body = data
         batch._start = reader.at
         return batch
+
+
+def _joined(table: list[bytes]) -> tuple[int, bytes]:
+    """The distinct subjects as one piece, and the version whose form that is."""
+    joined = b"\n".join(table)
+    if joined.count(b"\n") == len(table) - 1:
+        return VERSION, joined
+    sizes = array("I", (len(table),))
+    sizes.extend(map(len, table))
+    return SIZED, b"".join((_column(sizes), *table))
+
+
+def _parted(piece: bytes) -> list[bytes]:
+    """The subjects out of what `_joined` made in the version with sizes. Raises BadBatch."""
+    reader = _Reader(piece, 0)
+    sizes = reader.column("I", reader.column("I", 1)[0])
+    if not sizes or reader.at + sum(sizes) != len(piece):
+        raise BadBatch("subjects do not add up")
+    return [piece[a:b] for a, b in pairwise(accumulate(sizes, initial=reader.at))]
 
 
 def _column(column: array[int]) -> array[int]:

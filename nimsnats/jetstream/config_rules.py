@@ -20,7 +20,7 @@ MAX_NAME: Final = 255
 MAX_DESCRIPTION: Final = 4096
 MAX_METADATA: Final = 128 * 1024
 MAX_REPLICAS: Final = 5
-_BLANKS: Final = " \t\r\n\f"
+_BLANKS: Final = " \t\r\n\f\0"
 
 
 def invalid(text: str) -> ApiError:

@@ -10,22 +10,46 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from nimsnats.jetstream import errors
-from nimsnats.jetstream.clock import SECOND, parse_duration
+from nimsnats.jetstream.clock import FARTHEST, SECOND, parse_duration, unbounded_duration
 
 NEVER: Final = -1
+_DIGITS: Final = 20
+"""So many digits of seconds are beyond 64 bits of nanoseconds in any case."""
 
 
 def parse_ttl(text: bytes) -> int:
-    """Nanoseconds of a `Nats-TTL` value (seconds, a Go duration, or `never` = -1). Raises ApiError 10165."""
+    """Nanoseconds of a `Nats-TTL` value: seconds, a Go duration, `never` = -1, nothing = 0 for no TTL. Raises ApiError
+    10165, also for more than 64 bits can hold, where nats-server lets seconds wrap around."""
+    if not text:
+        return 0
+    if text.lower() == b"never":
+        return NEVER
+    try:
+        ttl = _seconds(text) if text.isdigit() else parse_duration(text.decode("utf-8", "replace"))
+    except ValueError:
+        raise errors.MESSAGE_TTL_INVALID() from None
+    if not SECOND <= ttl <= FARTHEST:
+        raise errors.MESSAGE_TTL_INVALID()
+    return ttl
+
+
+def parse_early_ttl(text: bytes) -> int:
+    """The same by the rules of batches whose values were not bounded (`Batch.rules` is 0): what was taken then is taken
+    when the log is applied again, and lasts as long as 64 bits can say. Raises ApiError 10165."""
     if text == b"never":
         return NEVER
     try:
-        ttl = int(text) * SECOND if text.isdigit() else parse_duration(text.decode("utf-8", "replace"))
+        ttl = int(text) * SECOND if text.isdigit() else unbounded_duration(text.decode("utf-8", "replace"))
     except ValueError:
         raise errors.MESSAGE_TTL_INVALID() from None
     if ttl < SECOND:
         raise errors.MESSAGE_TTL_INVALID()
-    return ttl
+    return min(ttl, FARTHEST)
+
+
+def _seconds(digits: bytes) -> int:
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") * SECOND if len(digits) < _DIGITS else FARTHEST + 1
 
 
 class Expiry:
@@ -44,8 +68,9 @@ class Expiry:
         if ttl == NEVER:
             self.never.add(seq)
             return
-        self.deadlines[seq] = now + ttl
-        heappush(self._heap, (now + ttl, seq))
+        deadline = min(now + ttl, FARTHEST)
+        self.deadlines[seq] = deadline
+        heappush(self._heap, (deadline, seq))
 
     def next_at(self) -> int:
         """The next deadline, 0 when there is none. It may belong to a message that is gone."""

@@ -368,7 +368,8 @@ class Ingest:
         if not stream.leading:
             return False
         batch = Batch.decode(data)
-        if batch.expire or batch.offsets is not None or batch.times is not None:
+        columns = batch.offsets is not None or batch.times is not None or batch.base
+        if batch.expire or columns or batch.told or len(batch) > MAX_BATCH:
             raise BadBatch("batch that no client has published")
         refusal = self.full()
         if refusal is not None:

@@ -12,10 +12,12 @@ sequence, each under its subject; an entry of nothing but zeros, without which t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json import dumps
 from typing import Any, Final, cast
+
+from nimsnats.protocol.json import BadJson, loads
 
 MAGIC: Final = b"NATSARC1"
 STATE: Final = "state.json"
@@ -107,7 +109,7 @@ def message_entry(message: ArchivedMessage) -> bytes:
 
 
 def _json(fields: dict[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    return dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class ArchiveReader:
@@ -247,8 +249,8 @@ class ArchiveReader:
 
     def _document(self, name: bytes, payload: bytes) -> dict[str, Any]:
         try:
-            fields = json.loads(payload)
-        except (ValueError, RecursionError) as error:
+            fields = loads(payload)
+        except BadJson as error:
             raise self._bad(f"{name.decode('utf-8', 'replace')} is no JSON ({error})") from None
         if not isinstance(fields, dict):
             raise self._bad(f"{name.decode('utf-8', 'replace')} is no JSON object")

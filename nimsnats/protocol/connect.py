@@ -7,10 +7,10 @@ type anywhere is an error for the whole line.
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
+
+from nimsnats.protocol.json import BadJson, loads
 
 
 class BadConnect(ValueError):
@@ -41,7 +41,6 @@ class ConnectOptions:
     new_account: bool = False
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 """A lone half of a pair: legal JSON, but not a text that could be written anywhere."""
 
 _BOOLS = {
@@ -78,7 +77,7 @@ def parse_connect(arg: bytes, options: ConnectOptions | None = None) -> ConnectO
         elif lowered in _TEXTS:
             if not isinstance(value, str):
                 raise BadConnect(f"CONNECT field {lowered!r} is not a string")
-            setattr(options, _TEXTS[lowered], _SURROGATE.sub("\ufffd", value))
+            setattr(options, _TEXTS[lowered], value)
         elif lowered == "protocol":
             if not isinstance(value, int) or isinstance(value, bool):
                 raise BadConnect("CONNECT field 'protocol' is not an integer")
@@ -89,15 +88,11 @@ def parse_connect(arg: bytes, options: ConnectOptions | None = None) -> ConnectO
 def parse_object(arg: bytes) -> dict[str, Any]:
     """A JSON object by Go's rules (`null` is an empty one, no NaN or Infinity). Raises BadConnect."""
     try:
-        value: object = json.loads(arg.decode("utf-8", "replace"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value: object = loads(arg)
+    except BadJson as error:
         raise BadConnect(f"invalid JSON: {error}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise BadConnect(f"expected a JSON object, got {type(value).__name__}")
     return cast("dict[str, Any]", value)
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

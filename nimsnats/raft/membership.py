@@ -12,9 +12,11 @@ is leaving, before one is left. Whoever has such a membership in its log does no
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from typing import Any
+from json import dumps
+from typing import Any, cast
+
+from nimsnats.protocol.json import loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,23 @@ class Membership:
 
     def encode(self) -> bytes:
         """Stable bytes, for entries and snapshots."""
-        return json.dumps([sorted(self.voters), sorted(self.learners), sorted(self.leaving), self.number]).encode()
+        return dumps([sorted(self.voters), sorted(self.learners), sorted(self.leaving), self.number]).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Membership:
         """The inverse of `encode`; empty bytes are the empty membership. Raises ValueError."""
         if not data:
             return cls()
-        fields: Any = json.loads(data)
-        voters, learners, *more = fields
+        fields: Any = loads(data)
+        if type(fields) is not list or len(cast("list[Any]", fields)) not in (2, 4):
+            raise ValueError("a membership is a list of two or four parts")
+        voters, learners, *more = cast("list[Any]", fields)
         leaving, number = more if more else (list[str](), 0)  # what is recorded may be older than these two
         if type(number) is not int:
             raise ValueError("the number of a membership is an integer")
+        for names in (voters, learners, leaving):
+            if type(names) is not list or any(type(name) is not str for name in cast("list[Any]", names)):
+                raise ValueError("the members of a membership are lists of names")
         return cls(frozenset(voters), frozenset(learners), frozenset(leaving), number)
 
     def __str__(self) -> str:

@@ -7,7 +7,6 @@ No redirect is followed (a token must not travel), no proxy variable is read, no
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 from yarl import URL
 
+from nimsnats.protocol.json import loads
 from nimsnats.registry.errors import (
     NameTakenError,
     RegistryAnswerError,
@@ -75,8 +75,8 @@ class Answer:
 def parse_json(body: bytes | str, content_type: str = "") -> object:
     """JSON that may be hostile (nesting, digits, encodings). Raises `RegistryAnswerError`."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return loads(body if isinstance(body, str) else body.decode())
+    except ValueError as error:
         what = content_type.partition(";")[0].strip()[:40] or "something"
         raise RegistryAnswerError(f"answered with {what} that is not JSON") from error
 

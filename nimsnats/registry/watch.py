@@ -7,13 +7,13 @@ correctness. Trouble never ends a watch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Final, Literal, Protocol, cast
 
 import aiohttp
 
+from nimsnats.protocol.json import loads
 from nimsnats.registry.backoff import Backoff
 from nimsnats.registry.errors import (
     RegistryAnswerError,
@@ -192,14 +192,14 @@ class Watch:
             await source.runtime.sleep(_HINT_PAUSE)
             return await self._listing()
         try:
-            value: object = json.loads(message.data)
+            value: object = loads(message.data)
             if isinstance(value, list):
                 return self._peers.listed(source.entries(cast("list[object]", value)), source.name)
             if message.event == "added":
                 return list(self._peers.added(NodeInfo.from_json(value), source.name))
             if message.event == "removed":
                 return list(self._peers.removed(NodeInfo.from_json(value).name))
-        except (ValueError, RecursionError, RegistryError):
+        except (ValueError, RegistryError):
             pass  # asked again below
         return await self._listing()
 

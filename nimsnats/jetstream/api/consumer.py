@@ -12,8 +12,8 @@ from typing import Final
 from nimsnats.identity import node_hash, nuid
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import INT, STRING, TIME, UINT64, JsonObject, Struct
-from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
-from nimsnats.jetstream.clock import ZERO_TIME, format_time, parse_time
+from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint, level_too_high
+from nimsnats.jetstream.clock import FARTHEST, ZERO_TIME, format_time, parse_time
 from nimsnats.jetstream.consumer.config import CREATE_REQUEST, ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.pull import PullSide
@@ -23,10 +23,8 @@ from nimsnats.jetstream.consumer.request import PUSH_BASED
 from nimsnats.jetstream.consumer.rules import ServerLimits, check, check_update, with_defaults
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.peers import STEP_DOWN, named
-from nimsnats.protocol.headers import header_value
 from nimsnats.raft.machine import Group
 from nimsnats.runtime import Runtime
-from nimsnats.version import API_LEVEL
 
 NAMES_LIMIT: Final = 1024
 LIST_LIMIT: Final = 256
@@ -198,7 +196,7 @@ class ConsumerApi:
         until = parse_time(text)
         info = await consumer.owner.propose_pause(name, until if until > self._runtime.time_ns() else 0)
         if not info.get("paused"):
-            return {"paused": False, "pause_until": text}
+            return {"paused": False, "pause_until": text if abs(until) == FARTHEST else format_time(until)}
         return {"paused": True, "pause_until": format_time(until), "pause_remaining": info["pause_remaining"]}
 
     async def reset(self, request: ApiRequest) -> JsonObject | None:
@@ -260,7 +258,7 @@ class ConsumerApi:
             return False
         if not request.reply:
             return None
-        if request.headers and _level_too_high(request.headers):
+        if request.headers and level_too_high(request.headers):
             request.account.publish(request.reply, headers=LEVEL_STATUS)
         elif isinstance(consumer.side, PullSide):
             consumer.side.request(request.body, request.reply, consumers.now())
@@ -301,8 +299,3 @@ def _check_reset(consumer: Consumer, consumers: ConsumerSet, seq: int) -> None:
         first = consumers.source.seq_at_time(parse_time(config.opt_start_time))
         if seq < first:
             raise errors.CONSUMER_INVALID_RESET(err="below start time")
-
-
-def _level_too_high(headers: bytes) -> bool:
-    level = header_value(headers, b"Nats-Required-Api-Level")
-    return level is not None and (not level.isdigit() or int(level) > API_LEVEL)

@@ -8,13 +8,14 @@ Keys match case-insensitively, `null` leaves a field unset, several values in on
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.syntax import first_value_error, syntax_error
+from nimsnats.protocol import rfc3339
+from nimsnats.protocol.json import BadJson, Number, Repeated, TooDeep, documents, text_of
 
 JsonObject = dict[str, Any]
 
@@ -31,17 +32,11 @@ class Kind(Protocol):
         ...
 
 
-class _Float(str):
-    """A number literal with a fraction or exponent, kept as text: Go refuses it for integers and quotes it."""
-
-    __slots__ = ()
-
-
 def _name_of(value: Any) -> str:
     """The word that Go uses for the JSON type of a value."""
     if isinstance(value, bool):
         return "bool"
-    if isinstance(value, int | _Float):
+    if isinstance(value, int | Number):
         return "number"
     if isinstance(value, str):
         return "string"
@@ -71,7 +66,7 @@ class Scalar:
             if low <= value <= high:
                 return value
             raise _mismatch(value, path, where, self.go_type, literal=True)
-        elif isinstance(value, _Float):
+        elif isinstance(value, Number):
             raise _mismatch(value, path, where, self.go_type, literal=True)
         raise _mismatch(value, path, where, self.go_type)
 
@@ -96,32 +91,27 @@ class Enum:
     error: Callable[[Any], str] | None = None
 
     def read(self, value: Any, path: str, where: str) -> Any:
-        if isinstance(value, str) and not isinstance(value, _Float):
+        if isinstance(value, str) and not isinstance(value, Number):
             word = self.aliases.get(value, value)
             if word in self.words:
                 return word
         if self.error is not None:
             raise DecodeError(self.error(value))
-        raw = value if isinstance(value, _Float) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        raw = value if isinstance(value, Number) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
         raise DecodeError(f"can not unmarshal {json.dumps(raw, ensure_ascii=False)}")
-
-
-_TIME: Final = re.compile(
-    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d([.,]\d+)?(Z|[+-]\d\d:\d\d)"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """An RFC 3339 time, kept as its text (see `jetstream.clock`)."""
+    """An RFC 3339 time, as the text in which Go would write it again: `clock.parse_time` reads it without fail."""
 
     def read(self, value: Any, path: str, where: str) -> Any:
-        if not isinstance(value, str) or isinstance(value, _Float):
+        if not isinstance(value, str) or isinstance(value, Number):
             raise DecodeError("Time.UnmarshalJSON: input is not a JSON string")
-        if not _TIME.fullmatch(value):
-            layout = "2006-01-02T15:04:05Z07:00"
-            raise DecodeError(f'parsing time "{value}" as "{layout}": cannot parse "{value}" as "2006"')
-        return value
+        try:
+            return rfc3339.canonical(value)
+        except rfc3339.BadTime as error:
+            raise DecodeError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +138,11 @@ class Mapped:
     def read(self, value: Any, path: str, where: str) -> Any:
         if not isinstance(value, dict):
             raise _mismatch(value, path, where, self.go_type)
-        pairs = cast("dict[str, Any]", value)
-        return {key: self.item.read(item, f"{path}.{key}", where) for key, item in pairs.items() if item is not None}
+        found: JsonObject = {}
+        for key, item in _pairs(cast("JsonObject", value)):
+            if item is not None:
+                found[key] = self.item.read(item, f"{path}.{key}", where)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,29 +157,36 @@ class Struct:
         if not isinstance(value, dict):
             raise _mismatch(value, path, where, f"server.{self.name}")
         result: JsonObject = {}
-        for key, item in cast("dict[str, Any]", value).items():
+        for key, item in _pairs(cast("JsonObject", value)):
             known = key if key in self.fields else key.lower()
             kind = self.fields.get(known)
             if kind is None:
                 if self.strict:
                     raise DecodeError(f'json: unknown field "{key}"')
             elif item is not None:
-                result[known] = kind.read(item, f"{path}.{known}", where)
+                read = kind.read(item, f"{path}.{known}", where)
+                before = result.get(known)
+                result[known] = read if before is None else _merged(before, read)
         return result
+
+
+def _pairs(value: JsonObject) -> Iterable[tuple[str, Any]]:
+    return value.pairs if isinstance(value, Repeated) else value.items()
+
+
+def _merged(before: Any, after: Any) -> Any:
+    """What Go makes of two values for one field: objects are laid over each other, otherwise the later one counts."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return after
+    merged = cast("JsonObject", before)
+    for key, item in cast("JsonObject", after).items():
+        merged[key] = _merged(merged[key], item) if key in merged else item
+    return merged
 
 
 STRINGS: Final = Listed(STRING, "[]string")
 METADATA: Final = Mapped(STRING, "map[string]string")
 TIME: Final = Time()
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decoder: Final = json.JSONDecoder(parse_float=_Float, parse_constant=_constant)
-_half: Final = re.compile("[\ud800-\udfff]")
-_space: Final = re.compile(r"[ \t\r\n]*")
 
 
 def decode(body: bytes, struct: Struct, strict: bool = True) -> JsonObject:
@@ -198,44 +198,21 @@ def decode(body: bytes, struct: Struct, strict: bool = True) -> JsonObject:
 
 
 def _decode(body: bytes, struct: Struct) -> JsonObject:
-    text = body.decode("utf-8", "replace")
     result: JsonObject = {}
-    at = _end_of_space(text, 0)
-    while at < len(text):
-        try:
-            value, at = _decoder.raw_decode(text, at)
-        except RecursionError:
-            raise DecodeError("exceeded max depth") from None
-        except ValueError:
-            raise DecodeError(syntax_error(body)) from None
-        if "\\u" in text:
-            value = _mended(value)
-        at = _end_of_space(text, at)
-        if value is None:
-            continue
-        if not isinstance(value, dict):
-            if (error := first_value_error(body)) is not None:  # Python ends `1.x` early, Go does not
-                raise DecodeError(error)
-            raise _mismatch(value, "", "Go value", f"server.{struct.name}")
-        result.update(cast("JsonObject", struct.read(value, struct.name, "Go struct field ")))
+    try:
+        for value in documents(text_of(body)):
+            if value is None:
+                continue
+            if not isinstance(value, dict):
+                if (error := first_value_error(body)) is not None:  # Python ends `1.x` early, Go does not
+                    raise DecodeError(error)
+                raise _mismatch(value, "", "Go value", f"server.{struct.name}")
+            _merged(result, struct.read(value, struct.name, "Go struct field "))
+    except TooDeep as error:
+        raise DecodeError(str(error)) from None
+    except BadJson:
+        raise DecodeError(syntax_error(body)) from None
     return result
-
-
-def _mended(value: Any) -> Any:
-    """Halves of characters (`\\ud800`) replaced as Go does: they are no text, and cannot be written anywhere."""
-    if isinstance(value, str) and not isinstance(value, _Float):
-        return _half.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {_mended(key): _mended(item) for key, item in cast("JsonObject", value).items()}
-    if isinstance(value, list):
-        return [_mended(item) for item in cast("list[Any]", value)]
-    return value
-
-
-def _end_of_space(text: str, at: int) -> int:
-    match = _space.match(text, at)
-    assert match is not None
-    return match.end()
 
 
 def encode(value: JsonObject) -> bytes:

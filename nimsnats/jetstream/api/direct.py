@@ -11,15 +11,14 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream.api.decode import JsonObject, decode
-from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
+from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint, level_too_high
 from nimsnats.jetstream.api.message import GET, conflicting, select, selects, start_of
 from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
-from nimsnats.protocol.headers import header_value, status_block, with_headers
+from nimsnats.protocol.headers import status_block, with_headers
 from nimsnats.storage import StorageError
-from nimsnats.version import API_LEVEL
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
@@ -112,8 +111,7 @@ class DirectApi:
         return self._one(request, stream, stream.last_match((subject,)), params)
 
     def _too_old(self, request: ApiRequest) -> bool:
-        level = header_value(request.headers, b"Nats-Required-Api-Level") if request.headers else None
-        if level is None or (level.isdigit() and int(level) <= API_LEVEL):
+        if not request.headers or not level_too_high(request.headers):
             return False
         self._status(request, 412, "Required Api Level")
         return True

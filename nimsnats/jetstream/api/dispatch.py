@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "$JS.API."
 TYPE_PREFIX: Final = "io.nats.jetstream.api.v1."
+_DIGITS: Final = 18
+"""More digits are beyond every level."""
 MAX_WAITING: Final = 10_000
 """Requests of one account that may wait for a commit; more are dropped with a warning (nats-server's queue limit)."""
 
@@ -84,6 +86,12 @@ class Endpoint:
     body: Body = Body.PARSED
     request: Struct | None = None
     zero: JsonObject = field(default_factory=JsonObject)
+
+
+def level_too_high(headers: bytes) -> bool:
+    """Whether a request asks for an API level above ours (`Nats-Required-Api-Level`), or for none at all."""
+    level = header_value(headers, b"Nats-Required-Api-Level")
+    return level is not None and not (level.isdigit() and len(level) <= _DIGITS and int(level) <= API_LEVEL)
 
 
 class ApiDispatcher:
@@ -211,8 +219,7 @@ class ApiDispatcher:
         return response
 
     def _check_level(self, request: ApiRequest) -> None:
-        level = header_value(request.headers, b"Nats-Required-Api-Level") if request.headers else None
-        if level is not None and (not level.isdigit() or int(level) > API_LEVEL):
+        if request.headers and level_too_high(request.headers):
             raise errors.REQUIRED_API_LEVEL()
 
     def _read_body(self, endpoint: Endpoint, request: ApiRequest) -> None:

@@ -5,8 +5,12 @@ Owns a scanner that runs only after Python's own decoder has refused a body: slo
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
+_PLAIN_RUN: Final = re.compile(rb'[^"\\\x00-\x1f]*')
+_DIGIT_RUN: Final = re.compile(rb"[0-9]*")
+_SPACE_RUN: Final = re.compile(rb"[ \t\r\n]*")
 _SPACE: Final = b" \t\r\n"
 _NUMBER: Final = b"-0123456789"
 _WORDS: Final = {ord("n"): b"null", ord("t"): b"true", ord("f"): b"false"}
@@ -82,8 +86,14 @@ class _Scanner:
             raise self._bad(char, "looking for beginning of value")
 
     def _skip(self) -> None:
-        while self.at < len(self.body) and self.body[self.at] in _SPACE:
-            self.at += 1
+        if self.at < len(self.body) and self.body[self.at] in _SPACE:
+            self._pass(_SPACE_RUN)
+
+    def _pass(self, run: re.Pattern[bytes]) -> None:
+        """Go behind the longest run."""
+        match = run.match(self.body, self.at)
+        assert match is not None
+        self.at = match.end()
 
     def _byte(self) -> int:
         if self.at >= len(self.body):
@@ -138,7 +148,11 @@ class _Scanner:
 
     def _string(self) -> None:
         self.at += 1
-        while (char := self._byte()) != ord('"'):
+        while True:
+            self._pass(_PLAIN_RUN)
+            char = self._byte()
+            if char == ord('"'):
+                break
             if char < 32:
                 raise self._bad(char, "in string")
             self.at += 1
@@ -192,5 +206,4 @@ class _Scanner:
             self._digits()
 
     def _digits(self) -> None:
-        while self.at < len(self.body) and self.body[self.at] in b"0123456789":
-            self.at += 1
+        self._pass(_DIGIT_RUN)

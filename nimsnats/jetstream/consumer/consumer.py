@@ -7,10 +7,10 @@ nor who gets it (`pull.py`, `push.py`), and it proposes nothing: `set.py` collec
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from nimsnats.jetstream.api.decode import DURATION, Struct, decode
 from nimsnats.jetstream.clock import format_time, parse_duration
 from nimsnats.jetstream.consumer.advisory import ack_sample, advise
 from nimsnats.jetstream.consumer.config import ConsumerConfig
@@ -21,6 +21,7 @@ from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
+from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters
 from nimsnats.protocol.headers import with_headers
@@ -493,17 +494,16 @@ class Consumer:
 
 
 _JSON: Final = re.compile(rb"\s*\{")
+_NAK: Final = Struct("ConsumerNakOptions", {"delay": DURATION})
 
 
 def _delay(argument: bytes) -> int:
     """The delay of `-NAK <argument>` in nanoseconds; 0 when there is none or it cannot be read."""
     if not argument:
         return 0
-    text = argument.decode("utf-8", "replace")
     try:
         if _JSON.match(argument):
-            value: Any = json.loads(text).get("delay", 0)
-            return value if isinstance(value, int) else 0
-        return parse_duration(text)
-    except ValueError:
+            return decode(argument, _NAK, strict=False).get("delay", 0)
+        return parse_duration(argument.decode("utf-8", "replace"))
+    except (ApiError, ValueError):
         return 0

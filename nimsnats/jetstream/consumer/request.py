@@ -26,6 +26,9 @@ BODY: Final = Struct(
     strict=False,
 )
 
+_DIGITS: Final = 18
+"""A plain number of more digits is none, and asks for one message."""
+
 TIMEOUT: Final = (408, "Request Timeout")
 SIZE: Final = (409, "Message Size Exceeds MaxBytes")
 COMPLETED: Final = (409, "Batch Completed")
@@ -128,6 +131,6 @@ def read_request(body: bytes, reply: bytes, now: int) -> PullRequest:
         if request.heartbeat * 2 > request.expires:
             raise BadRequest("heartbeat value too large")
         return request
-    if text.isdigit():
+    if text.isdigit() and len(text) <= _DIGITS:
         fields["batch"] = int(text)
     return PullRequest(reply, fields, True, now)

@@ -15,6 +15,7 @@ from nimsnats.jetstream.clock import format_duration, format_time
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.protocol.gotext import quoted
 from nimsnats.protocol.overlap import Overlap, first_overlap
 from nimsnats.protocol.subject import collide, has_wildcard, is_configurable
 
@@ -28,11 +29,13 @@ EPHEMERAL_THRESHOLD: Final = 5 * SECOND
 PINNED_TIMEOUT: Final = 120 * SECOND
 MIN_HEARTBEAT: Final = 100 * MILLISECOND
 MAX_NAME: Final = 255
+_DIGITS: Final = 18
+"""Of the longest number that is taken as text."""
 MAX_DESCRIPTION: Final = 4 * 1024
 MAX_METADATA: Final = 128 * 1024
 
 _GROUP_NAME: Final = re.compile(r"[a-zA-Z0-9/_=-]{1,16}")
-_BAD_NAME: Final = re.compile(r"[\s.*>/\\]")
+_BAD_NAME: Final = re.compile(r"[ \t\r\n\f\0.*>/\\]")
 
 
 @dataclass(slots=True)
@@ -287,8 +290,10 @@ def _check_sampling(sample: str) -> None:
     if not sample:
         return
     digits = sample.removesuffix("%")
-    if not re.fullmatch(r"[+-]?\d+", digits):
-        raise errors.CONSUMER_INVALID_SAMPLING(err=f'strconv.Atoi: parsing "{digits}": invalid syntax')
+    number = re.fullmatch(r"[+-]?0*([0-9]+)", digits)
+    if number is None or len(number[1]) > _DIGITS:
+        what = "invalid syntax" if number is None else "value out of range"
+        raise errors.CONSUMER_INVALID_SAMPLING(err=f"strconv.Atoi: parsing {quoted(digits)}: {what}")
 
 
 def _check_priority(config: ConsumerConfig) -> None:

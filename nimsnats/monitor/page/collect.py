@@ -8,7 +8,6 @@ nobody looks.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.page.facts import EXAMPLE, fits, nodez
 from nimsnats.monitor.page.merge import Answer, overview
 from nimsnats.monitor.view import NodeView
+from nimsnats.protocol.json import loads
 
 if TYPE_CHECKING:
     from nimsnats.broker.subscription import Subscription
@@ -126,8 +126,8 @@ class Collector:
     def _receive(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: object) -> bool | None:
         """An answer, whenever it comes. What is no answer is refused, once in the log."""
         try:
-            data: Any = json.loads(payload, parse_constant=int)["data"]  # int refuses NaN and Infinity
-        except (ValueError, KeyError, TypeError, RecursionError):
+            data: Any = loads(payload)["data"]
+        except (ValueError, KeyError, TypeError):
             data = None
         if not fits(data, EXAMPLE) or (data["name"] not in self._known and len(self._known) >= _MOST_NODES):
             if not self._refused:
@@ -154,8 +154,8 @@ class Collector:
     ) -> bool | None:
         """A node stops in order. It is away as long as somebody counts on it; then it has gone for good."""
         try:
-            known = self._known.get(json.loads(payload)["server"]["name"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+            known = self._known.get(loads(payload)["server"]["name"])
+        except (ValueError, KeyError, TypeError):
             return None  # whatever another server publishes there
         if known is not None:
             known.farewell = True
