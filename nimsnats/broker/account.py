@@ -14,7 +14,7 @@ from nimsnats.broker.plan import Lane, Plan, Target
 from nimsnats.broker.subscription import RemoteSubscription, StreamSubscription, Subscription
 from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.parser import Line
-from nimsnats.protocol.subject import has_wildcard, is_valid
+from nimsnats.protocol.subject import fits_line, has_wildcard, is_valid
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
@@ -95,8 +95,8 @@ class Account:
         self.remove(sub)
 
     def add(self, sub: Subscription) -> None:
-        """Add any subscription. Raises InvalidSubject."""
-        if not is_valid(sub.subject):
+        """Add any subscription. Raises InvalidSubject, also for one of which no peer could be told."""
+        if not is_valid(sub.subject) or not fits_line(sub.subject):
             raise InvalidSubject(sub.subject.decode("utf-8", "replace"))
         self._changed(sub.subject, everything=self.interest.insert(sub))
         if sub.routed and self.routing is not None:

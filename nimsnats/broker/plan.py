@@ -13,6 +13,7 @@ from nimsnats.broker.interest import SubscriptionSet
 from nimsnats.broker.route_outward import MixedGroup, Outward, remote_prefix
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.protocol.parser import Way
+from nimsnats.protocol.subject import fits_line
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -118,6 +119,8 @@ class Plan:
         """Listed groups with members at other peers only: the last one here has just left."""
         self.sole: Target | None = None
         """The only receiver, when that is one plain client subscription: the usual case of replies."""
+        if not fits_line(subject):
+            matches = _here(matches)
         if len(matches) == 1 and matches[0].queues is None and len(matches[0].plain) == 1:
             (sub,) = matches[0].plain
             if sub.client is not None:
@@ -248,6 +251,17 @@ class Plan:
         if all(receiver.headers for _, receiver, _, _ in members):
             group = Group([(sub, receiver, prefix) for sub, receiver, _, prefix in members])
             self.header_way = self._headed(_lane(group), account)
+
+
+def _here(matches: Sequence[SubscriptionSet]) -> list[SubscriptionSet]:
+    """Of these, who is connected here. A subject that does not fit into a line would end the routes, or reach the
+    peers as another one."""
+    kept = SubscriptionSet()
+    for found in matches:
+        for sub in found:
+            if not isinstance(sub, RemoteSubscription):
+                kept.add(sub)
+    return [kept] if kept else []
 
 
 def _way(groups: dict[bytes, list[tuple[Receiver, Subscription]]]) -> Way[Lane]:

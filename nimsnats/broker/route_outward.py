@@ -93,7 +93,7 @@ class Outward:
         prefix = (b"HMSG " if headers else b"RMSG ") + sub.account + b" " + self.subject + b" "
         tail = message.tail if headers or not message.headers else message.bare()
         size = message.size if headers else len(message.payload)
-        if message.shown and message.reply.startswith(_ACK):
+        if message.shown and message.reply.startswith(_ACK) and fits_line(message.subject):
             tail = message.reply + b"@" + message.subject + tail[len(message.reply) :]
         if queues:
             prefix, tail = marked(prefix, tail, queues)

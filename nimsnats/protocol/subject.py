@@ -13,6 +13,7 @@ from functools import lru_cache
 
 WILDCARD_ONE = b"*"
 WILDCARD_REST = b">"
+_BLANKS = (b"\n", b"\r", b" ", b"\t")
 
 
 def has_wildcard(subject: bytes) -> bool:
@@ -34,6 +35,12 @@ def is_valid(subject: bytes) -> bool:
 def is_configurable(subject: bytes) -> bool:
     """Whether `subject` may stand in a configuration or an API request: valid and without blanks."""
     return bool(subject) and is_valid(subject) and not any(blank in subject for blank in b" \t\r\n\f")
+
+
+def fits_line(subject: bytes) -> bool:
+    """Whether `subject` can stand between others in a line of the protocol. Clients can publish to some that cannot:
+    nothing stops a subject from beginning with LF, or holding CR."""
+    return not any(blank in subject for blank in _BLANKS)
 
 
 def is_literal(subject: bytes) -> bool:

@@ -8,7 +8,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_PLAIN_RUN: Final = re.compile(rb'[^"\\\x00-\x1f]*')
+_TEXT: Final = rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+_SIMPLE: Final = (
+    rb'(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|"' + _TEXT + rb'"|true|false|null|\[\]|\{\})'
+)
+_PLAIN_RUN: Final = re.compile(_TEXT)
+_ITEM_RUN: Final = re.compile(rb"(?:[ \t\r\n]*+" + _SIMPLE + rb"[ \t\r\n]*+,)*+")
+"""Elements of an array that cannot be what is wrong: nearly all of a large one."""
 _DIGIT_RUN: Final = re.compile(rb"[0-9]*")
 _SPACE_RUN: Final = re.compile(rb"[ \t\r\n]*")
 _SPACE: Final = b" \t\r\n"
@@ -137,6 +143,7 @@ class _Scanner:
             self.at += 1
             return
         while True:
+            self._pass(_ITEM_RUN)
             self.value(depth + 1)
             char = self._peek()
             if char == ord("]"):
