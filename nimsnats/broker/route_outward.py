@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
+from nimsnats.protocol.subject import fits_line
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Outgoing
@@ -89,6 +90,8 @@ class Outward:
         return reached
 
     def _send(self, message: Outgoing, route: RouteConnection, sub: RemoteSubscription, queues: bytes) -> bool:
+        if b"\r" in message.reply or b"\n" in message.reply:
+            return False  # the line would end the route
         headers = bool(message.headers) and route.headers
         prefix = (b"HMSG " if headers else b"RMSG ") + sub.account + b" " + self.subject + b" "
         tail = message.tail if headers or not message.headers else message.bare()
