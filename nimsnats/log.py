@@ -67,6 +67,20 @@ def _split(seconds: float) -> tuple[int, int]:
     return divmod(int(seconds * 1_000_000), 1_000_000)
 
 
+def _one_line(text: str) -> str:
+    """Control characters as escapes: what others have written ends no line, begins none and colours no terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _lines(text: str) -> str:
+    """The same for a text of several lines, none of which can pass for the beginning of another record."""
+    first, *others = text.split("\n")
+    shown = map(_one_line, others)
+    return "\n".join([_one_line(first), *(" " + line if line.startswith("[") else line for line in shown)])
+
+
 class TextFormatter(logging.Formatter):
     """`[pid] 2026/01/02 15:04:05.000000 [INF] text`, as nats-server writes it."""
 
@@ -89,8 +103,11 @@ class TextFormatter(logging.Formatter):
                 self._second = second
                 self._date = time.strftime("%Y/%m/%d %H:%M:%S", self._clock(second))
             stamp = f"{self._date}.{micro:06d} "
-        text = f"{self._head}{stamp}{self._labels[label(record.levelno)]}{record.getMessage()}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        message = record.getMessage()
+        if not message.isprintable():  # lines of our own are ours alone when the format has them
+            message = _lines(message) if "\n" in str(record.msg) else _one_line(message)
+        text = f"{self._head}{stamp}{self._labels[label(record.levelno)]}{message}"
+        return f"{text}\n{_lines(self.formatException(record.exc_info))}" if record.exc_info else text
 
 
 class JsonFormatter(logging.Formatter):

@@ -24,6 +24,11 @@ def header_value(block: bytes, name: bytes) -> bytes | None:
     return (block[start:end] if end >= 0 else block[start:]).strip(b" \t")
 
 
+def header_text(value: bytes) -> bytes:
+    """A value of others' making, as it may stand in a header that we write: it begins no other one."""
+    return value.replace(b"\r", b"?").replace(b"\n", b"?")
+
+
 def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A complete block of these headers."""
     return LINE + b"".join([b"%b: %b\r\n" % pair for pair in pairs]) + END

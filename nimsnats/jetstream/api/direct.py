@@ -17,7 +17,7 @@ from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
-from nimsnats.protocol.headers import status_block, with_headers
+from nimsnats.protocol.headers import header_text, status_block, with_headers
 from nimsnats.storage import StorageError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class DirectApi:
         if headers:
             pairs: Pairs = (
                 (b"Nats-Stream", stream.name.encode()),
-                (b"Nats-Subject", message.subject),
+                (b"Nats-Subject", header_text(message.subject)),
                 (b"Nats-Sequence", b"%d" % message.seq),
                 (b"Nats-Time-Stamp", format_time(message.time).encode()),
             )
