@@ -14,6 +14,7 @@ from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_early_ttl, parse_ttl
 from nimsnats.jetstream.search import describe
 from nimsnats.jetstream.store import MessageStore
+from nimsnats.protocol.gotext import quoted
 
 MAX_HEADERS: Final = 65535
 LAST_SEQUENCE: Final = 2**64 - 2
@@ -180,7 +181,9 @@ def _check_rollup(config: StreamConfig, named: NatsHeaders) -> ApiError | None:
     if not config.allow_rollup_hdrs or config.deny_purge:
         return errors.STREAM_ROLLUP_FAILED(err="rollup not permitted")
     if value.lower() not in (b"sub", b"all"):
-        return errors.STREAM_ROLLUP_FAILED(err=f'rollup value invalid: "{value.decode("utf-8", "replace").lower()}"')
+        return errors.STREAM_ROLLUP_FAILED(
+            err=f"rollup value invalid: {quoted(value.decode('utf-8', 'replace').lower())}"
+        )
     return None
 
 

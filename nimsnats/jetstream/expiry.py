@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.clock import FARTHEST, SECOND, parse_duration, unbounded_duration
+from nimsnats.jetstream.errors import ApiError
 
 NEVER: Final = -1
 _DIGITS: Final = 20
@@ -45,6 +46,15 @@ def parse_early_ttl(text: bytes) -> int:
     if ttl < SECOND:
         raise errors.MESSAGE_TTL_INVALID()
     return min(ttl, FARTHEST)
+
+
+def kept_ttl(text: bytes) -> int:
+    """The same for a message that has been stored, by whatever rules, here or on another server. Raises ApiError 10165
+    for what no rules allow."""
+    try:
+        return parse_ttl(text)
+    except ApiError:
+        return parse_early_ttl(text)
 
 
 def _seconds(digits: bytes) -> int:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from nimsnats.jetstream import errors, search
-from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers, ttl_of
+from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
 from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
+from nimsnats.jetstream.expiry import kept_ttl
 from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.kinds import (
     CONSUMER_FIRST,
@@ -320,7 +321,7 @@ class Stream(StreamState):
                 store.remove(seq)
                 continue
             if named:
-                self._note_headers(subject, block, named, seq, now, batch.rules)
+                self._note_headers(subject, block, named, seq, now)
             elif config.subject_delete_marker_ttl and b"\r\nKV-Operation: PURGE\r\n" in block:
                 self.expiry.silent.add(seq)
             if per_subject > 0 and store.index.count(subject) > per_subject:
@@ -330,20 +331,18 @@ class Stream(StreamState):
         self.reader.forget()
         return outcomes, rejected
 
-    def _note_headers(
-        self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int, rules: int
-    ) -> None:
+    def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
         """The effects of a stored message's headers: TTL, marker, roll-up."""
-        self._note_lasting(block, named, seq, now, rules)
+        self._note_lasting(block, named, seq, now)
         rollup = named.get(ROLLUP, b"").lower()
         if rollup == b"sub":
             self._gone(self._evict(subject, 1))
         elif rollup == b"all":
             self._gone(self.store.remove_below(seq))
 
-    def _note_lasting(self, block: bytes, named: dict[bytes, bytes], seq: int, now: int, rules: int) -> None:
+    def _note_lasting(self, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
         """Those that outlast the moment of storing."""
-        if TTL in named and self.config.allow_msg_ttl and (ttl := ttl_of(named[TTL], rules)):
+        if TTL in named and self.config.allow_msg_ttl and (ttl := kept_ttl(named[TTL])):
             self.expiry.add(seq, ttl, now)
         if b"Nats-Marker-Reason" in named or b"\r\nKV-Operation: PURGE\r\n" in block:
             self.expiry.silent.add(seq)
@@ -464,7 +463,7 @@ class Stream(StreamState):
             named = nats_headers(block) if block else {}
             self._admission.stored(named, seq, time)
             if block:
-                self._note_lasting(block, named, seq, time, batch.rules)
+                self._note_lasting(block, named, seq, time)
         if batch.headers is None:
             self._admission.last_id = b""
         _tell(entry, None)

@@ -28,6 +28,10 @@ MAX_NAME: Final = 64 * 1024
 """Bytes of a name: subjects are shorter, because a control line is."""
 MAX_DOCUMENT: Final = 64 << 20
 """Bytes of `state.json` or of one consumer's document."""
+MAX_DOCUMENTS: Final = 256 << 20
+"""Bytes of all documents of an archive."""
+MAX_VALUES: Final = 4 << 20
+"""Values of one document: what it becomes in memory is in proportion to them."""
 MAX_PAYLOAD: Final = 64 << 20
 """Bytes of a message, headers included; nats-server's `max_payload` cannot be higher."""
 
@@ -126,6 +130,8 @@ class ArchiveReader:
         self._begun = False
         self._state = False
         self._consumers = 0
+        self._messages: int | None = None
+        self._documents = 0
         self._last = 0
 
     @classmethod
@@ -233,6 +239,10 @@ class ArchiveReader:
             return None
         if seq <= self._last:
             raise self._bad(f"message sequence {seq} out of order")
+        if self._messages is not None:
+            if not self._messages:
+                raise self._bad(f"more messages than {STATE} says")
+            self._messages -= 1
         self._last = seq
         return ArchivedMessage(seq, time, name, headers, payload)
 
@@ -244,10 +254,14 @@ class ArchiveReader:
         if last + 1 < first or (messages and not first) or messages > last - first + 1:
             raise self._bad(f"sequences {first} to {last} with {messages} messages")
         self._state = True
+        self._messages = messages
         self._last = max(first - 1, 0)
         return ArchivedState(time, fields)
 
     def _document(self, name: bytes, payload: bytes) -> dict[str, Any]:
+        self._documents += len(payload)
+        if self._documents > MAX_DOCUMENTS or sum(map(payload.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise self._bad(f"{name.decode('utf-8', 'replace')} is too large")
         try:
             fields = loads(payload)
         except BadJson as error:

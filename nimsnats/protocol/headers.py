@@ -37,7 +37,7 @@ def header_block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
 def with_headers(block: bytes, pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """`block` (may be empty) with headers added at its end."""
     added = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
-    return (block[:-2] if block else LINE) + added + END
+    return (block[:-2] if len(block) > len(END) else LINE) + added + END
 
 
 def without_header(block: bytes, name: bytes) -> bytes:

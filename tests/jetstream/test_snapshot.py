@@ -256,7 +256,7 @@ BAD: dict[str, bytes] = {
     "a subject with a blank": archive_of(STATE, [message(subject=b"r.a b")]),
     "a subject with a line": archive_of(STATE, [message(subject=b"r.a\nr.b")]),
     "a time before all": archive_of(STATE, [message(time=-5)]),
-    "no headers": archive_of(STATE, [message(headers=b"hello")]),
+    "too many headers": archive_of(STATE, [message(headers=b"NATS/1.0\r\nA: %b\r\n\r\n" % bytes(65536))]),
     "a lifetime that is none": archive_of(STATE, [message(headers=b"NATS/1.0\r\nNats-TTL: x\r\n\r\n")]),
     "more than there is room for": archive_of({**STATE, "bytes": 1 << 62}, [message()]),
     "a sequence that cannot be": archive_of({**STATE, "last_seq": (1 << 64) - 1}, [message()]),

@@ -108,6 +108,7 @@ class Inflow:
                     if isinstance(item, ArchivedState):
                         self._room(item.fields.get("bytes", 0))
                     await self._loader.take(item)
+                self._room(self._loader.taken)
                 await self._runtime.sleep(0)  # others have work, too
             if self._reply:
                 self._account.publish(self._reply)

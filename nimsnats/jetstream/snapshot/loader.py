@@ -19,14 +19,13 @@ from nimsnats.jetstream.compaction import FULL_BYTES, FULL_MESSAGES
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.expiry import parse_ttl
+from nimsnats.jetstream.expiry import kept_ttl
 from nimsnats.jetstream.kinds import CONSUMER_RESTORED, RESTORED, STREAM_CONFIG, STREAM_RESTORED
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.snapshot.consumers import BadConsumer, beyond, record
 from nimsnats.jetstream.stream import Stream
 from nimsnats.protocol.archive import ArchivedConsumer, ArchivedMessage, ArchivedState, Item
-from nimsnats.protocol.headers import END, LINE
-from nimsnats.protocol.subject import has_empty_token
+from nimsnats.protocol.subject import fits_line, has_empty_token
 from nimsnats.raft.home import PROVISIONAL_MARK
 from nimsnats.raft.machine import NotLeader
 
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
 _MOST_LOST: Final = 1 << 20
 _FARTHEST: Final = (1 << 63) - 1
+_SLACK: Final = 1 << 20
+"""Bytes by which an archive may hold more than it says: others count them in other ways."""
 _SPAN: Final = (1 << 32) - 1
 """Distance of two sequences in one batch."""
 
@@ -59,6 +60,9 @@ class Loader:
         self._end: JsonObject = {"last": 0, "time": 0, "lost": [], "lost_bytes": 0}
         self._messages: list[ArchivedMessage] = []
         self._size = 0
+        self._most = 0
+        self.taken = 0
+        """Bytes of the messages so far: subjects, headers, payloads."""
 
     @property
     def config(self) -> StreamConfig:
@@ -117,6 +121,7 @@ class Loader:
         if not right or type(size) is not int or not 0 <= size <= _FARTHEST:
             raise BadItem("nonsense in state.json")
         self._end |= {"last": last, "lost": seqs, "lost_bytes": size}
+        self._most = max(fields.get("bytes", 0), self.config.max_bytes) + _SLACK
 
     async def _take_consumer(self, item: ArchivedConsumer) -> None:
         stream = self.stream
@@ -134,15 +139,19 @@ class Loader:
         first = self._messages[0].seq if self._messages else message.seq
         if self._size >= FULL_BYTES or len(self._messages) >= FULL_MESSAGES or message.seq - first > _SPAN:
             await self._write()
+        size = len(message.subject) + len(message.headers) + len(message.payload)
         self._messages.append(message)
-        self._size += len(message.subject) + len(message.headers) + len(message.payload)
+        self._size += size
+        self.taken += size
+        if self.taken > self._most:
+            raise BadItem(f"message {message.seq} exceeds the bytes that state.json and the stream's limit allow")
 
     def _check(self, message: ArchivedMessage) -> None:
         seq, headers = message.seq, message.headers
         size = len(headers) + len(message.payload)
         if not self.stream.store.last_seq < seq <= self._end["last"]:
             raise BadItem(f"message {seq} is outside of the stream's sequences")
-        if has_empty_token(message.subject) or len(message.subject.split()) != 1:
+        if has_empty_token(message.subject) or not fits_line(message.subject.removeprefix(b"\n").replace(b"\r", b"")):
             raise BadItem(f"message {seq} has no valid subject")
         if not 0 <= message.time <= _FARTHEST:
             raise BadItem(f"message {seq} has no valid time")
@@ -150,11 +159,11 @@ class Loader:
             raise BadItem(f"message {seq} of {size} bytes exceeds the stream's maximum message size")
         if not headers:
             return
-        if len(headers) > MAX_HEADERS or not headers.startswith(LINE) or not headers.endswith(END + END):
-            raise BadItem(f"message {seq} has no valid headers")
+        if len(headers) > MAX_HEADERS:  # what is in them is for who reads them, as when they are published
+            raise BadItem(f"message {seq} has {len(headers)} bytes of headers")
         if b"\r\nNats-TTL" in headers:
             try:
-                parse_ttl(nats_headers(headers).get(TTL, b"never"))
+                kept_ttl(nats_headers(headers).get(TTL, b"never"))
             except ApiError as error:
                 raise BadItem(f"message {seq}: {error.description}") from error
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from nimsnats.jetstream.advisory import Advisories
     from nimsnats.jetstream.engine import JetStream
 
+MAX_UPLOADS: Final = 64
+"""Restores that a node receives at a time: each holds a group and up to 32 MiB of chunks."""
 _PATIENCE: Final = 5.0
 """Seconds that another node may take to answer."""
 _DOUBT: Final = 10.0
@@ -47,6 +49,7 @@ class Transfers:
         self._advisories = advisories
         self._mail = mail
         self._tasks: set[asyncio.Task[None]] = set()
+        self._uploads = 0
         if mail is not None:
             mail.listen("restore", self._on_restore)
             mail.listen("establish", self._on_establish)
@@ -131,6 +134,8 @@ class Transfers:
 
     def _begin(self, account: JetStreamAccount, config: StreamConfig, members: list[str], who: JsonObject) -> str:
         engine = self._engine
+        if self._uploads >= MAX_UPLOADS:
+            raise errors.STREAM_RESTORE(err=f"this server takes {MAX_UPLOADS} uploads at a time")
         created = engine.runtime.time_ns()
         group = f"S-{account.name}-{config.name}-{created}"
         loader = Loader(engine.host, account.new_stream(config, created), group, engine.consumer_limits)
@@ -142,6 +147,7 @@ class Transfers:
             room=partial(self._check_size, config),
             enter=partial(self._enter, account, record),
         )
+        self._uploads += 1
         self._spawn(self._receive(account, inflow, config.name, who), f"restore {config.name}")
         return inflow.subject
 
@@ -163,6 +169,7 @@ class Transfers:
         except StorageError as error:  # the node stops, or its disk has failed: both are told where they are found
             inflow.failure = inflow.failure or str(error)
         finally:
+            self._uploads -= 1
             end = engine.runtime.time_ns()
             if inflow.failure:
                 engine.log.warning("Restore of stream '%s > %s' failed: %s", *where, inflow.failure)
