@@ -26,6 +26,8 @@ from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters, MessageSource
 
 NEVER = (1 << 63) - 1
+SHORTEST_WAIT = 10_000_000
+"""Nanoseconds that a delivery waits for its acknowledgement, at least."""
 """A time that does not come."""
 
 ACKNOWLEDGED = ("explicit", "all")
@@ -470,11 +472,10 @@ class Delivery:
     # --- acknowledgement waits
 
     def wait(self, attempt: int) -> int:
-        """How long the acknowledgement of this attempt (1, 2, …) may take, in nanoseconds."""
+        """How long the acknowledgement of this attempt (1, 2, …) may take, in nanoseconds: as configured, or somewhat
+        longer where nobody could answer in time and all of it would be delivered again and again."""
         backoff = self.config.backoff
-        if backoff:
-            return backoff[min(attempt, len(backoff)) - 1]
-        return self.config.ack_wait
+        return max(backoff[min(attempt, len(backoff)) - 1] if backoff else self.config.ack_wait, SHORTEST_WAIT)
 
     def _in_order(self) -> Iterator[int]:
         return chain(self.state.pending, *self.flying, self.fresh)

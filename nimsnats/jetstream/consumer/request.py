@@ -29,6 +29,8 @@ BODY: Final = Struct(
 _DIGITS: Final = 18
 """A plain number of more digits is none, and asks for one message."""
 
+SHORTEST_HEARTBEAT: Final = 50_000_000
+"""Nanoseconds between two heartbeats of a request, at least."""
 TIMEOUT: Final = (408, "Request Timeout")
 SIZE: Final = (409, "Message Size Exceeds MaxBytes")
 COMPLETED: Final = (409, "Batch Completed")
@@ -93,7 +95,8 @@ class PullRequest:
         self.expires = max(fields.get("expires", 0), 0)
         self.expires_at = now + self.expires if self.expires else 0
         self.no_wait = bool(fields.get("no_wait", False))
-        self.heartbeat = max(fields.get("idle_heartbeat", 0), 0)
+        heartbeat = fields.get("idle_heartbeat", 0)
+        self.heartbeat = max(heartbeat, SHORTEST_HEARTBEAT) if heartbeat > 0 else 0
         self.heartbeat_at = now + self.heartbeat if self.heartbeat else 0
         self.group = str(fields.get("group", ""))
         self.min_pending = int(fields.get("min_pending", 0))
@@ -128,7 +131,7 @@ def read_request(body: bytes, reply: bytes, now: int) -> PullRequest:
         except ApiError as error:
             raise BadRequest(_plain_error(error.description)) from None
         request = PullRequest(reply, fields, False, now)
-        if request.heartbeat * 2 > request.expires:
+        if fields.get("idle_heartbeat", 0) * 2 > request.expires:
             raise BadRequest("heartbeat value too large")
         return request
     if text.isdigit() and len(text) <= _DIGITS:
