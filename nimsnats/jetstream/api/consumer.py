@@ -20,7 +20,7 @@ from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.consumer.request import API_LEVEL as LEVEL_STATUS
 from nimsnats.jetstream.consumer.request import PUSH_BASED
-from nimsnats.jetstream.consumer.rules import ServerLimits, check, check_update, with_defaults
+from nimsnats.jetstream.consumer.rules import GROUP_NAME, ServerLimits, check, check_update, with_defaults
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.peers import STEP_DOWN, named
 from nimsnats.raft.machine import Group
@@ -218,7 +218,7 @@ class ConsumerApi:
             raise errors.INVALID_JSON(err="unexpected end of JSON input")
         if not group:
             raise errors.INVALID_JSON(err="consumer group not specified")
-        if len(group) > 16:
+        if not GROUP_NAME.fullmatch(group):
             raise errors.CONSUMER_INVALID_GROUP_NAME()
         consumer = self._consumer(request.tokens[2], request.tokens[3])
         if group not in consumer.config.priority_groups:

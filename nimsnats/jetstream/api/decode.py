@@ -82,6 +82,11 @@ UINT64: Final = Scalar("uint64")
 DURATION: Final = Scalar("time.Duration")
 
 
+def literal(value: Any) -> str:
+    """A value as it stood in the body, but for blanks."""
+    return value if isinstance(value, Number) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Enum:
     """One of a few words. `aliases` maps accepted words to canonical ones; `error` makes another complaint."""
@@ -97,8 +102,7 @@ class Enum:
                 return word
         if self.error is not None:
             raise DecodeError(self.error(value))
-        raw = value if isinstance(value, Number) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-        raise DecodeError(f"can not unmarshal {json.dumps(raw, ensure_ascii=False)}")
+        raise DecodeError(f"can not unmarshal {json.dumps(literal(value), ensure_ascii=False)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class Struct:
             if kind is None:
                 if self.strict:
                     raise DecodeError(f'json: unknown field "{key}"')
-            elif item is not None:
+            elif item is not None or isinstance(kind, Enum):
                 read = kind.read(item, f"{path}.{known}", where)
                 before = result.get(known)
                 result[known] = read if before is None else _merged(before, read)

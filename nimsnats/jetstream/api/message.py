@@ -110,6 +110,8 @@ class MessageApi:
             raise errors.STREAM_SEALED()
         if stream.config.deny_delete:
             raise errors.STREAM_MSG_DELETE_FAILED(err="message delete not permitted")
+        if not seq:
+            raise errors.STREAM_MSG_DELETE_FAILED(err="no message found")
         if seq > stream.last_seq:
             raise errors.STREAM_MSG_DELETE_FAILED(err="stream store EOF")
         return {"success": await stream.change(STREAM_DELETE_MESSAGE, {"seq": seq})}

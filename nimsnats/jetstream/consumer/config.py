@@ -22,6 +22,7 @@ from nimsnats.jetstream.api.decode import (
     JsonObject,
     Listed,
     Struct,
+    literal,
 )
 from nimsnats.jetstream.clock import ZERO_TIME
 from nimsnats.jetstream.source import Filters
@@ -65,7 +66,10 @@ CONFIG: Final = Struct(
         "metadata": METADATA,
         "pause_until": TIME,
         "priority_groups": STRINGS,
-        "priority_policy": Enum(("none", "overflow", "pinned_client", "prioritized")),
+        "priority_policy": Enum(
+            ("none", "overflow", "pinned_client", "prioritized"),
+            error=lambda value: f"unknown priority policy: {literal(value)}",
+        ),
         "priority_timeout": DURATION,
     },
 )
@@ -76,7 +80,7 @@ CREATE_REQUEST: Final = Struct(
     {
         "stream_name": STRING,
         "config": CONFIG,
-        "action": Enum(("", "create", "update"), error=lambda value: f'unknown consumer action: "{value}"'),
+        "action": Enum(("", "create", "update"), error=lambda value: f"unknown consumer action: {literal(value)}"),
         "pedantic": BOOL,
     },
 )

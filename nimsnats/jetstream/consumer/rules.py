@@ -34,7 +34,8 @@ _DIGITS: Final = 18
 MAX_DESCRIPTION: Final = 4 * 1024
 MAX_METADATA: Final = 128 * 1024
 
-_GROUP_NAME: Final = re.compile(r"[a-zA-Z0-9/_=-]{1,16}")
+_PULL_LIMITS: Final = ("max_batch", "max_expires", "max_bytes")
+GROUP_NAME: Final = re.compile(r"[a-zA-Z0-9/_=-]{1,16}")
 _BAD_NAME: Final = re.compile(r"[ \t\r\n\f\0.*>/\\]")
 
 
@@ -87,9 +88,11 @@ def with_defaults(
         if pedantic:
             raise errors.PEDANTIC(err=text)
 
-    if not filled.push and filled.max_waiting <= 0:
-        if filled.max_waiting < 0:
-            adjust("max_waiting must not be negative")
+    for name in ("idle_heartbeat", "inactive_threshold", "priority_timeout", "max_waiting", *_PULL_LIMITS):
+        if getattr(filled, name) < 0:
+            adjust(f"{name} must not be negative")
+            setattr(filled, name, 0)
+    if not filled.push and filled.max_waiting == 0:
         filled.max_waiting = MAX_WAITING
     acked = filled.ack_policy in ("explicit", "all")
     if filled.ack_wait == 0 and acked:
@@ -102,13 +105,11 @@ def with_defaults(
         if config.ack_wait not in (0, filled.backoff[0]):
             adjust("first backoff value has to equal batch AckWait")
         filled.ack_wait = filled.backoff[0]
-    if not filled.push:
-        for name in ("max_batch", "max_expires", "max_bytes"):
-            if getattr(filled, name) < 0:
-                adjust(f"{name} must not be negative")
-                setattr(filled, name, 0)
-        if filled.max_batch == 0 and server.max_request_batch > 0:
-            filled.max_batch = server.max_request_batch
+    if not filled.push and filled.max_batch == 0 and server.max_request_batch > 0:
+        filled.max_batch = server.max_request_batch
+    if filled.max_ack_pending < -1:
+        adjust("max_ack_pending must be set to -1")
+        filled.max_ack_pending = -1
     for name in ("max_ack_pending", "inactive_threshold"):
         if getattr(filled, name) == 0 and getattr(stream, name) > 0:
             adjust(f"{name} must be set if it's configured in stream limits")
@@ -310,7 +311,7 @@ def _check_priority(config: ConsumerConfig) -> None:
     for group in config.priority_groups:
         if not group:
             raise errors.CONSUMER_EMPTY_GROUP_NAME()
-        if not _GROUP_NAME.fullmatch(group):
+        if not GROUP_NAME.fullmatch(group):
             raise errors.CONSUMER_INVALID_GROUP_NAME()
 
 
