@@ -127,7 +127,7 @@ def documents(text: str) -> Iterator[Any]:
 
 def check_depth(text: str) -> None:
     """Refuse what is nested too deep, before anything recurses. Raises TooDeep."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+    if len(text) <= MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
     for token in _TOKEN.finditer(text):

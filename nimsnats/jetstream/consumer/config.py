@@ -36,7 +36,7 @@ CONFIG: Final = Struct(
         "durable_name": STRING,
         "name": STRING,
         "description": STRING,
-        "deliver_policy": Enum(DELIVER_POLICIES, {"undefined": "all", "": "all"}),
+        "deliver_policy": Enum(DELIVER_POLICIES, {"undefined": "all"}),
         "opt_start_seq": UINT64,
         "opt_start_time": TIME,
         "ack_policy": Enum(("none", "all", "explicit", "flow_control")),
