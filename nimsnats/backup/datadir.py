@@ -21,13 +21,15 @@ from nimsnats.jetstream.blocks import BlockCache, Loaded
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.kinds import name_of
 from nimsnats.jetstream.meta import META_PREFIX, Meta
 from nimsnats.jetstream.stream import Environment, Stream
 from nimsnats.protocol.archive import ArchivedMessage
 from nimsnats.raft.core import MEMBERSHIP
 from nimsnats.raft.home import MEMORY_MARK, PROVISIONAL_MARK, STAGED_MARK
-from nimsnats.raft.machine import BLOCK, Entry, StateMachine, StoredBlock
+from nimsnats.raft.machine import Entry, StateMachine, StoredBlock
 from nimsnats.raft.membership import Membership
+from nimsnats.raft.refusals import OF_THIS_NODE, refused
 from nimsnats.runtime import Runtime
 from nimsnats.storage import StoredGroup
 from nimsnats.storage.audit import Audit, auditing
@@ -185,9 +187,13 @@ class Replay:
     def _apply(self, group: StoredGroup, machine: StateMachine, entry: Entry) -> None:
         try:
             machine.apply(entry)
-        except Exception as error:  # whatever it is, it would stop the group of a node
-            what = "messages" if entry.kind & BLOCK else f"kind {entry.kind}"
-            raise Unreadable(f"entry {entry.index} ({what}) cannot be applied: {error!r}") from error
+        except OF_THIS_NODE:
+            raise
+        except Exception as error:  # a node refuses it likewise, and goes on
+            refusal = refused(machine, entry, error)
+            self._problems.append(
+                f"group {group.name}: entry {entry.index} ({name_of(entry.kind)}) is refused: {refusal.reason}"
+            )
 
     def _check_members(self, group: StoredGroup, members: bytes) -> None:
         try:

@@ -25,7 +25,7 @@ from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_REMOVE, META_S
 from nimsnats.jetstream.meta import META_PREFIX, Meta, StreamRecord
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.stream import Stream
-from nimsnats.raft.machine import Entry
+from nimsnats.raft.machine import BadEntry, Entry
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.recovery import marked_loss
 from nimsnats.raft.sole import StoredLog, make_sole, read_log
@@ -174,5 +174,8 @@ async def _restored(stored: StoredLog, runtime: Runtime, log: logging.Logger) ->
     for entry in stored.entries:
         assert entry.data is not None
         if entry.kind >= META_STREAM_ADD:
-            meta.apply(Entry(entry.index, entry.term, entry.kind, entry.data))
+            try:
+                meta.apply(Entry(entry.index, entry.term, entry.kind, entry.data))
+            except BadEntry as error:  # as a node does that goes on without it
+                log.error("JetStream catalogue: entry %d is refused: %s", entry.index, error)
     return meta

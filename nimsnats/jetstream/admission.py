@@ -13,12 +13,10 @@ from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_early_ttl, parse_ttl
 from nimsnats.jetstream.search import describe
-from nimsnats.jetstream.store import MessageStore
+from nimsnats.jetstream.store import LAST_SEQUENCE, MessageStore
 from nimsnats.protocol.gotext import quoted
 
 MAX_HEADERS: Final = 65535
-LAST_SEQUENCE: Final = 2**64 - 2
-"""Nothing is stored above: the next sequence must still fit into 64 bits. A purge or `first_seq` can get there."""
 NatsHeaders = dict[bytes, bytes]
 
 MSG_ID: Final = b"Nats-Msg-Id"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
+from nimsnats.jetstream import typed
 from nimsnats.jetstream.api.decode import (
     BOOL,
     DURATION,
@@ -80,6 +81,11 @@ class StreamConfig:
         """The configuration out of its stored form; fields of a later version are ignored."""
         return cls(**{key: value for key, value in stored.items() if key in _NAMES})
 
+    @classmethod
+    def of_entry(cls, stored: Any) -> StreamConfig:
+        """The same out of an entry, whose bytes nobody vouches for. Raises BadEntry."""
+        return cls(**typed.settings(cls, stored, _STORED, later=True))
+
     def to_stored(self) -> JsonObject:
         """A msgpack-able form with every field."""
         return {name: getattr(self, name) for name in _NAMES}
@@ -114,6 +120,13 @@ class StreamConfig:
 
 
 _NAMES: Final = tuple(f.name for f in fields(StreamConfig))
+_STORED: Final[dict[str, typed.Test]] = {
+    "name": typed.name,
+    "subjects": typed.listed(typed.subject),
+    "first_seq": typed.natural,
+    "consumer_limits": lambda limits: all(map(typed.integer, limits.values())),
+}
+"""What the stored form must be beyond its types."""
 _ALWAYS: Final = frozenset(
     (
         *("name", "retention", "max_consumers", "max_msgs", "max_bytes", "max_age", "max_msgs_per_subject"),

@@ -41,3 +41,12 @@ META_STREAM_UPDATE: Final = 65
 META_STREAM_REMOVE: Final = 66
 META_GIVE_UP: Final = 67
 """The cluster, which holds nothing, is given up in favour of another one."""
+
+
+def name_of(kind: int) -> str:
+    """What a kind is called in the lines that people read."""
+    return _NAMES.get(kind, f"unknown kind {kind}")
+
+
+_RANGES: Final = ("BLOCK", "CONSUMER_FIRST", "CONSUMER_LAST")
+_NAMES: Final = {value: name for name, value in globals().items() if type(value) is int and name not in _RANGES}

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from nimsnats.jetstream import errors
+from nimsnats.jetstream import errors, typed
+from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.kinds import META_GIVE_UP, META_STREAM_ADD, META_STREAM_REMOVE, META_STREAM_UPDATE
 from nimsnats.jetstream.packing import pack, unpack
-from nimsnats.raft.machine import Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
+from nimsnats.raft.machine import BadEntry, Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
+from nimsnats.raft.refusals import Refusals
 
 META_PREFIX: Final = "_meta_"
 Key = tuple[str, str]
@@ -85,6 +87,7 @@ class Meta:
         """Groups of removed streams whose data may still be there."""
         self.given_up: tuple[str, tuple[str, ...]] | None = None
         """The cluster in whose favour this one was given up, and its members. Nothing can be entered any more."""
+        self.refusals = Refusals()
         self.incomplete = False
         """Whether damage has taken entries: streams may be missing here that still have their group."""
         self.on_change: Callable[[Key], None] | None = None
@@ -140,45 +143,55 @@ class Meta:
     # StateMachine
 
     def apply(self, entry: Entry) -> None:
-        """Apply one committed entry."""
-        fields = unpack(entry.data)
+        """Apply one committed entry. Raises BadEntry."""
+        change = _read(entry)
         done = cast("asyncio.Future[None] | None", entry.context)
-        if self.given_up is not None or entry.kind == META_GIVE_UP:
-            self._apply_give_up(entry.kind, fields, done)
+        if self.given_up is not None or isinstance(change, _Surrender):
+            self._apply_give_up(change, done)
             return
-        key: Key = (fields[0], fields[1])
-        if entry.kind == META_STREAM_ADD:
-            self.streams[key] = StreamRecord(*fields)
-        elif entry.kind == META_STREAM_UPDATE:
-            record = self.streams.get(key)
+        if isinstance(change, StreamRecord):
+            self.streams[change.key] = change
+        elif isinstance(change, _Update):
+            record = self.streams.get(change.key)
             if record is not None:
-                record.follow(fields[2], fields[3])
-        elif entry.kind == META_STREAM_REMOVE:
-            gone = self.streams.pop(key, None)
+                record.follow(change.config, change.members)
+        else:
+            gone = self.streams.pop(change.key, None)
             if gone is not None:
                 self.removed.add(gone.group)
-        else:
-            raise AssertionError(f"unknown kind {entry.kind} in the meta log")
-        if self.on_change is not None:
-            self.on_change(key)
+        self._fenced(self._changed, change.key)
         if done is not None and not done.done():
             done.set_result(None)
             if not self._telling:
                 self._telling = True
                 self._loop.call_soon(self._tell)
 
+    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
+        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
+        here and nowhere else."""
+        try:
+            action(*arguments)
+        except Exception:
+            self._log.exception("JetStream catalogue: a duty of this node has failed")
+
+    def _changed(self, key: Key) -> None:
+        if self.on_change is not None:
+            self.on_change(key)
+
     def _tell(self) -> None:
         """The other members act upon what has changed: have them hear of it, of all changes of a turn at once."""
         self._telling = False
         self.group.tell()
 
-    def _apply_give_up(self, kind: int, fields: list[Any], done: asyncio.Future[None] | None) -> None:
+    def _apply_give_up(self, change: _Change, done: asyncio.Future[None] | None) -> None:
         """The end of this catalogue, unless it holds more than the proposer knew; after the end nothing changes it."""
-        fits = self.given_up is None and {record.group for record in self.streams.values()} <= set(fields[2])
-        if fits and kind == META_GIVE_UP:
-            self.given_up = (fields[0], tuple(fields[1]))
-            if self.on_given_up is not None:
-                self.on_given_up()
+        fits = False
+        if self.given_up is None and isinstance(change, _Surrender):
+            fits = {record.group for record in self.streams.values()} <= set(change.groups)
+            if fits:
+                self.given_up = (change.cluster, tuple(change.members))
+                if self.on_given_up is not None:
+                    self._fenced(self.on_given_up)
         if done is None or done.done():
             return
         if fits:
@@ -209,15 +222,27 @@ class Meta:
     def snapshot(self) -> Snapshot:
         """State as of the last applied entry."""
         records = [record.fields() for record in self.streams.values()]
-        return Snapshot(pack([records, sorted(self.removed), self.given_up]))
+        refused = [self.refusals.stored()] if self.refusals.count else []
+        return Snapshot(pack([records, sorted(self.removed), self.given_up, *refused]))
 
     async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
-        """Become the state of a snapshot."""
+        """Become the state of a snapshot. A stream that an earlier version let in and none can read is left out, and
+        its group with all that it holds stays where it is."""
         assert not blocks
-        records, removed, *more = unpack(state)  # what is recorded may be older than the third
-        given_up = more[0] if more else None
+        # what is recorded may be older than the third and the fourth
+        records, removed, *more = cast("list[Any]", unpack(state) if state else [[], []])
+        given_up, refused = [*more, None, None][:2]
         before = list(self.streams)
-        self.streams = {(fields[0], fields[1]): StreamRecord(*fields) for fields in records}
+        self.refusals.restore(refused)
+        self.streams = {}
+        for fields in records:
+            try:
+                record = _record(fields)
+            except BadEntry as error:
+                refusal = self.refusals.note(0, META_STREAM_ADD, f"a stream of the snapshot: {error}")
+                self._log.error("JetStream catalogue: %s", refusal.reason)
+            else:
+                self.streams[record.key] = record
         self.removed = set(removed)
         self.given_up = (given_up[0], tuple(given_up[1])) if given_up is not None else None
         if self.given_up is not None and self.on_given_up is not None:
@@ -225,3 +250,68 @@ class Meta:
         if self.on_change is not None:
             for key in dict.fromkeys([*before, *self.streams]):
                 self.on_change(key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """Another configuration and other members for a stream."""
+
+    key: Key
+    config: dict[str, Any]
+    members: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """A stream is struck out."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class _Surrender:
+    """The cluster is given up."""
+
+    cluster: str
+    members: list[str]
+    groups: list[str]
+
+
+_Change = StreamRecord | _Update | _Removal | _Surrender
+_NAMES: Final = typed.listed(typed.name)
+
+
+def _read(entry: Entry) -> _Change:
+    """What an entry says. Raises BadEntry."""
+    fields = typed.opened(entry.data)
+    if entry.kind == META_STREAM_ADD:
+        return _record(fields)
+    if entry.kind == META_STREAM_UPDATE:
+        account, name, config, members = typed.row(fields, (typed.text, typed.name, typed.anything, _NAMES), "it")
+        _check_config(config, name)
+        return _Update((account, name), config, members)
+    if entry.kind == META_STREAM_REMOVE:
+        account, name = typed.row(fields, (typed.text, typed.name), "it")
+        return _Removal((account, name))
+    if entry.kind == META_GIVE_UP:
+        return _Surrender(*typed.row(fields, (typed.name, _NAMES, _NAMES), "it"))
+    raise BadEntry("its kind is unknown")
+
+
+_HEAD: Final[tuple[typed.Test, ...]] = (
+    *(typed.text, typed.name, typed.name, typed.integer),
+    *(typed.anything, _NAMES, typed.text),
+)
+
+
+def _record(fields: Any) -> StreamRecord:
+    """A stream's line. What a later version adds to its configuration is kept as it is. Raises BadEntry."""
+    record = StreamRecord(*typed.row(fields, _HEAD, "it", (_NAMES, _NAMES)))
+    _check_config(record.config, record.name)
+    return record
+
+
+def _check_config(config: Any, name: str) -> None:
+    """Raises BadEntry when this is not the configuration of the stream."""
+    if StreamConfig.of_entry(config).name != name or not typed.structure(config):
+        raise BadEntry("its configuration is that of another stream")

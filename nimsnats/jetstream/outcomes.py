@@ -17,12 +17,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from nimsnats.jetstream import typed
+from nimsnats.jetstream.batch import MAX_MESSAGES
 from nimsnats.jetstream.consumer.state import expand, runs_of
-from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.jetstream.packing import pack
+from nimsnats.raft.machine import BadEntry
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.store import MessageStore
 
+_TOLD_PARTS: Final = (typed.natural,) * 3
 _TOLD: Final = 3
 """Batches that the next one tells of. Two are under way at a time, so each is told of by several."""
 
@@ -35,6 +39,25 @@ class Placement:
     first: int
     stored: int
     refused: frozenset[int]
+
+
+Told = tuple[int, Placement]
+"""A batch by its log index, and what became of it."""
+
+
+def read_told(told: bytes) -> list[Told]:
+    """What a batch says about others. Raises BadEntry."""
+    found: list[Told] = []
+    batches = typed.opened(told)
+    if type(batches) is not list:
+        raise BadEntry("what is told is not a list")
+    for each in cast("list[Any]", batches):
+        index, first, stored, *refused = typed.row(each, _TOLD_PARTS, "what is told", (typed.naturals,))
+        runs: list[int] = refused[0] if refused else []
+        if len(runs) % 2 or sum(runs[1::2]) > MAX_MESSAGES or stored > MAX_MESSAGES:
+            raise BadEntry("what is told is of more messages than a batch can have")
+        found.append((index, Placement(first, stored, frozenset(expand(runs)))))
+    return found
 
 
 class Outcomes:
@@ -75,16 +98,15 @@ class Outcomes:
         self._told_to = self._recent[-1][0]
         return pack(list(self._recent))
 
-    def heard(self, told: bytes) -> None:
+    def heard(self, told: Iterable[Told]) -> None:
         """An entry of the log that tells this was applied again."""
-        self._told_to = max([self._told_to, *(index for index, *_ in cast("list[list[Any]]", unpack(told)))])
+        self._told_to = max([self._told_to, *(index for index, _ in told)])
 
     # Behind a loss
 
-    def learn(self, told: bytes) -> None:
+    def learn(self, told: Iterable[Told]) -> None:
         """Take in what a batch behind the loss says."""
-        for index, first, stored, *refused in cast("list[list[Any]]", unpack(told)):
-            self._known[index] = Placement(first, stored, frozenset(expand(refused[0] if refused else ())))
+        self._known.update(told)
 
     def begin(self) -> None:
         """Entries are lost from here on."""

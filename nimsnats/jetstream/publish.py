@@ -27,6 +27,7 @@ from nimsnats.jetstream.relay import Passenger
 from nimsnats.jetstream.routed import nodes_group
 from nimsnats.jetstream.stream import Outcome, Publication, Stream
 from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
+from nimsnats.protocol.subject import has_empty_token
 from nimsnats.raft.machine import NotLeader
 
 if TYPE_CHECKING:
@@ -371,6 +372,8 @@ class Ingest:
         columns = batch.offsets is not None or batch.times is not None or batch.base
         if batch.expire or columns or batch.told or len(batch) > MAX_BATCH:
             raise BadBatch("batch that no client has published")
+        if any(map(has_empty_token, batch.table)):
+            raise BadBatch("subject that no stream has")
         refusal = self.full()
         if refusal is not None:
             remember(batch).decided([refusal] * len(batch))

@@ -111,9 +111,9 @@ class ServedStream:
             return
         if not stream.configured:
             self._propose({"config": record.config, "created": record.created})
-        elif stream.config.to_stored() != record.config:
+        elif stream.config != StreamConfig.from_stored(record.config):
             self._propose({"config": record.config})
-        if stream.configured and stream.config.to_stored() == record.config:
+        if stream.configured and stream.config == StreamConfig.from_stored(record.config):
             self.replicas.review()
             self.settled.set()
         else:

@@ -17,6 +17,8 @@ from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.blocks import Block, BlockCache, BlockList, Loaded
 from nimsnats.jetstream.index import SubjectIndex
 
+LAST_SEQUENCE: Final = 2**64 - 2
+"""Nothing is stored above: the next sequence must still fit into 64 bits. A purge or `first_seq` can get there."""
 _store_ids: Final = count(1)
 
 
@@ -163,6 +165,7 @@ class MessageStore:
 
     def lose_run(self, length: int) -> None:
         """Use up sequences whose messages damage has taken."""
+        length = max(0, min(length, LAST_SEQUENCE - self.last_seq))
         self.lost.extend(range(self.last_seq + 1, self.last_seq + 1 + length))
         self.last_seq += length
         if not self.messages:

@@ -12,11 +12,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from nimsnats.jetstream import errors, search
+from nimsnats.jetstream import errors, search, typed
 from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
-from nimsnats.jetstream.batch import BadBatch, Batch
+from nimsnats.jetstream.batch import MAX_MESSAGES, BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
@@ -36,10 +37,10 @@ from nimsnats.jetstream.kinds import (
     STREAM_RESTORED,
     STREAM_TOLD,
 )
-from nimsnats.jetstream.outcomes import Placement
-from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.jetstream.outcomes import Placement, read_told
+from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.stream_state import StreamState
-from nimsnats.raft.machine import Entry, Group, NotLeader
+from nimsnats.raft.machine import BadEntry, Entry, Group, NotLeader
 from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -165,16 +166,16 @@ class Stream(StreamState):
     # StateMachine
 
     def apply(self, entry: Entry) -> None:
-        """Apply one committed entry."""
+        """Apply one committed entry. Raises BadEntry."""
         kind = entry.kind
         if kind == MESSAGES:
             self._apply_messages(entry)
         elif kind == RESTORED:
             self._apply_restored(entry)
         elif kind == STREAM_TOLD:
-            self._outcomes.heard(entry.data)
+            self._outcomes.heard(read_told(entry.data))
         elif kind == CONSUMER_RESTORED:
-            self.consumers.add_restored(entry.index, unpack(entry.data))
+            self.consumers.add_restored(entry.index, typed.opened(entry.data))
             _tell(entry, None)
         elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
             self.consumers.apply(entry)
@@ -189,14 +190,25 @@ class Stream(StreamState):
             STREAM_EXPIRE: self._apply_expire,
             STREAM_LOST: self._apply_lost,
             STREAM_RESTORED: self._apply_end_of_restore,
-        }[entry.kind]
+        }.get(entry.kind)
+        if operation is None:
+            raise BadEntry("its kind is unknown")
+        fields = typed.mapping(typed.opened(entry.data), _FIELDS[entry.kind], _CREATED)
         result: Any = None
         error: ApiError | None = None
         try:
-            result = operation(unpack(entry.data))
+            result = operation(fields)
         except ApiError as refused:
             error = refused
         _tell(entry, result, error)
+
+    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
+        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
+        here and nowhere else."""
+        try:
+            action(*arguments)
+        except Exception:
+            self.log.exception("Stream %s: a duty of this node has failed", self.config.name)
 
     def refuse(self, context: object, error: Exception) -> None:
         """A local proposal was dropped."""
@@ -230,12 +242,13 @@ class Stream(StreamState):
         else:
             try:
                 batch = Batch.decode(entry.data)
-            except BadBatch as error:
-                self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
-                self.store.lose_run(entry.messages)
+                if batch.base or batch.offsets is not None or batch.times is not None:
+                    raise BadBatch("a published batch has no sequences and times of its own")
+                told = read_told(batch.told) if batch.told else ()
+            except (BadBatch, BadEntry) as error:
+                self._lose_batch(entry, error)
                 return
-        if batch.told and publication is None:
-            self._outcomes.heard(batch.told)
+            self._outcomes.heard(told)
         if batch.expire:
             self._expire(batch.time)
         known, gone = self._outcomes.place(entry.index)
@@ -253,15 +266,25 @@ class Stream(StreamState):
         self._outcomes.passed(len(batch), known=known is not None, kept=True)
         if rejected and self._group is not None:
             self._tell_soon()
-        if publication is not None:
-            if outcomes:
-                publication.decided(outcomes)
-            else:
-                publication.stored(before + 1)
-        if last > before:
-            if self.on_change is not None:
-                self.on_change()
-            self.consumers.stored(before + 1, last)
+        try:
+            if publication is not None:
+                if outcomes:
+                    publication.decided(outcomes)
+                else:
+                    publication.stored(before + 1)
+            if last > before:
+                if self.on_change is not None:
+                    self.on_change()
+                self.consumers.stored(before + 1, last)
+        except Exception:  # as in `_fenced`, without its price
+            self.log.exception("Stream %s: a duty of this node has failed", self.config.name)
+
+    def _lose_batch(self, entry: Entry, error: Exception) -> None:
+        """A batch that is none: its sequences are used up, for somebody may have been told of them."""
+        self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
+        self.refusals.note(entry.index, entry.kind, "its batch of messages cannot be read")
+        self.store.lose_run(min(entry.messages, MAX_MESSAGES))
+        self.store.dropped.append(entry.index)
 
     def _plain(self, batch: Batch, size: int) -> bool:
         """Whether every message of the batch can only be accepted, so that the batch is stored as a whole."""
@@ -342,8 +365,11 @@ class Stream(StreamState):
 
     def _note_lasting(self, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
         """Those that outlast the moment of storing."""
-        if TTL in named and self.config.allow_msg_ttl and (ttl := kept_ttl(named[TTL])):
-            self.expiry.add(seq, ttl, now)
+        if TTL in named and self.config.allow_msg_ttl:
+            try:
+                self.expiry.add(seq, kept_ttl(named[TTL]), now)
+            except ApiError:
+                pass  # a message that is here has it all the same, out of an archive, say: it stays
         if b"Nats-Marker-Reason" in named or b"\r\nKV-Operation: PURGE\r\n" in block:
             self.expiry.silent.add(seq)
 
@@ -370,8 +396,8 @@ class Stream(StreamState):
 
     def _apply_config(self, fields: dict[str, Any]) -> None:
         """`config` (stored form) and, when the stream is new, `created`."""
+        before, self.config = self.config, StreamConfig.of_entry(fields["config"])
         self.configured = True
-        before, self.config = self.config, StreamConfig.from_stored(fields["config"])
         self.subjects = self.config.subject_bytes
         if "created" in fields:
             self.created = fields["created"]
@@ -381,7 +407,7 @@ class Stream(StreamState):
         self._enforce_limits()
         self.reader.forget()
         if self.on_config is not None:
-            self.on_config(before)
+            self._fenced(self.on_config, before)
 
     def _enforce_subject_limit(self) -> None:
         """Discard the oldest messages above `max_msgs_per_subject`, of every subject."""
@@ -454,9 +480,10 @@ class Stream(StreamState):
         try:
             batch = Batch.decode(entry.data)
         except BadBatch as error:
-            self.log.error("Stream %s: entry %d: %s", self.config.name, entry.index, error)
-            self.store.lose_run(entry.messages)
+            self._lose_batch(entry, error)
+            _tell(entry, None, errors.STREAM_STORE_FAILED(err=error))
             return
+        self._check_restored(batch)
         seqs = self.store.append_sparse(entry.index, batch)
         times = batch.times if batch.times is not None else [batch.time] * len(seqs)
         for seq, time, block in zip(seqs, times, batch.headers or (), strict=bool(batch.headers)):
@@ -467,6 +494,14 @@ class Stream(StreamState):
         if batch.headers is None:
             self._admission.last_id = b""
         _tell(entry, None)
+
+    def _check_restored(self, batch: Batch) -> None:
+        """Whether a batch brings sequences that the stream can take. Raises BadEntry."""
+        offsets = batch.offsets
+        if offsets is None or batch.base <= self.store.last_seq or batch.base + offsets[-1] > LAST_SEQUENCE:
+            raise BadEntry("its sequences are not behind those that are there")
+        if any(b <= a for a, b in pairwise(offsets)):
+            raise BadEntry("its sequences do not ascend")
 
     def _apply_end_of_restore(self, fields: dict[str, Any]) -> None:
         """`last`, `time`, `lost` and `lost_bytes` of the archived stream; `now`."""
@@ -486,6 +521,24 @@ class Stream(StreamState):
         """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""
         for seq in seqs:
             self.store.remove(seq)
+
+
+_FIELDS: Final[dict[int, dict[str, typed.Test]]] = {
+    STREAM_CONFIG: {"config": typed.anything},
+    STREAM_DELETE_MESSAGE: {"seq": typed.integer},
+    STREAM_PURGE: {"filter": typed.octets, "seq": typed.integer, "keep": typed.integer},
+    STREAM_EXPIRE: {"now": typed.integer},
+    STREAM_LOST: {"seqs": typed.naturals},
+    STREAM_RESTORED: {
+        "last": lambda seq: typed.natural(seq) and seq <= LAST_SEQUENCE,
+        "time": typed.integer,
+        "lost": typed.naturals,
+        "lost_bytes": typed.natural,
+        "now": typed.integer,
+    },
+}
+"""What the bodies of operations hold."""
+_CREATED: Final[dict[str, typed.Test]] = {"created": typed.integer}
 
 
 def _tell(entry: Entry, result: Any, error: Exception | None = None) -> None:

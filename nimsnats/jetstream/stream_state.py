@@ -17,13 +17,14 @@ from nimsnats.jetstream.blocks import DEAD_NOTE, BlockCache, Note
 from nimsnats.jetstream.compaction import Compactor
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.expiry import Expiry
-from nimsnats.jetstream.kinds import MESSAGES, STREAM_LOST, STREAM_TOLD
-from nimsnats.jetstream.outcomes import Outcomes
+from nimsnats.jetstream.kinds import CONSUMER_CREATE, MESSAGES, STREAM_LOST, STREAM_TOLD
+from nimsnats.jetstream.outcomes import Outcomes, read_told
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.jetstream.reading import BlockReader
 from nimsnats.jetstream.store import MessageStore
 from nimsnats.jetstream.view import StreamView
-from nimsnats.raft.machine import BlockRecord, Entry, Group, LogDamage, Snapshot, StoredBlock
+from nimsnats.raft.machine import BadEntry, BlockRecord, Entry, Group, LogDamage, Snapshot, StoredBlock
+from nimsnats.raft.refusals import Refusals
 from nimsnats.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class StreamState(StreamView):
         """Whether the group itself holds the configuration (it also stands in the meta group)."""
         self.restored = 0
         """How often a snapshot of the leader has taken the place of everything here."""
+        self.refusals = Refusals()
         self._admission = Admission()
         self._outcomes = Outcomes(store)
         self._group: Group | None = None
@@ -83,13 +85,13 @@ class StreamState(StreamView):
     def foresee(self, entry: Entry) -> None:
         """An entry behind a loss tells what became of batches before it."""
         told = entry.data if entry.kind == STREAM_TOLD else b""
-        if entry.kind == MESSAGES:
-            try:
+        try:
+            if entry.kind == MESSAGES:
                 told = Batch.decode(entry.data).told
-            except BadBatch:
-                return  # said when it is applied
-        if told:
-            self._outcomes.learn(told)
+            if told:
+                self._outcomes.learn(read_told(told))
+        except (BadBatch, BadEntry):
+            return  # said when it is applied
 
     def damaged(self, damage: LogDamage) -> None:
         """Log entries are lost: their sequences are used up and named in the state."""
@@ -133,6 +135,8 @@ class StreamState(StreamView):
             "expiry": self.expiry.stored(),
             "consumers": self.consumers.snapshot(),
         }
+        if self.refusals.count:
+            state["refused"] = self.refusals.stored()
         notes: list[BlockRecord] = []
         for block in store.blocks:
             if block.changed:
@@ -173,7 +177,10 @@ class StreamState(StreamView):
             store.advance()
         self._admission.load(fields["admission"])
         self.expiry.restore(fields["expiry"])
-        self.consumers.restore(fields["consumers"])
+        self.refusals.restore(fields.get("refused"))
+        for reason in self.consumers.restore(fields["consumers"]):
+            self.refusals.note(0, CONSUMER_CREATE, reason)
+            self.log.error("Stream %s: left out is %s", self.config.name, reason)
 
     def _restore_block(self, stored: StoredBlock) -> None:
         note = Note(stored.note)

@@ -100,11 +100,12 @@ def _broken(view: NodeView) -> list[str]:
         problems.append(f"storage: {view.storage.failure}")
     if view.storage is not None and view.storage.full:
         problems.append("storage: no space left, writes are refused")
-    return problems
+    return problems + [f"raft: {text}" for text in view.failures()]
 
 
 def _worrying(view: NodeView) -> list[str]:
     worries = [f"damage: {text}" for text in view.damage()]
+    worries += [f"log: {text}" for text in view.refusals()]
     status = view.registry()
     if status is not None and not status.connected:
         worries.append(f"registry: {status.last_error or 'not connected'}")

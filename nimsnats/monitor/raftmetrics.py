@@ -58,6 +58,8 @@ async def raft_metrics(jetstream: JetStream, *, each: bool) -> list[Metric]:
         totals["leaderless"] += not status.leader
         totals["silent"] += status.silent
         totals["impaired"] += status.impaired
+        totals["refused"] += group.machine.refusals.count
+        totals["failed"] += bool(group.failure)
         totals["unapplied"] += max(0, status.committed - status.applied)
         totals["entries"] += status.pending_entries
         totals["bytes"] += status.pending_bytes
@@ -86,6 +88,8 @@ def _groups(roles: Counter[str], totals: Counter[str]) -> list[Metric]:
         _gauge("groups_leaderless", "Groups whose leader is unknown here.", totals["leaderless"]),
         _gauge("groups_silent", "Groups in which nothing happens, so that they cost nothing.", totals["silent"]),
         _gauge("groups_impaired", "Groups that lost entries here and are being repaired.", totals["impaired"]),
+        _gauge("groups_failed", "Groups that this node cannot serve any more.", totals["failed"]),
+        _gauge("refused_entries", "Entries that no member of their groups could apply.", totals["refused"]),
         _gauge("unapplied_entries", "Entries that are committed and not applied here yet.", totals["unapplied"]),
         _gauge("unsnapshotted_entries", "Entries applied since the groups' latest snapshots.", totals["entries"]),
         _gauge("unsnapshotted_bytes", "Size of these entries.", totals["bytes"]),

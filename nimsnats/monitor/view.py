@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.stats import BrokerStats
+from nimsnats.jetstream.kinds import name_of
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.histogram import Histogram
 from nimsnats.monitor.lag import LagMeter
@@ -160,6 +161,26 @@ class NodeView:
             for stream in account
             if stream.store.lost
         ]
+
+    def refusals(self) -> list[str]:
+        """Entries of logs that could not be applied, a sentence for each group."""
+        host = self.jetstream.host if self.jetstream is not None else None
+        found: list[str] = []
+        for group in host.groups() if host is not None else ():
+            refusals = group.machine.refusals
+            if refusals.count:
+                newest = refusals.newest[-1]
+                found.append(
+                    f"group {group.name} has refused {refusals.count} entries of its log, the last of them entry "
+                    f"{newest.index} ({name_of(newest.kind)}): {newest.reason}"
+                )
+        return found
+
+    def failures(self) -> list[str]:
+        """Groups that this node cannot serve any more, a sentence each."""
+        host = self.jetstream.host if self.jetstream is not None else None
+        groups = host.groups() if host is not None else []
+        return [f"group {group.name} has stopped here: {group.failure}" for group in groups if group.failure]
 
     def traffic(self, account: Account) -> BrokerStats:
         """Messages of one account: its open connections, and the closed ones that are still remembered."""

@@ -18,8 +18,17 @@ PREFIX: Final = b"$JS.ACK."
 _TOKENS: Final = 9
 _NUMBER: Final = rb"\d{1,20}"
 _NUMBERS: Final = 5 * 21
+_DIGITS: Final = 20
+_HIGHEST: Final = 2**64 - 1
 _PAYLOADS: Final = {b"4": b"+ACK", b"0": b""}
 """Payloads that say no more than that the message is done, by their size."""
+
+
+def ack_number(token: bytes) -> int:
+    """The number that a token of an acknowledgement's subject is; -1 for what is none, or has more than 64 bits."""
+    if token.isdigit() and len(token) <= _DIGITS and (number := int(token)) <= _HIGHEST:
+        return number
+    return -1
 
 
 class AckRun:
@@ -42,7 +51,8 @@ class AckRun:
         self._seqs = re.compile(line).findall
 
     def take(self, data: bytes, pos: int) -> tuple[list[int], int]:
-        """Stream sequences of the acknowledgements at `pos`, and the position behind the last."""
+        """Stream sequences of the acknowledgements at `pos`, and the position behind the last. Those of 20 digits may
+        have more than 64 bits: no message was delivered under them, so that nobody takes them for one."""
         found = self._span(data, pos)
         if found is None:
             return [], pos

@@ -18,7 +18,9 @@ from nimsnats.raft.home import Durable, Memory
 from nimsnats.raft.log import RaftLog
 from nimsnats.raft.machine import (
     BLOCK,
+    BadEntry,
     Entry,
+    EntryRefused,
     LogDamage,
     MemberProgress,
     NotLeader,
@@ -28,6 +30,7 @@ from nimsnats.raft.machine import (
 )
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.message import Message
+from nimsnats.raft.refusals import OF_THIS_NODE, refused
 from nimsnats.raft.replica import Replica
 from nimsnats.raft.transport import node_of
 from nimsnats.storage.interface import CompactionPoint
@@ -54,6 +57,8 @@ class HostedGroup:
         self.alone = True
         self.on_leader: Callable[[], None] | None = None
         self.stopped = False
+        self.failure = ""
+        """Why this member can serve the group no more; empty while it can."""
         self.total = 0
         """Messages of the log up to the last flushed entry."""
         self.membership = Membership(frozenset({host.member}))
@@ -368,11 +373,10 @@ class HostedGroup:
         try:
             for entry in log.entries[log.applied + 1 - log.first : index + 1 - log.first]:
                 self._apply(entry)
-        except Exception:
-            # A machine that cannot apply an entry is broken; the other groups of this node are not.
-            self.host.log.exception("Group %s stops: entry %d cannot be applied", self._name, self._applied)
+        except OF_THIS_NODE as error:
+            # What is not the entry's fault others do not see: this member stops, and they go on.
+            self._fail(f"entry {self._applied} cannot be applied here ({type(error).__name__})")
             core.applied_to(log.committed)
-            self.stop("the group has failed")
             return False
         core.applied_to(index)
         if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
@@ -436,7 +440,12 @@ class HostedGroup:
             if isinstance(self.home, Memory):
                 self.home.blocks[index] = (index, entry.term, kind, entry.messages, self._applied_total, entry.data)
         if kind > MEMBERSHIP:
-            self.machine.apply(entry)
+            try:
+                self.machine.apply(entry)
+            except OF_THIS_NODE:
+                raise
+            except Exception as error:
+                self._refuse_applied(entry, error)
         elif kind == NOOP:
             if entry.data and entry.data == b"%d" % self.core.impaired:
                 self.host.log.info("Group %s: everything that was lost here is back", self._name)
@@ -444,6 +453,30 @@ class HostedGroup:
                 self.core.restored()
         elif not self.alone:
             self.replica.membership_applied(entry)
+
+    def _refuse_applied(self, entry: Entry, error: Exception) -> None:
+        """The machine cannot apply an entry: no member's can, so it is passed over here as everywhere, and on replay.
+        Where an error of our own has ended a change in the middle, it has done so at the same place everywhere."""
+        refusal = refused(self.machine, entry, error)
+        understood = isinstance(error, BadEntry)
+        self.host.log.error(
+            "Group %s: entry %d of kind %d is refused: %s",
+            *(self._name, refusal.index, refusal.kind, refusal.reason),
+            exc_info=None if understood else error,
+        )
+        self.host.counts["entries refused"] += 1
+        if understood and entry.kind & BLOCK:
+            self._dropped.add(entry.index)  # the machine has nothing of it, and will not ask to drop it
+        try:
+            self._refuse(entry, EntryRefused(f"entry {refusal.index} is refused: {refusal.reason}"))
+        except Exception:
+            self.host.log.exception("Group %s: the proposer of entry %d cannot be told", self._name, entry.index)
+
+    def _fail(self, why: str) -> None:
+        """Serve the group no more; the other groups of this node are not concerned."""
+        self.host.log.exception("Group %s stops: %s", self._name, why)
+        self.failure = why
+        self.stop(f"the group has failed: {why}")
 
     # Snapshots ------------------------------------------------------------------------------------
 
@@ -503,9 +536,8 @@ class HostedGroup:
         """Have the machine become a snapshot that came from the leader."""
         try:
             await self.machine.restore(state, blocks)
-        except Exception:
-            self.host.log.exception("Group %s stops: a snapshot cannot be restored", self._name)
-            self.stop("the group has failed")
+        except Exception as error:
+            self._fail(f"a snapshot of the leader cannot be restored ({type(error).__name__})")
 
     def installed(self, index: int, term: int, total: int) -> None:
         """The machine has become a snapshot that came from the leader."""

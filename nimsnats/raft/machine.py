@@ -13,13 +13,22 @@ Rules of the game:
 - `Entry.context` is whatever the local proposer passed to `propose` (decoded messages, reply subjects). It is
   None on other members and during replay, so it may only save work or carry replies, never change the
   outcome.
+- `apply` is total: an entry is read and checked completely before anything is changed, and what cannot be read raises
+  `BadEntry`. The group takes that, and any other error, for a *refusal* of the entry: it is recorded in `refusals`,
+  which are part of the snapshot, the proposer is told, and the group goes on. Because `apply` is deterministic, every
+  member refuses the same entries with the same effects, now and on replay; that holds, too, for an error of our own
+  in the middle of a change. What only this member does in `apply` (callbacks, deliveries, answers) must therefore not
+  raise: it is fenced there. Errors that are this member's alone (`refusals.OF_THIS_NODE`) are no refusals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from nimsnats.raft.refusals import Refusals
 
 BLOCK: Final = 0x80
 """Bit in `Entry.kind`: the entry's data is a message block that the state machine owns after log
@@ -37,6 +46,15 @@ class NotLeader(Exception):
 class ProposalDropped(Exception):
     """A local proposal that will not commit (disk full, leadership lost, group stopped). The reason is its
     text."""
+
+
+class BadEntry(Exception):
+    """An entry does not say what its kind has to say; nothing has been changed. The text is recorded by every member,
+    so it holds nothing that differs between them."""
+
+
+class EntryRefused(Exception):
+    """A local proposal that was committed and then refused by every member. The reason is its text."""
 
 
 @dataclass(slots=True)
@@ -113,6 +131,9 @@ class LogDamage:
 class StateMachine(Protocol):
     """What a group replicates. All methods are called on the loop, in log order, and must not block it."""
 
+    refusals: Refusals
+    """Filled by the group, kept in the snapshot by the machine."""
+
     async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot. Called before any `apply`, at most once at start (never if there is
         none); see below for later.
@@ -139,11 +160,12 @@ class StateMachine(Protocol):
         ...
 
     def apply(self, entry: Entry) -> None:
-        """Apply one committed entry."""
+        """Apply one committed entry. Raises BadEntry before anything is changed; see the rules above."""
         ...
 
     def refuse(self, context: object, error: Exception) -> None:
-        """A local proposal with this context was dropped and has changed nothing."""
+        """A local proposal with this context was dropped and has changed nothing, or (EntryRefused) will never be
+        applied."""
         ...
 
     def leadership(self, leading: bool, term: int) -> None:

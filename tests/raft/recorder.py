@@ -12,6 +12,7 @@ import msgpack
 
 from nimsnats.raft.host import Host
 from nimsnats.raft.machine import BLOCK, BlockRecord, Entry, LogDamage, Snapshot, StoredBlock
+from nimsnats.raft.refusals import Refusals
 from nimsnats.runtime import Runtime
 from nimsnats.storage import Database, open_database
 
@@ -23,6 +24,7 @@ class Recorder:
     state."""
 
     def __init__(self) -> None:
+        self.refusals = Refusals()
         self.entries: dict[int, bytes] = {}
         self.contexts: list[object] = []
         self.refused: list[tuple[object, Exception]] = []

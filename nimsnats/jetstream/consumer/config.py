@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from nimsnats.jetstream import typed
 from nimsnats.jetstream.api.decode import (
     BOOL,
     DURATION,
@@ -138,6 +139,11 @@ class ConsumerConfig:
         config.metadata = {k: v for k, v in config.metadata.items() if k not in _LEVEL_KEYS}
         return config
 
+    @classmethod
+    def of_entry(cls, body: Any) -> ConsumerConfig:
+        """The configuration out of an entry or a snapshot, whose bytes nobody vouches for. Raises BadEntry."""
+        return cls.from_json(typed.settings(cls, body, _STORED, later=False))
+
     def to_json(self) -> JsonObject:
         """Every field that is set, and those that nats-server always shows."""
         body: JsonObject = {}
@@ -183,3 +189,9 @@ class ConsumerConfig:
 
 
 _NAMES: Final = tuple(f.name for f in fields(ConsumerConfig))
+_STORED: Final[dict[str, typed.Test]] = {
+    "opt_start_seq": typed.natural,
+    "filter_subject": lambda value: value == "" or typed.subject(value),
+    "filter_subjects": typed.listed(typed.subject),
+}
+"""What the stored form must be beyond its types."""

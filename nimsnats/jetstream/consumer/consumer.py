@@ -498,7 +498,7 @@ _NAK: Final = Struct("ConsumerNakOptions", {"delay": DURATION})
 
 
 def _delay(argument: bytes) -> int:
-    """The delay of `-NAK <argument>` in nanoseconds; 0 when there is none or it cannot be read."""
+    """The delay of `-NAK <argument>` in nanoseconds; 0 when there is none or it cannot be read, as with nats-server."""
     if not argument:
         return 0
     try:

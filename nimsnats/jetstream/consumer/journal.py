@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from nimsnats.jetstream.consumer.entries import Acks, Deliveries
+from nimsnats.jetstream.consumer.entries import UNWRITABLE, Acks, Deliveries, drop_unwritable
 from nimsnats.jetstream.kinds import CONSUMER_ACKS, CONSUMER_DELIVERED
 from nimsnats.raft.machine import NotLeader
 
@@ -176,21 +176,13 @@ class Journal:
             self.refused(batch, error)
 
     def _encoded(self, batch: Deliveries | Acks) -> bytes:
-        """The entry's data, without the consumers whose part cannot be written down because of an error of ours."""
+        """A batch as bytes. What cannot be written must not take the others along: it is left out."""
         try:
             return batch.encode()
-        except Exception as error:
+        except UNWRITABLE as error:
             self._owner.runtime.fence.caught(batch.encode, error)
-        items, sound = batch.items, list[list[Any]]()
-        for item in items:
-            batch.items = [item]
-            try:
-                batch.encode()
-                sound.append(item)
-            except Exception as error:
-                self._owner.runtime.fence.caught(batch.encode, error)
-        batch.items = sound
-        return batch.encode()
+            self._begin_anew(drop_unwritable(batch))
+            return batch.encode()
 
     # --- what became of it
 
@@ -210,6 +202,17 @@ class Journal:
         for batch in refused:
             self._propose(batch)
         self._schedule()
+
+    def given_up(self, batch: Deliveries | Acks, ids: Iterable[int]) -> None:
+        """A batch will never be written: whoever waits for it hears nothing, and its consumers begin anew."""
+        if isinstance(batch, Acks) and batch in self._flying:
+            self._flying.remove(batch)
+        self._begin_anew(ids)
+
+    def _begin_anew(self, ids: Iterable[int]) -> None:
+        """Have these consumers (by id) go on with what is written down: what is not, is delivered again."""
+        for id in ids:
+            self._owner.begin_anew(id)
 
     def applied(self, acks: Acks) -> None:
         """A batch of acknowledgements was applied: whoever waited for it is answered."""

@@ -14,6 +14,7 @@ from nimsnats.broker.subscription import nobody
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.routed import nodes_group
+from nimsnats.protocol.acks import ack_number
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -87,13 +88,13 @@ class Listening:
         consumer = consumers.get(parts[at + 1]) if consumers is not None else None
         if consumer is None or consumer.unacknowledged:
             return False
-        try:
-            if not reply and payload in _PLAIN and consumer.plain_acks:
-                consumer.acknowledged(int(parts[at + 3]))
-            else:
-                consumer.receive_ack(int(parts[at + 3]), int(parts[at + 4]), int(parts[at + 2]), payload, reply)
-        except ValueError:
+        if not reply and payload in _PLAIN and consumer.plain_acks:
+            if (seq := ack_number(parts[at + 3])) >= 0:
+                consumer.acknowledged(seq)
             return None
+        seq, number, deliveries = map(ack_number, (parts[at + 3], parts[at + 4], parts[at + 2]))
+        if min(seq, number, deliveries) >= 0:
+            consumer.receive_ack(seq, number, deliveries, payload, reply)
         return None
 
     def _on_acks(self, name: bytes) -> Callable[[list[int]], None] | None:

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
-from nimsnats.jetstream.clock import parse_time
 from nimsnats.jetstream.consumer.alarm import Alarm
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.delivery import Delivery
-from nimsnats.jetstream.consumer.entries import Acks, Deliveries, Operation, read_acks, read_deliveries
+from nimsnats.jetstream.consumer.entries import (
+    Acks,
+    Deliveries,
+    Operation,
+    name_in,
+    read_acks,
+    read_deliveries,
+    read_kept,
+    read_operation,
+    read_restored,
+)
 from nimsnats.jetstream.consumer.journal import Journal
 from nimsnats.jetstream.consumer.listening import Listening
 from nimsnats.jetstream.consumer.request import DELETED, LEADERSHIP
@@ -34,8 +43,8 @@ from nimsnats.jetstream.consumer.rules import (
     paused,
     with_level,
 )
-from nimsnats.jetstream.consumer.start import place
-from nimsnats.jetstream.consumer.state import ConsumerState
+from nimsnats.jetstream.consumer.start import Beginning, place
+from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.kinds import (
     CONSUMER_ACKS,
@@ -45,10 +54,10 @@ from nimsnats.jetstream.kinds import (
     CONSUMER_PAUSE,
     CONSUMER_RESET,
 )
-from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.source import MessageSource
 from nimsnats.protocol.subject import matcher
-from nimsnats.raft.machine import Entry, NotLeader
+from nimsnats.raft.machine import BadEntry, Entry, EntryRefused, NotLeader
 from nimsnats.runtime import Runtime
 from nimsnats.storage import StorageError
 
@@ -171,38 +180,65 @@ class ConsumerSet:
     # --- applying
 
     def apply(self, entry: Entry) -> None:
-        """Apply one consumer entry."""
+        """Apply one consumer entry. Raises BadEntry."""
         context = entry.context
         if entry.kind == CONSUMER_DELIVERED:
             local = isinstance(context, Deliveries)
-            self._apply_delivered(context.items if local else read_deliveries(entry.data, self.source.live))
-            if local and context.repeated:
-                self._acknowledge_again(context)
-            for consumer, outbox, parcels in context.held if local else ():
-                outbox.release(parcels)
-                if consumer.outbox is outbox:
-                    consumer.mark()
+            self._apply_delivered(context.items if local else read_deliveries(entry.data, self.source))
+            if local:
+                self._fenced(self._delivered, context)
         elif entry.kind == CONSUMER_ACKS:
-            self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data))
+            self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data, self._pending))
             if isinstance(context, Acks):
-                self.journal.applied(context)
+                self._fenced(self.journal.applied, context)
         else:
             operation = context if isinstance(context, Operation) else None
             try:
-                consumer = self._apply_operation(entry.kind, entry.index, unpack(entry.data))
+                consumer = self._apply_operation(entry)
             except ApiError as error:
                 if operation is not None:
                     operation.fail(error)
             else:
                 if operation is not None:
-                    operation.succeed(consumer.info())
+                    self._fenced(self._succeeded, operation, consumer)
 
-    def _apply_operation(self, kind: int, index: int, body: dict[str, Any]) -> Consumer:
-        name: str = body["name"]
+    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
+        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
+        here and nowhere else."""
+        try:
+            action(*arguments)
+        except Exception:
+            self.log.exception("Stream %s: a consumer's duty on this node has failed", self.source.name)
+
+    def _pending(self, id: int) -> Collection[int]:
+        """What waits for an acknowledgement of the consumer with this id."""
+        consumer = self._by_id.get(id)
+        return consumer.state.pending if consumer is not None else ()
+
+    def _delivered(self, deliveries: Deliveries) -> None:
+        """Deliveries of this node are written down."""
+        if deliveries.repeated:
+            self._acknowledge_again(deliveries)
+        for consumer, outbox, parcels in deliveries.held:
+            outbox.release(parcels)
+            if consumer.outbox is outbox:
+                consumer.mark()
+
+    def _succeeded(self, operation: Operation, consumer: Consumer) -> None:
+        try:
+            operation.succeed(consumer.info())
+        except Exception:
+            operation.fail(errors.CONSUMER_CREATE(err="it is done, but cannot be shown"))
+            raise
+
+    def _apply_operation(self, entry: Entry) -> Consumer:
+        kind, body = entry.kind, read_operation(entry)
         if kind == CONSUMER_CREATE:
-            existing = self._consumers.get(name)
-            return self._update(existing, body) if existing is not None else self._create(index, body)
-        consumer = self._consumers.get(name)
+            config, existing = ConsumerConfig.of_entry(body["config"]), self._consumers.get(body["name"])
+            if existing is not None:
+                return self._update(existing, config, body["action"])
+            return self._create(entry.index, config, body)
+        consumer = self._consumers.get(body["name"])
         if consumer is None or body.get("id", consumer.id) != consumer.id:
             raise errors.CONSUMER_NOT_FOUND()
         if kind == CONSUMER_DELETE:
@@ -211,17 +247,17 @@ class ConsumerSet:
             consumer.state.paused_until = body["until"]
             consumer.configure(paused(consumer.config, body["until"]))
             if self.leading:
-                consumer.pause_changed(self.now())
+                self._fenced(consumer.pause_changed, self.now())
         else:
             assert kind == CONSUMER_RESET, kind
-            self._reset(consumer, index, body["start"])
+            self._reset(consumer, entry.index, body["start"])
         return consumer
 
-    def _create(self, index: int, body: dict[str, Any]) -> Consumer:
+    def _create(self, index: int, config: ConsumerConfig, body: dict[str, Any]) -> Consumer:
         if body["action"] == "update":
             raise errors.CONSUMER_DOES_NOT_EXIST()
         traits = self.traits()
-        config = ConsumerConfig.from_json(body["config"])
+        begin = Beginning.of(config)
         if 0 < traits.max_consumers <= len(self._consumers):
             raise errors.MAXIMUM_CONSUMERS_LIMIT()
         if traits.retention == "workqueue":
@@ -229,19 +265,20 @@ class ConsumerSet:
         if not config.durable and not config.inactive_threshold:
             config.inactive_threshold = EPHEMERAL_THRESHOLD
         consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
-        consumer.state = place(config, consumer.filters, self.source)
-        if config.pauses:
-            consumer.state.paused_until = parse_time(config.pause_until)
+        consumer.state = place(config, consumer.filters, self.source, begin)
+        consumer.state.paused_until = begin.paused_until
         self._add(consumer)
         if self.leading:
-            self._lead(consumer)
-            consumer.advise("CREATED", "consumer_action", {**consumer.names(), "action": "create"})
+            self._fenced(self._created, consumer)
         return consumer
 
-    def _update(self, consumer: Consumer, body: dict[str, Any]) -> Consumer:
-        config = ConsumerConfig.from_json(body["config"])
+    def _created(self, consumer: Consumer) -> None:
+        self._lead(consumer)
+        consumer.advise("CREATED", "consumer_action", {**consumer.names(), "action": "create"})
+
+    def _update(self, consumer: Consumer, config: ConsumerConfig, action: str) -> Consumer:
         config = with_level(replace(config, pause_until=consumer.config.pause_until))
-        if body["action"] == "create":
+        if action == "create":
             if config != consumer.config:
                 raise errors.CONSUMER_ALREADY_EXISTS()
             return consumer
@@ -254,28 +291,31 @@ class ConsumerSet:
         if before != consumer.filters:
             self._retention.unneeded(before, consumer.state)
         if self.leading:
-            consumer.reconfigured(self.now())
-            self._listening.watch(consumer)
+            self._fenced(consumer.reconfigured, self.now())
+            self._fenced(self._listening.watch, consumer)
         return consumer
 
     def _delete(self, consumer: Consumer) -> None:
         del self._consumers[consumer.name]
-        del self._by_id[consumer.id]
+        self._by_id.pop(consumer.id, None)
         del self._by_token[consumer.name.encode()]
-        self._listening.forget(consumer)
-        self.journal.forget(consumer)
+        self._fenced(self._listening.forget, consumer)
+        self._fenced(self.journal.forget, consumer)
         if self.leading:
-            consumer.follow(DELETED)
-            consumer.advise("DELETED", "consumer_action", {**consumer.names(), "action": "delete"})
+            self._fenced(self._deleted, consumer)
         self._retention.unneeded(consumer.filters, consumer.state)
 
+    def _deleted(self, consumer: Consumer) -> None:
+        consumer.follow(DELETED)
+        consumer.advise("DELETED", "consumer_action", {**consumer.names(), "action": "delete"})
+
     def _reset(self, consumer: Consumer, index: int, start: int) -> None:
-        del self._by_id[consumer.id]
+        self._by_id.pop(consumer.id, None)
         consumer.id = index
         consumer.state.reset(start)
         self._by_id[index] = consumer
         if self.leading:
-            consumer.restart(self.now())
+            self._fenced(consumer.restart, self.now())
 
     def _apply_delivered(self, items: Sequence[list[Any]]) -> None:
         for id, time, last_number, last_seq, fresh, again, exhausted in items:
@@ -320,12 +360,24 @@ class ConsumerSet:
             self._retention.settle(consumer, settled)
 
     def refuse(self, context: object, error: Exception) -> None:
-        """A proposal was dropped: operations fail, deliveries and acknowledgements are proposed again while leading."""
+        """A proposal was dropped: operations fail, deliveries and acknowledgements are proposed again while leading.
+        One that was refused would be so again: then the consumers begin anew with what is written down."""
         lost = isinstance(error, NotLeader)
         if isinstance(context, Operation):
-            context.fail(errors.CLUSTER_NOT_AVAIL() if lost else errors.INSUFFICIENT_RESOURCES())
+            if isinstance(error, EntryRefused):
+                context.fail(errors.CONSUMER_CREATE(err=str(error)))
+            else:
+                context.fail(errors.CLUSTER_NOT_AVAIL() if lost else errors.INSUFFICIENT_RESOURCES())
+        elif isinstance(context, Deliveries | Acks) and isinstance(error, EntryRefused):
+            self.journal.given_up(context, [item[0] for item in context.items])
         elif isinstance(context, Deliveries | Acks) and self.leading and not lost:
             self.journal.refused(context, error)
+
+    def begin_anew(self, id: int) -> None:
+        """Something that a consumer did cannot be written down: while this node leads, it goes on from what is."""
+        consumer = self._by_id.get(id)
+        if consumer is not None and consumer.delivery is not None:
+            consumer.restart(self.now())
 
     # --- what the stream tells
 
@@ -340,19 +392,24 @@ class ConsumerSet:
             delivery = consumer.delivery
             if delivery is None:
                 continue
-            told = delivery.lost(seqs, gone)
-            if told:
-                delivery.last_acked_at = self.now()
-            for seq, number, deliveries in told:
-                consumer.terminated(seq, number, deliveries, "Unacknowledged message was deleted")
+            self._fenced(self._lost, consumer, delivery, seqs, gone)
+
+    def _lost(
+        self, consumer: Consumer, delivery: Delivery, seqs: Sequence[int], forgotten: dict[int, Delivered]
+    ) -> None:
+        told = delivery.lost(seqs, forgotten)
+        if told:
+            delivery.last_acked_at = self.now()
+        for seq, number, deliveries in told:
+            consumer.terminated(seq, number, deliveries, "Unacknowledged message was deleted")
 
     def purged(self) -> None:
         """Many messages are gone: compare everything with the stream."""
         for consumer in self._consumers.values():
             consumer.state.purge(self.source.first_seq, self.source.live)
             if consumer.delivery is not None:
-                consumer.delivery.purged()
-                self.journal.mark(consumer)
+                self._fenced(consumer.delivery.purged)
+                self._fenced(self.journal.mark, consumer)
 
     # --- leadership
 
@@ -364,12 +421,7 @@ class ConsumerSet:
         if leading:
             self._listening.add(self.source.name, self._by_token)
             for consumer in list(self._consumers.values()):
-                try:
-                    self._lead(consumer)
-                except (
-                    Exception
-                ) as error:  # nothing replicated: the stream and its other consumers are led all the same
-                    self.runtime.fence.caught(self._lead, error)
+                self._fenced(self._lead, consumer)
         else:
             self._quiet(LEADERSHIP)
 
@@ -410,25 +462,36 @@ class ConsumerSet:
             for c in self._consumers.values()
         ]
 
-    def restore(self, snapshot: Any) -> None:
-        """Become what `snapshot` returned."""
+    def restore(self, snapshot: Any) -> list[str]:
+        """Become what `snapshot` returned. Consumers that an earlier version let in and that cannot be read are left
+        out, and the rest is kept; returns what is wrong with each of them."""
         for known in (self._consumers, self._by_id, self._by_token):
             known.clear()
-        for id, name, config, created, generated, state in snapshot:
-            consumer = Consumer(self, id, name, ConsumerConfig.from_json(config), created, generated)
-            consumer.state = ConsumerState.restored(state)
-            self._add(consumer)
+        left_out: list[str] = []
+        for each in cast("list[Any]", snapshot):
+            try:
+                id, name, config, created, generated, state = read_kept(each)
+                consumer = Consumer(self, id, name, ConsumerConfig.of_entry(config), created, generated)
+                consumer.state = ConsumerState.restored(state)
+            except BadEntry as error:
+                left_out.append(f"{name_in(each)} of the snapshot: {error}")
+            else:
+                self._add(consumer)
+        return left_out
 
     def _add(self, consumer: Consumer) -> None:
         self._consumers[consumer.name] = consumer
         self._by_id[consumer.id] = consumer
         self._by_token[consumer.name.encode()] = consumer
 
-    def add_restored(self, index: int, body: dict[str, Any]) -> None:
-        """Apply a consumer of an archive, with its state; the stream is not served yet."""
-        config = ConsumerConfig.from_json(body["config"])
+    def add_restored(self, index: int, body: Any) -> None:
+        """Apply a consumer of an archive, with its state; the stream is not served yet. Raises BadEntry."""
+        body = read_restored(body)
+        config, state = ConsumerConfig.of_entry(body["config"]), ConsumerState.restored(body["state"])
+        if body["name"] in self._consumers:
+            raise BadEntry("there is a consumer of that name")
         consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
-        consumer.state = ConsumerState.restored(body["state"])
+        consumer.state = state
         self._add(consumer)
 
     # --- reading from disk

@@ -10,9 +10,12 @@ the lowest one: the acknowledgement floor needs no search.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
-from typing import Any, cast
+from typing import Any, Final, cast
+
+from nimsnats.jetstream import typed
+from nimsnats.raft.machine import BadEntry
 
 Delivered = tuple[int, int]
 """Consumer sequence of the first delivery, time of the newest (nanoseconds since the epoch)."""
@@ -39,6 +42,20 @@ def expand(runs: Sequence[int]) -> list[int]:
     return seqs
 
 
+def expand_known(runs: Sequence[int], known: Collection[int]) -> list[int]:
+    """The sequences of `runs_of`, of runs that are longer than all the `known` ones (which are ascending) only those:
+    a run costs no more than what there is. At least one, if there was one: that somebody has acknowledged something
+    counts by itself."""
+    seqs: list[int] = []
+    for index in range(0, len(runs), 2):
+        first, count = runs[index], runs[index + 1]
+        if count <= len(known):
+            seqs.extend(range(first, first + count))
+        else:
+            seqs.extend(seq for seq in known if first <= seq < first + count)
+    return seqs or list(runs[:1])
+
+
 def delivery_runs(fresh: dict[int, Delivered]) -> list[int]:
     """New deliveries as flat (stream sequence, consumer sequence, time, count), both sequences counting up in a run."""
     runs: list[int] = []
@@ -52,12 +69,13 @@ def delivery_runs(fresh: dict[int, Delivered]) -> list[int]:
     return runs
 
 
-def expand_deliveries(runs: Sequence[int]) -> dict[int, Delivered]:
-    """The deliveries of `delivery_runs`."""
+def expand_deliveries(runs: Sequence[int], live: Callable[[int, int], Iterable[int]]) -> dict[int, Delivered]:
+    """The deliveries of `delivery_runs`, those of messages that are there: `live` gives the sequences that are, of so
+    many from one on."""
     fresh: dict[int, Delivered] = {}
     for index in range(0, len(runs), 4):
-        seq, number, time, count = runs[index : index + 4]
-        fresh.update(zip(range(seq, seq + count), zip(range(number, number + count), repeat(time)), strict=False))
+        first, number, time, count = runs[index : index + 4]
+        fresh.update((seq, (number + seq - first, time)) for seq in live(first, count))
     return fresh
 
 
@@ -227,12 +245,20 @@ class ConsumerState:
         ]
 
     @classmethod
-    def restored(cls, snapshot: list[Any]) -> ConsumerState:
-        """The state that `snapshot` described."""
+    def restored(cls, snapshot: Any) -> ConsumerState:
+        """The state that `snapshot` described. Raises BadEntry when this describes none."""
         state = cls(1)
-        positions, marks, pending, redelivered, exhausted, initial = cast("list[list[int]]", snapshot)
-        state.delivered_number, state.delivered_seq, state.floor_number, state.floor_seq = positions
-        state.last_delivered, state.last_acked, state.paused_until, state.resume = marks
+        positions, marks, pending, redelivered, exhausted, initial = cast(
+            "list[list[int]]", typed.row(snapshot, _PARTS, "the state")
+        )
+        if len(pending) % 3 or len(redelivered) % 2 or len(initial) % 2 or sum(initial[1::2]) > _MOST_INITIAL:
+            raise BadEntry("the state has other parts than it can have")
+        state.delivered_number, state.delivered_seq, state.floor_number, state.floor_seq = typed.row(
+            positions, (typed.natural, typed.position) * 2, "the positions"
+        )
+        state.last_delivered, state.last_acked, state.paused_until, state.resume = typed.row(
+            marks, (typed.integer,) * 4, "the marks"
+        )
         for index in range(0, len(pending), 3):
             state.pending[pending[index]] = (pending[index + 1], pending[index + 2])
         state.redelivered = dict(zip(redelivered[::2], redelivered[1::2], strict=True))
@@ -240,3 +266,8 @@ class ConsumerState:
         state.initial = expand(initial)
         state._front = next(iter(state.pending), 0)
         return state
+
+
+_PARTS: Final = (typed.integers, typed.integers, *(typed.naturals,) * 4)
+_MOST_INITIAL: Final = 1 << 24
+"""Messages that a last-per-subject consumer has yet to deliver at first."""
