@@ -121,8 +121,23 @@ class StreamState(StreamView):
         store = self.store
         self._compactor.conclude()
         self.reader.forget()
+        state = self.state()
+        notes: list[BlockRecord] = []
+        for block in store.blocks:
+            if block.changed:
+                block.changed = False
+                notes.append(BlockRecord(block.index, block.note()))
+        dropped = store.take_dropped()
+        notes.extend(BlockRecord(index, DEAD_NOTE) for index in store.withheld)
+        if self._group is not None:
+            self._compactor.begin()
+        return Snapshot(state, notes, dropped)
+
+    def state(self) -> bytes:
+        """Everything but the messages and where they are: the same on every replica that has applied the same."""
+        store = self.store
         self.expiry.prune(self.live)
-        state = {
+        fields = {
             "version": _STATE_VERSION,
             "config": self.config.to_stored(),
             "created": self.created,
@@ -136,17 +151,8 @@ class StreamState(StreamView):
             "consumers": self.consumers.snapshot(),
         }
         if self.refusals.count:
-            state["refused"] = self.refusals.stored()
-        notes: list[BlockRecord] = []
-        for block in store.blocks:
-            if block.changed:
-                block.changed = False
-                notes.append(BlockRecord(block.index, block.note()))
-        dropped = store.take_dropped()
-        notes.extend(BlockRecord(index, DEAD_NOTE) for index in store.withheld)
-        if self._group is not None:
-            self._compactor.begin()
-        return Snapshot(pack(state), notes, dropped)
+            fields["refused"] = self.refusals.stored()
+        return pack(fields)
 
     async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
