@@ -171,8 +171,9 @@ async def check_stream(lab: Lab, proposals: list[Proposal]) -> None:
         before = leader.last_seq
         leader.propose_batch(publication, batch.encode())
         await propose_all(group, [])
-        stored = isinstance(publication.answer, int)
-        assert publication.answer is not None and leader.last_seq == before + stored
+        answer = publication.answer
+        stored = isinstance(answer, int) or (isinstance(answer, list) and answer == [before + 1])
+        assert answer is not None and leader.last_seq == before + stored
         for entry in log:
             apply(follower, entry)
         ours = leader.snapshot()

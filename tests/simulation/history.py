@@ -29,6 +29,7 @@ from tests.simulation.mutations import planted
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.observer import Observer, watching
 from tests.simulation.publishing import Publisher, Stream, check_named, check_publishes
+from tests.simulation.stranger import STREAM, Stranger
 from tests.simulation.world import NodeLog, Violation, World
 
 _CONVERGE: Final = 90.0
@@ -82,6 +83,9 @@ class History:
         self.wanted = [Wanted(stream.name, stream.replicas) for stream in self.streams]
         if self.bucket is not None:
             self.wanted.append(Wanted(self.bucket.stream, self.bucket.replicas))
+        self.stranger = Stranger(self.world, seed, random.choice(replicas)) if seed % 4 == 1 else None
+        if self.stranger is not None:
+            self.wanted.append(Wanted(STREAM, self.stranger.replicas))
         self.nemesis = Nemesis(self.world, self.wanted, self.admin)
 
     async def _main(self) -> None:
@@ -90,12 +94,15 @@ class History:
         await self._create()
         workers = [*self.publishers, *self.pullers, *self.writers]
         running = [worker.client.process.spawn(worker.run()) for worker in workers]
+        if self.stranger is not None:
+            running.append(self.stranger.client.process.spawn(self.stranger.run()))
         await asyncio.sleep(1.0)
         await self.nemesis.run(self.steps)
         await self.nemesis.heal()
         await self._until("the cluster converges", lambda: inspection.whole(world, self.wanted))
         before = {worker: worker.acknowledged for worker in self.publishers}
         await self._until("publishers go on", lambda: all(one.acknowledged > before[one] for one in self.publishers))
+        await self._dismiss()
         for worker in (*self.publishers, *self.writers):
             worker.stopping = True
         for puller in self.pullers:
@@ -108,6 +115,15 @@ class History:
         await self._until("consumers end", lambda: all(task.done() for task in running))
         await self._until("replicas agree", lambda: inspection.agreed(world, self.wanted))
         await self._check()
+
+    async def _dismiss(self) -> None:
+        """The stranger has its answers like everybody, and goes."""
+        stranger = self.stranger
+        if stranger is None:
+            return
+        before = stranger.answered
+        await self._until("the stranger is answered", lambda: stranger.answered > before + 3)
+        stranger.stopping = True
 
     # The beginning
 
@@ -137,6 +153,10 @@ class History:
                 await self._consume(consumer, self.random.choice([1, 2]))
         if self.limited:
             await self._consume(Consumer(self.streams[0], "L", 0.5, max_deliver=self.limited), 1)
+        if self.stranger is not None:
+            await self._ask(f"$JS.API.STREAM.CREATE.{STREAM}", self.stranger.config())
+            body = {"stream_name": STREAM, "config": {"durable_name": "G", "ack_policy": "all"}}
+            await self._ask(f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.G", body)
         if self.bucket is not None:
             await self._ask(f"$JS.API.STREAM.CREATE.{self.bucket.stream}", self.bucket.config())
             for _ in range(self.random.choice([1, 2, 3])):
@@ -189,6 +209,9 @@ class History:
             for consumer in self.consumers:
                 if consumer.stream is stream:
                     check_deliveries(consumer, messages)
+        if self.stranger is not None:
+            await inspection.same_everywhere(self.world, STREAM)
+            inspection.named_everywhere(self.world, STREAM)
         if self.bucket is not None:
             held, _ = await inspection.same_everywhere(self.world, self.bucket.stream)
             check_bucket(self.bucket, held)

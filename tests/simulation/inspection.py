@@ -110,6 +110,20 @@ async def same_everywhere(world: World, stream: str) -> tuple[Held, int]:
     return {seq: message[:3] for seq, message in one[0].items()}, one[2]
 
 
+def named_everywhere(world: World, stream: str) -> None:
+    """Raises Violation unless all replicas hold the same state, and have refused the same entries of their log."""
+    found = {name: served.stream for name, served in holders(world, stream).items()}
+    (first, one), *others = found.items()
+    for name, other in others:
+        if list(other.refusals.newest) != list(one.refusals.newest) or other.refusals.count != one.refusals.count:
+            raise Violation(
+                f"{stream}: {first} has refused {one.refusals.count} entries {list(one.refusals.newest)[-2:]}, {name}"
+                f" {other.refusals.count} {list(other.refusals.newest)[-2:]}"
+            )
+        if other.state() != one.state():
+            raise Violation(f"{stream}: the states of {first} and {name} differ")
+
+
 def state(world: World) -> str:
     """All nodes and groups, for a report."""
     lines: list[str] = []

@@ -26,6 +26,7 @@ from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.leader import Leadership
 from nimsnats.raft.machine import Entry
 from nimsnats.raft.message import Kind, Message
+from nimsnats.raft.refusals import Refusals
 from nimsnats.raft.transfer import Download
 from nimsnats.storage import CompactionPoint
 from tests.simulation.disk import Disk, SimStorage
@@ -215,6 +216,20 @@ def _deliver_unwritten() -> Patches:
     return _replacing(Consumer, "careful", lambda _: property(lambda consumer: False))
 
 
+def _stop_at_bad_entry() -> Patches:
+    def make(_: Any) -> Any:
+        def mutated(group: HostedGroup, entry: Entry, error: Exception) -> None:
+            raise MemoryError from error  # which ends the group on this node
+
+        return mutated
+
+    return _replacing(HostedGroup, "_refuse_applied", make)
+
+
+def _forget_refusals() -> Patches:
+    return _replacing(Refusals, "stored", lambda _: lambda refusals: [])
+
+
 MUTATIONS: Final[dict[str, Mutation]] = {
     "ack-before-commit": Mutation("publishes are acknowledged when they are proposed", _ack_before_commit),
     "vote-twice": Mutation("a member votes for everybody who asks in a term", _vote_twice, 47),
@@ -231,6 +246,8 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "acks-stay-here": Mutation("followers do not apply acknowledgements", _acks_stay_here),
     "wrong-snapshot-position": Mutation("snapshots are stored one entry too low", _wrong_snapshot_position, 4),
     "deliver-unwritten": Mutation("limited deliveries are made before they are written down", _deliver_unwritten, 75),
+    "stop-at-bad-entry": Mutation("an entry that cannot be applied stops its group", _stop_at_bad_entry),
+    "forget-refusals": Mutation("snapshots do not hold what was refused", _forget_refusals),
     "reuse-any-block": Mutation("blocks are reused whatever has become of them", _reuse_any_block, 7),
 }
 
