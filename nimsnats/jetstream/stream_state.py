@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream.admission import Admission
 from nimsnats.jetstream.batch import BadBatch, Batch
@@ -155,8 +155,9 @@ class StreamState(StreamView):
         return pack(fields)
 
     async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
-        """Become the state of a snapshot; damaged blocks lose their live messages and nothing else."""
-        fields = unpack(state)
+        """Become the state of a snapshot; damaged blocks lose their live messages and nothing else. Without a state
+        (damaged) the blocks tell what there is; consumers and what was remembered of messages are lost."""
+        fields = unpack(state) if state else self._unknown(blocks)
         store = self.store
         self._compactor.abandon()
         self.reader.forget()
@@ -164,7 +165,7 @@ class StreamState(StreamView):
         store.dropped, store.withheld = [], []
         if self._group is not None:  # a follower that was away for too long becomes what its leader is
             self.restored += 1
-        self.configured = True
+        self.configured = bool(state)
         self.config = StreamConfig.from_stored(fields["config"])
         self.subjects = self.config.subject_bytes
         self.created = fields["created"]
@@ -187,6 +188,23 @@ class StreamState(StreamView):
         for reason in self.consumers.restore(fields["consumers"]):
             self.refusals.note(0, CONSUMER_CREATE, reason)
             self.log.error("Stream %s: left out is %s", self.config.name, reason)
+
+    def _unknown(self, blocks: Sequence[StoredBlock]) -> dict[str, Any]:
+        """What stands for a state that is lost."""
+        notes = [Note(stored.note) for stored in blocks if stored.note]
+        last = max((max([note.first + note.count - 1, *note.live[-1:]]) for note in notes), default=0)
+        return {
+            "config": self.config.to_stored(),
+            "created": self.created,
+            "first": 0,
+            "last": last,
+            "time": 0,
+            "lost": [],
+            "lost_bytes": 0,
+            "admission": [b"", []],
+            "expiry": [[], [], []],
+            "consumers": [],
+        }
 
     def _restore_block(self, stored: StoredBlock) -> None:
         note = Note(stored.note)

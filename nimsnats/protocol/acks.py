@@ -18,7 +18,8 @@ PREFIX: Final = b"$JS.ACK."
 _TOKENS: Final = 9
 _NUMBER: Final = rb"\d{1,20}"
 _NUMBERS: Final = 5 * 21
-_DIGITS: Final = 20
+ACK_DIGITS: Final = 20
+"""The most that a number in an acknowledgement's subject has."""
 _HIGHEST: Final = 2**64 - 1
 _PAYLOADS: Final = {b"4": b"+ACK", b"0": b""}
 """Payloads that say no more than that the message is done, by their size."""
@@ -26,7 +27,7 @@ _PAYLOADS: Final = {b"4": b"+ACK", b"0": b""}
 
 def ack_number(token: bytes) -> int:
     """The number that a token of an acknowledgement's subject is; -1 for what is none, or has more than 64 bits."""
-    if token.isdigit() and len(token) <= _DIGITS and (number := int(token)) <= _HIGHEST:
+    if token.isdigit() and len(token) <= ACK_DIGITS and (number := int(token)) <= _HIGHEST:
         return number
     return -1
 

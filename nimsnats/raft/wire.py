@@ -30,6 +30,8 @@ _MAX_INTEGER: Final = 1 << 60
 _MAX_NAME: Final = 512
 _MAX_ITEMS: Final = 1 << 17
 _MAX_MEMBERS: Final = 1 << 16
+_MAX_MESSAGES: Final = 1 << 24
+"""Messages in one entry. Their sum over a log has to fit into the 64 bits that storage has for it."""
 _REJECT, _FORCE = 1, 2
 FETCH: Final = 32
 PIECE: Final = 33
@@ -189,7 +191,8 @@ def _entries(packed: list[Any], before: int, least: int, most: int) -> list[Entr
         before += 1
         if not least <= term <= most or not 0 <= kind < 256:
             raise Malformed("an entry's term or kind out of range")
-        _numbers(before, messages)
+        _number(before)
+        _number(messages, _MAX_MESSAGES)
         if kind == 1:
             check_members(data)
         least = term
@@ -202,6 +205,7 @@ def check_members(data: bytes) -> None:
     try:
         membership = Membership.decode(data)
         names = list(membership.everyone)
+        "".join(names).encode()  # halves of characters can be read from JSON, and written nowhere
     except (ValueError, TypeError, AssertionError, RecursionError) as error:
         raise Malformed("no membership") from error
     if not all(type(name) is str and 0 < len(name) <= _MAX_NAME for name in names):
@@ -221,7 +225,8 @@ def _piece(item: Any, sender: str, receiver: str) -> Piece:
     blocks: list[Block] = []
     for each in packed:
         index, term, kind, messages, total, block = _fields(each, int, int, int, int, int, bytes)
-        _numbers(index, term, messages, total)
+        _numbers(index, term, total)
+        _number(messages, _MAX_MESSAGES)
         if not 0 <= kind < 256:
             raise Malformed("a block's kind out of range")
         blocks.append((index, term, kind, messages, total, block))

@@ -281,3 +281,19 @@ async def test_damage_is_named_and_sequences_are_not_used_again() -> None:
     assert again.last_seq == 59
     again.apply(Entry(9, 1, kinds.MESSAGES, Batch(9, [b"s.9"], [b"x"]).encode(), None, 1))
     assert again.last_seq == 60 and again.live(60)
+
+
+async def test_when_the_state_of_a_snapshot_is_lost_the_blocks_tell_what_there_is() -> None:
+    stream, log = new_stream()
+    for now in range(1, 4):
+        publish(stream, log, now, [(b"s.%d" % now, b"", b"%d" % n) for n in range(5)])
+    log.propose(kinds.STREAM_DELETE_MESSAGE, pack({"seq": 1}))
+    snapshot = stream.snapshot()
+    again, _ = new_stream()
+    blocks = [StoredBlock(note.index, note.note, log.entries[note.index - 1].data) for note in snapshot.blocks]
+    await again.restore(b"", blocks)
+    again.damaged(LogDamage({}, "both copies of the snapshot are damaged"))
+    state = stream_state(again)
+    assert (state["messages"], state["first_seq"], state["last_seq"]) == (14, 2, 15)
+    again.apply(Entry(9, 1, kinds.MESSAGES, Batch(9, [b"s.9"], [b"x"]).encode(), None, 1))
+    assert again.live(16)

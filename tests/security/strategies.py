@@ -239,8 +239,6 @@ def entries(of: dict[int, st.SearchStrategy[bytes]], unlikely: int = 0) -> st.Se
     unknown = st.sampled_from([9, 31, 39, 63, 70, 127, BLOCK | 3, BLOCK | 127])
     known = st.sampled_from(sorted(set(of) - {unlikely}))
     right = known.flatmap(lambda kind: st.tuples(st.just(kind), of[kind]))
-    wrong = st.tuples(
-        st.sampled_from(sorted(of)) | unknown,
-        st.binary(max_size=60) | packed(values) | st.just(b"\x91" * 900 + b"\xc0"),
-    )
+    odd = st.binary(max_size=60) | packed(values) | st.just(b"\x91" * 900 + b"\xc0")
+    wrong = st.tuples(st.sampled_from(sorted(of)) | unknown, odd)
     return st.one_of(right, right, right, wrong)

@@ -241,8 +241,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     lab.loop.close()
 
 
-stream_logs = st.lists(entries(STREAM), min_size=1, max_size=5)
-meta_logs = st.lists(entries(META, unlikely=kinds.META_GIVE_UP), min_size=1, max_size=4)
+stream_logs = st.lists(entries(STREAM), min_size=1, max_size=4)
+meta_logs = st.lists(entries(META, unlikely=kinds.META_GIVE_UP), min_size=1, max_size=3)
 
 
 @campaign(200)

@@ -412,7 +412,8 @@ class Consumer:
 
     def _sample(self, seq: int, record: Delivered, deliveries: int, now: int) -> None:
         digits = self.config.sample_freq.removesuffix("%")
-        if self.runtime.random.random() * 100 < int(digits):
+        percent = int(digits) if digits.isdecimal() and len(digits) <= _PERCENT else 0
+        if self.runtime.random.random() * 100 < percent:
             ack_sample(self, seq, record[0], max(now - record[1], 1), deliveries)
 
     def _negative(self, seq: int, number: int, deliveries: int, argument: bytes, now: int) -> None:
@@ -495,6 +496,8 @@ class Consumer:
 
 _JSON: Final = re.compile(rb"\s*\{")
 _NAK: Final = Struct("ConsumerNakOptions", {"delay": DURATION})
+_PERCENT: Final = 3
+"""Digits of a sampling frequency."""
 
 
 def _delay(argument: bytes) -> int:

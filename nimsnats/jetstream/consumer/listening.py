@@ -14,7 +14,7 @@ from nimsnats.broker.subscription import nobody
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.consumer.push import PushSide
 from nimsnats.jetstream.routed import nodes_group
-from nimsnats.protocol.acks import ack_number
+from nimsnats.protocol.acks import ACK_DIGITS, ack_number
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -89,8 +89,9 @@ class Listening:
         if consumer is None or consumer.unacknowledged:
             return False
         if not reply and payload in _PLAIN and consumer.plain_acks:
-            if (seq := ack_number(parts[at + 3])) >= 0:
-                consumer.acknowledged(seq)
+            token = parts[at + 3]  # of more than 64 bits is no message's number, and none is waited for under it
+            if token.isdigit() and len(token) <= ACK_DIGITS:
+                consumer.acknowledged(int(token))
             return None
         seq, number, deliveries = map(ack_number, (parts[at + 3], parts[at + 4], parts[at + 2]))
         if min(seq, number, deliveries) >= 0:
