@@ -31,7 +31,6 @@ _STORED: Final = 0
 _DECIDED: Final = 1
 _REFUSED: Final = 2
 _ELSEWHERE: Final = 3
-_VALUES: Final = {_STORED: (int,), _DECIDED: (list,), _REFUSED: (str,)}
 
 Place = tuple[str, str, str]
 """Account, stream and group."""

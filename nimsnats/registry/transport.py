@@ -7,6 +7,7 @@ No redirect is followed (a token must not travel), no proxy variable is read, no
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager

@@ -421,7 +421,7 @@ class ConsumerSet:
         if leading:
             self._listening.add(self.source.name, self._by_token)
             for consumer in list(self._consumers.values()):
-                self._fenced(self._lead, consumer)
+                self._lead(consumer)
         else:
             self._quiet(LEADERSHIP)
 
