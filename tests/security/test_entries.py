@@ -257,6 +257,18 @@ async def test_an_acknowledgement_out_of_range_takes_no_other_along(tmp_path: Pa
 # Three nodes
 
 
+def catalogue_of(node: TrioNode) -> HostedGroup:
+    """A node's part of the catalogue's group."""
+    group = node.engine.meta.group
+    assert isinstance(group, HostedGroup)
+    return group
+
+
+def settled(groups: list[HostedGroup]) -> bool:
+    """Whether all members have applied all that any of them has."""
+    return len({group.applied for group in groups}) == 1 and groups[0].applied == max(g.core.log.last for g in groups)
+
+
 async def agree(cluster: Trio, count: int) -> None:
     """All replicas have applied everything, and hold the same bytes."""
 
@@ -265,7 +277,7 @@ async def agree(cluster: Trio, count: int) -> None:
         if any(one is None for one in served):
             return False
         groups = [hosted(one.stream) for one in served if one is not None]
-        return len({group.applied for group in groups}) == 1 and groups[0].applied == max(g.committed for g in groups)
+        return settled(groups) and settled([catalogue_of(node) for node in cluster.running])
 
     await until(same)
     streams = [one.stream for node in cluster.running if (one := node.served("S")) is not None]
@@ -295,8 +307,7 @@ async def test_a_poisoned_stream_of_three_goes_on_through_restarts(tmp_path: Pat
         assert "error" in answer
         before = served.stream.refusals.count
         poison(hosted(served.stream), POISON)
-        catalogue = next(node for node in cluster.nodes if node.engine.meta.group.leading).engine.meta.group
-        assert isinstance(catalogue, HostedGroup)
+        (catalogue,) = (group for group in map(catalogue_of, cluster.nodes) if group.leading)
         poison(catalogue, CATALOGUE_POISON)
         await works(client)
         count = before + len(POISON)
