@@ -11,10 +11,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from nimsnats.broker import trace
+from nimsnats.broker import reserved, trace
 from nimsnats.broker.account import Account, InvalidSubject, Lines
 from nimsnats.broker.msgtrace import destination, dispatch
-from nimsnats.broker.plan import RESERVED, Internal, Lane, Plan
+from nimsnats.broker.plan import Internal, Lane, Plan
 from nimsnats.broker.publisher import Publisher
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _OK: Final = b"+OK\r\n"
 _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
-_RESERVED_REPLY: Final = (b"_R_.", b"$JS.ACK.", b"_GR_.")
-_SYSTEM_QUEUE: Final = b"_sys_"
 _FIRST_PING: Final = 2.0
 """Seconds after CONNECT until the first PING, which measures the round trip."""
 _RTT_AGE: Final = 3600 * 10**9
@@ -328,7 +326,7 @@ class ClientConnection(Publisher):
         plan = self.account.known_plan(subject)
         if plan is None:
             return None
-        if reply and (plan.empty or (reply[:7] != b"_INBOX." and reply.startswith(_RESERVED_REPLY))):
+        if reply and (plan.empty or (reply[:7] != b"_INBOX." and reply.startswith(reserved.REPLY))):
             return None
         return plan.header_way if headers else plan.way
 
@@ -369,10 +367,10 @@ class ClientConnection(Publisher):
         self.in_bytes += end - start
         if self.trace:
             trace.published(self, subject, reply, header, data[start:end])
-        if subject.startswith(RESERVED):
+        if subject.startswith(reserved.PUBLISH):
             self._deny(b'Publish to "%b"' % subject, f'Publish Violation - Subject "{readable(subject)}"')
             return
-        if reply and reply.startswith(_RESERVED_REPLY):
+        if reply and reply.startswith(reserved.REPLY):
             self._deny(b'Publish with Reply of "%b"' % reply, f'Publish Violation - Reply "{readable(reply)}"')
             return
         if self.verbose:
@@ -431,9 +429,8 @@ class ClientConnection(Publisher):
         """SUB. A sid that is taken keeps its first subscription."""
         if self.trace:
             self.log(TRACE, "<<- [SUB %s]", readable(b" ".join(part for part in (subject, queue, sid) if part)))
-        if queue == _SYSTEM_QUEUE:
-            log = f'Subscription Violation - Subject "{readable(subject)}", Queue: "_sys_", SID {readable(sid)}'
-            self._deny(b'Subscription to "%b" using queue "_sys_"' % subject, log)
+        if reserved.is_ours(subject, queue):
+            self._deny_subscription(subject, queue, sid)
             return
         limit = self.broker.options.max_subscriptions
         if 0 < limit <= len(self.subs) and sid not in self.subs:
@@ -451,6 +448,12 @@ class ClientConnection(Publisher):
             self.subs[sid] = sub
         if self.verbose:
             self._say(_OK)
+
+    def _deny_subscription(self, subject: bytes, queue: bytes, sid: bytes) -> None:
+        what, log = b'Subscription to "%b"' % subject, f'Subscription Violation - Subject "{readable(subject)}"'
+        if queue:
+            what, log = what + b' using queue "%b"' % queue, log + f', Queue: "{readable(queue)}"'
+        self._deny(what, f"{log}, SID {readable(sid)}")
 
     def unsubscribe(self, sid: bytes, limit: int) -> None:
         """UNSUB: at once, or after `limit` messages counted from the start of the subscription."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from nimsnats.broker import reserved
 from nimsnats.broker.account import Outgoing
-from nimsnats.broker.plan import RESERVED, Plan, Target
+from nimsnats.broker.plan import Plan, Target
 from nimsnats.broker.subscription import StreamSubscription, Subscription
 from nimsnats.identity import nuid
 from nimsnats.protocol.headers import header_value, with_headers, without_header
@@ -78,7 +79,7 @@ def destination(block: bytes) -> bytes:
     if block.find(_MARK) < 0 or not block.endswith(_END):
         return b""
     found = header_value(block, DESTINATION) or b""
-    return found if found != _DISABLED and is_literal(found) and not found.startswith(RESERVED) else b""
+    return found if found != _DISABLED and is_literal(found) and not found.startswith(reserved.PUBLISH) else b""
 
 
 def dispatch(

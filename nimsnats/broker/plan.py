@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from nimsnats.broker import reserved
 from nimsnats.broker.interest import SubscriptionSet
 from nimsnats.broker.route_outward import MixedGroup, Outward, remote_prefix
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
@@ -29,9 +30,6 @@ Lane: TypeAlias = "Receiver | Fanout | Group | Internal | Headed"
 
 _MOST_SHARES = 256
 """Members, counted by weight, up to which a queue group is a lane of its own."""
-
-RESERVED = (b"$NRG.", b"$GR.", b"_GR_.")
-"""Beginnings of subjects that clients may not publish to."""
 
 Target = tuple[Subscription, bytes]
 """A subscription and `MSG <subject> <sid> ` for it (b"" for an internal one)."""
@@ -121,6 +119,8 @@ class Plan:
         """The only receiver, when that is one plain client subscription: the usual case of replies."""
         if not fits_line(subject):
             matches = _here(matches)
+        if subject.startswith(reserved.NODES):
+            matches = _between_nodes(matches)
         if len(matches) == 1 and matches[0].queues is None and len(matches[0].plain) == 1:
             (sub,) = matches[0].plain
             if sub.client is not None:
@@ -185,7 +185,7 @@ class Plan:
         (auto-unsubscribe), cannot take headers, or is one connection twice (it sees its subscriptions' messages
         interleaved); and for subjects that clients may not publish to, because each attempt is answered.
         """
-        if self.subject.startswith(RESERVED) or self.stranded is not None:
+        if self.subject.startswith(reserved.PUBLISH) or self.stranded is not None:
             return
         outward = self.outward
         mixed = outward.groups if outward is not None else ()
@@ -260,6 +260,19 @@ def _here(matches: Sequence[SubscriptionSet]) -> list[SubscriptionSet]:
     for found in matches:
         for sub in found:
             if not isinstance(sub, RemoteSubscription):
+                kept.add(sub)
+    return [kept] if kept else []
+
+
+def _between_nodes(matches: Sequence[SubscriptionSet]) -> list[SubscriptionSet]:
+    """Of these, who may hear what nodes say to each other: handlers in here, and members that have asked for it. A
+    client that subscribes to everything has not asked for it, here or behind a member."""
+    kept = SubscriptionSet()
+    for found in matches:
+        for sub in found:
+            if sub.handler is not None or (
+                isinstance(sub, RemoteSubscription) and sub.route.member and sub.subject.startswith(reserved.NODES)
+            ):
                 kept.add(sub)
     return [kept] if kept else []
 

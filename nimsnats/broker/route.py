@@ -15,6 +15,7 @@ import socket
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from nimsnats.broker import reserved, route_handshake
 from nimsnats.broker.account import InvalidSubject, Outgoing
 from nimsnats.broker.msgtrace import destination, dispatch
 from nimsnats.broker.plan import Lane, Plan
@@ -26,7 +27,7 @@ from nimsnats.broker.trace import quoted, readable
 from nimsnats.protocol.connect import BadConnect
 from nimsnats.protocol.parser import AcksTaker, Failure, Line, Way
 from nimsnats.protocol.route import RouteParser
-from nimsnats.protocol.route_info import RouteConnect, RouteInfo, encode_connect
+from nimsnats.protocol.route_info import RouteConnect, RouteInfo
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.connection import Connection
     from nimsnats.broker.route_account import AccountRouting
     from nimsnats.broker.route_dial import Solicitation
+    from nimsnats.broker.route_proof import RouteProof
     from nimsnats.broker.route_table import RouteTable
     from nimsnats.protocol.acks import AckRun
 
@@ -41,14 +43,14 @@ _PONG: Final = b"PONG\r\n"
 _PING: Final = b"PING\r\n"
 _FIRST_PING: Final = 1.0
 """Seconds after registration until the first PING, which measures the round trip."""
-_DOUBT: Final = 5.0
-"""Seconds for the answer of a peer that is also connecting anew."""
 _LINES: Final = 16
 """How much longer control lines may be than those of clients."""
 _BRAKE: Final = 8 * 1024 * 1024
 """Bytes waiting for a peer from which on publishers are slowed down: what comes behind them must not be late."""
 _LARGEST: Final = 64 * 1024 * 1024
 """Bytes of a message that are taken at least; what servers send each other is not bound by max_payload."""
+_STRANGERS_LARGEST: Final = 4096
+"""Bytes of a message that are taken from who is not known yet: enough to say what it has done wrong."""
 _STRANGE_KEPT: Final = 10_000
 """Subscriptions in accounts that do not exist here, kept for the case that they will."""
 _DEDICATED: Final = b"Not possible to have a dedicated route for account"
@@ -63,11 +65,13 @@ _FAILURES: Final = {
 
 
 class Stage(Enum):
-    """How far the handshake is: nothing agreed; we have introduced ourselves; registered."""
+    """How far the handshake is: nothing agreed; we have proven the secret and wait for the same; we have introduced
+    ourselves; registered."""
 
     GREETING = 0
-    OFFERED = 1
-    UP = 2
+    CHALLENGED = 1
+    OFFERED = 2
+    UP = 3
 
 
 class RouteConnection(Publisher):
@@ -78,9 +82,8 @@ class RouteConnection(Publisher):
     STALLS: ClassVar[bool] = False  # it carries everybody's messages: one slow client must not hold up all of them
 
     __slots__ = (
-        "_doubted", "_held", "_ping_sent", "_strange", "dial", "gone", "headers", "lines", "peer", "pings_out", "rtt",
-        "stage",
-        "subs", "table",
+        "_doubted", "_held", "_ping_sent", "_strange", "contexts", "dial", "gone", "headers", "lines", "member", "peer",
+        "pings_out", "proof", "rtt", "stage", "subs", "table",
     )  # fmt: skip
 
     def __init__(self, table: RouteTable, dial: Solicitation | None = None) -> None:
@@ -88,12 +91,18 @@ class RouteConnection(Publisher):
         options = table.broker.options
         self.table = table
         self.dial = dial
-        self.parser = RouteParser(self, max(options.max_pending, _LARGEST), _LINES * options.max_control_line)
+        self.parser = RouteParser(self, _STRANGERS_LARGEST, _LINES * options.max_control_line)
         self.account = table.broker.system_account
         self.lines: dict[bytes, Line[Lane]] = table.lines
         self.headed = None
         self.stage = Stage.GREETING
         self.peer: RouteInfo | None = None
+        self.proof: RouteProof | None = None
+        """Set where the peer has to prove the cluster's secret, or has done so."""
+        self.member = False
+        """Whether the peer may speak of the cluster's inner affairs; see `route_handshake`."""
+        self.contexts = table.tls
+        """What the connection begins with, whatever is renewed later."""
         self.headers = True
         self.brake = min(self.brake, _BRAKE)
         self.subs: dict[tuple[bytes, bytes, bytes], RemoteSubscription] = {}
@@ -124,7 +133,7 @@ class RouteConnection(Publisher):
         self._notice_cuts()
         self.table.opened(self)
         self.log(logging.DEBUG, "Route connection created")
-        tls = self.table.tls
+        tls = self.contexts
         if tls is None:
             self._greet()
         elif self.dial is None:
@@ -148,7 +157,7 @@ class RouteConnection(Publisher):
         self.table.timers.set(self, self.table.options.auth_timeout)
         if self.dial is None:
             self.parser.awaiting_connect = True
-            self.send(self.table.info_line(self))
+            route_handshake.greet(self)
 
     def handshake_failed(self, why: str) -> None:
         """See `Connection.handshake_failed`."""
@@ -194,20 +203,7 @@ class RouteConnection(Publisher):
         except BadConnect as error:
             self.fail(Failure.VIOLATION, str(error))
             return
-        ours = self.table.options.name
-        if options.lang:
-            self.refuse("attempted to connect to route port", Reason.WRONG_PORT)
-        elif options.gateway:
-            text = f'Rejecting connection from gateway "{options.gateway}" on the Route port'
-            self.refuse(text, Reason.WRONG_PORT)
-        elif not self.table.admits(options.user, options.password):
-            detail = f"authentication error - User {quoted(options.user)}"
-            self.refuse("Authorization Violation", Reason.AUTHENTICATION_FAILURE, detail)
-        elif options.cluster != ours:
-            text = f'Rejecting connection, cluster name "{options.cluster}" does not match "{ours}"'
-            self.refuse(text, Reason.WRONG_CLUSTER)
-        else:
-            self.parser.awaiting_connect = False
+        route_handshake.connected(self, options)
 
     def info(self, arg: bytes) -> None:
         """INFO: the peer introduces itself, or tells of a newcomer, or of its own end."""
@@ -216,23 +212,32 @@ class RouteConnection(Publisher):
         except BadConnect as error:
             self.fail(Failure.VIOLATION, str(error))
             return
+        if self.stage is Stage.CHALLENGED:
+            route_handshake.proven(self, info)
+            return
         if self.peer is not None:
             self.table.heard(self, info)
             return
         self.peer = info
         self.headers = info.headers
         self.label += " - " + quoted(info.server_name)
-        if not self.table.welcomes(self, info):
-            return
         if self.dial is None:
-            self.table.register(self)
+            route_handshake.introduced(self, info)
         else:
-            self.stage = Stage.OFFERED
-            name, user, password = self.table.options.name, self.dial.user, self.dial.password
-            tls = self.table.tls is not None
-            self.send(encode_connect(self.broker.server_id, name, user, password, tls_required=tls))
-            self.send(self.table.info_line(self, gossip_mode=self.dial.gossip_mode))
-            self._send_ping()
+            route_handshake.answered(self, info)
+
+    def challenged(self) -> None:
+        """We prove the secret, and nothing but the peer's proof comes into question next."""
+        self.stage = Stage.CHALLENGED
+
+    def offered(self) -> None:
+        """We introduce ourselves."""
+        self.stage = Stage.OFFERED
+        self._trust()
+
+    def _trust(self) -> None:
+        """The peer is known: its messages may be as large as servers' messages are."""
+        self.parser.max_payload = max(self.broker.options.max_pending, _LARGEST)
 
     def _accepted(self) -> bool:
         """Whether the peer may speak of interest and messages; its first word accepts a route that we dialled."""
@@ -259,6 +264,9 @@ class RouteConnection(Publisher):
                 self.broker.runtime.fence.caught(self.interested, error)
 
     def _interested(self, account: bytes, subject: bytes, queue: bytes, weight: int) -> None:
+        if not self.member and reserved.is_ours(subject, queue):
+            self.table.complain(self, "interest in subjects or queue groups of nodes alone is ignored")
+            return
         key = (account, subject, queue)
         routing = self.table.routings.get(account)
         if routing is None:
@@ -338,6 +346,9 @@ class RouteConnection(Publisher):
     def _routed(
         self, routing: AccountRouting, subject: bytes, queues: tuple[bytes, ...], reply: bytes, header: int, body: bytes
     ) -> None:
+        if not self.member and (subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES)):
+            self.table.complain(self, "messages that only nodes may send are dropped")
+            return
         plan = routing.plan(subject, queues)
         shown = shown_subject(reply) if reply[:1] == b"$" else None
         if shown is not None:
@@ -423,6 +434,7 @@ class RouteConnection(Publisher):
     def up(self) -> None:
         """The table has registered this route."""
         self.stage = Stage.UP
+        self._trust()
         self.table.timers.set(self, min(_FIRST_PING, self._interval()) * (1 + self.broker.runtime.random.random() / 5))
 
     def ping(self) -> None:
@@ -447,7 +459,7 @@ class RouteConnection(Publisher):
             self.broker.stats.stale_connections += 1
             self.refuse("Stale Connection", Reason.STALE)
             return
-        self._send_ping()
+        self.ask()
         self.table.timers.set(self, self._interval())
 
     def doubt(self) -> None:
@@ -455,10 +467,11 @@ class RouteConnection(Publisher):
         Without an answer to a PING it ends soon."""
         if self.stage is Stage.UP and not self._doubted:
             self._doubted = True
-            self._send_ping()
-            self.table.timers.set(self, _DOUBT)
+            self.ask()
+            self.table.timers.set(self, self.table.options.doubt)
 
-    def _send_ping(self) -> None:
+    def ask(self) -> None:
+        """Ask for a sign of life, or for the sign that we are accepted."""
         self.pings_out += 1
         self._ping_sent = self.broker.runtime.boot_time_ns()  # the loop's own clock counts milliseconds
         self.send(_PING)
@@ -487,6 +500,8 @@ class RouteConnection(Publisher):
 
     def error(self, text: bytes) -> None:
         """A peer that reports an error is done."""
-        if _DEDICATED not in text:
+        if self.stage is Stage.CHALLENGED:
+            self.table.complain(self, f"Route Error {readable(text)}: the peer refuses us; {route_handshake.SET_IT}")
+        elif _DEDICATED not in text:
             self.table.complain(self, f"Route Error {readable(text)}")
         self.close(Reason.PARSE_ERROR)

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.route import RouteConnection, Stage
+from nimsnats.broker.route_options import secret_of
 
 if TYPE_CHECKING:
     from nimsnats.broker.route_table import RouteTable
@@ -31,6 +32,7 @@ class Solicitation:
         self.host = host
         self.port = port
         self.user = user
+        """Written into the URL by the operator, as is `password`: nobody else's address is told either."""
         self.password = password
         self.explicit = explicit
         self.gossip_mode = gossip_mode
@@ -40,6 +42,11 @@ class Solicitation:
         self._wanted = True
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def secret(self) -> str:
+        """What is proven to a server of our kind, and must be proven by it; empty: everybody is taken."""
+        return secret_of(self.user, self.password) or self._table.options.secret
 
     @property
     def address(self) -> str:
@@ -129,7 +136,7 @@ class Solicitation:
         self._failures += 1
         if not self.explicit and self._failures > options.connect_retries:
             return None
-        if connection is None:
+        if connection is None or connection.reason is Reason.DUPLICATE_NAME:
             return options.redial
         return min(options.redial * 2 ** min(self._failures - 1, 8), options.redial_refused)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.route_dial import parse_route
-from nimsnats.protocol.route_info import RouteInfo, encode_info
+from nimsnats.protocol.route_info import AUTH, RouteInfo, encode_info
 
 if TYPE_CHECKING:
     from nimsnats.broker.route import RouteConnection
@@ -43,7 +43,7 @@ def forward(newcomer: RouteConnection, routes: list[RouteConnection]) -> None:
     if found is None:
         return
     host = f"[{found[0]}]" if ":" in found[0] else found[0]
-    fields = {key: value for key, value in info.raw.items() if key != "nonce"}
+    fields = {key: value for key, value in info.raw.items() if key not in ("nonce", AUTH)}
     fields["ip"] = f"nats-route://{host}:{found[1]}/"
     for route in routes:
         if dial is None:

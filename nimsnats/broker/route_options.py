@@ -12,8 +12,9 @@ class RouteOptions:
     """Settings of the connections to other servers. A `port` of -1 means any free port.
 
     `advertise` is what peers are told to dial (host or host:port; empty: where they see us coming from).
-    `routes` are URLs to dial for ever. With a `user` or `password`, peers must know both; ours go out when a URL has
-    none. `node` marks this server as one that runs this software (see `RouteInfo.node`).
+    `routes` are URLs to dial for ever. With a `user` or `password`, peers must know both: servers of our kind prove it,
+    and it is never sent to them; a nats-server says it when it dials us, and hears from us only what its own URL in
+    `routes` has. `node` marks this server as one that runs this software (see `RouteInfo.node`).
     """
 
     name: str
@@ -37,6 +38,8 @@ class RouteOptions:
     cut_after: float = 3.0
     """Seconds that a peer's machine may acknowledge nothing of what was sent to it; an election takes less. A process
     that is only slow does not matter: its kernel answers."""
+    doubt: float = 5.0
+    """For the answer of a peer that also seems to connect anew; without it, its route gives way."""
     ping_interval: float = 5.0
     """Or the clients' ping interval, if that is shorter. A peer that leaves `ping_max` PINGs unanswered is cut."""
 
@@ -44,3 +47,13 @@ class RouteOptions:
     def auth_required(self) -> bool:
         """Whether peers must authenticate."""
         return bool(self.user or self.password)
+
+    @property
+    def secret(self) -> str:
+        """What servers of our kind prove to each other; empty where everybody is let in."""
+        return secret_of(self.user, self.password)
+
+
+def secret_of(user: str, password: str) -> str:
+    """The secret that is made of a user and a password; empty when there is neither."""
+    return f"{user}:{password}" if user or password else ""

@@ -12,7 +12,7 @@ import hmac
 import logging
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from nimsnats.broker.reasons import Reason
@@ -20,12 +20,13 @@ from nimsnats.broker.route import RouteConnection, Stage
 from nimsnats.broker.route_account import AccountRouting
 from nimsnats.broker.route_dial import Solicitation, parse_route
 from nimsnats.broker.route_gossip import address_of, follow, forward
+from nimsnats.broker.route_proof import Name, Nonces, RouteProof
 from nimsnats.broker.server import Broker, ListenError
 from nimsnats.broker.stats import BrokerStats
 from nimsnats.broker.tls import TlsContexts, TlsOptions
 from nimsnats.broker.trace import quoted
 from nimsnats.broker.wheel import Wheel
-from nimsnats.protocol.route_info import PROTOCOL, RouteInfo, encode_info
+from nimsnats.protocol.route_info import AUTH, PROTOCOL, RouteInfo, encode_info
 from nimsnats.version import NATS_VERSION
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ _CLOSE_PATIENCE: Final = 1.0
 _NAME: Final = re.compile(r"[!-~\w]{1,256}")
 _WILDCARD: Final = ("", "0.0.0.0", "::")
 _COMPLAINTS_KEPT: Final = 1024
+"""Addresses whose faults are remembered."""
+_COMPLAINTS_EACH: Final = 16
+_STRANGERS: Final = 256
+"""Connections at most that wait for introductions, besides those that we have dialled."""
+_STRANGERS_EACH: Final = 64
+"""The same from one address, so that one alone keeps nobody out."""
 _DIALS_BY_GOSSIP: Final = 256
 """Addresses at most that peers can make us dial at one time."""
 
@@ -67,7 +74,8 @@ class RouteTable:
         self._watchers: list[Watcher] = []
         self.refused = 0
         """What peers said or were that was not accepted."""
-        self._told: set[tuple[str, str]] = set()
+        self._told: dict[str, set[str]] = {}
+        self._nonces = Nonces()
         self._server: asyncio.Server | None = None
         self._stopping = False
 
@@ -135,8 +143,6 @@ class RouteTable:
     def add_route(self, address: str) -> None:
         """Connect to `host:port` (or a route's URL) and keep trying, with back-off. Idempotent. Raises ValueError."""
         host, port, user, password = parse_route(address)
-        if not (user or password):
-            user, password = self.options.user, self.options.password
         self._dial(Solicitation(self, host, port, user=user, password=password, explicit=True))
 
     def renew_tls(self, options: TlsOptions) -> None:
@@ -191,6 +197,12 @@ class RouteTable:
         if self._stopping:
             route.close(Reason.SERVER_SHUTDOWN)
             return
+        if route.dial is None:
+            waiting = [other.ip for other in self.open if other.dial is None and other.stage is not Stage.UP]
+            if len(waiting) >= _STRANGERS or waiting.count(route.ip) >= _STRANGERS_EACH:
+                self.complain(route, "too many connections wait for introductions, more are refused")
+                route.close(Reason.MAX_CONNECTIONS)
+                return
         self.open[route] = None
 
     def admits(self, user: str, password: str) -> bool:
@@ -201,12 +213,24 @@ class RouteTable:
         named = hmac.compare_digest(user.encode("utf-8", "replace"), options.user.encode())
         return hmac.compare_digest(password.encode("utf-8", "replace"), options.password.encode()) and named
 
-    def welcomes(self, route: RouteConnection, info: RouteInfo) -> bool:
-        """Check an introduction; the connection is closed if there must be no route to that peer."""
-        broker, name = self.broker, self.options.name
-        if info.server_id == broker.server_id:
-            route.close(Reason.SELF_ROUTE)
-        elif not info.server_id or (route.dial is not None and "client_id" in info.raw):
+    def new_proof(self, secret: str) -> RouteProof:
+        """What a new connection proves, and asks to be proven."""
+        return RouteProof(secret, self.own_name, self._nonces, self.broker.runtime.random)
+
+    @property
+    def own_name(self) -> Name:
+        """Who we are, in proofs."""
+        options, broker = self.options, self.broker
+        return options.name, broker.server_id, broker.server_name, options.node.get("instance", "")
+
+    def is_own_nonce(self, text: str) -> bool:
+        """Whether one of our own connections has drawn it: then it is this server that has been dialled."""
+        return any(route.proof is not None and route.proof.nonce == text for route in self.open)
+
+    def belongs(self, route: RouteConnection, info: RouteInfo) -> bool:
+        """Check what an introduction says; the connection is closed if that is no server of this cluster."""
+        name = self.options.name
+        if not info.server_id or (route.dial is not None and "client_id" in info.raw):
             route.refuse("attempted to connect to route port", Reason.WRONG_PORT, "this is not a cluster port")
         elif info.cluster not in ("", name):
             self.complain(route, f'cluster name "{info.cluster}" does not match "{name}"')
@@ -215,31 +239,49 @@ class RouteTable:
             text = f'Not possible to have a dedicated route for account "{info.route_account}" between those servers'
             route.send(f"-ERR '{text}'\r\n".encode("utf-8", "replace"))
             route.close(Reason.DUPLICATE_ROUTE)
-        elif info.server_id in self.routes:
-            self.routes[info.server_id].doubt()
-            route.close(Reason.DUPLICATE_ROUTE)
         elif info.node is not None and not _NAME.fullmatch(info.server_name):
             self.complain(route, f"{quoted(info.server_name)} is no name for a node")
             route.close(Reason.PROTOCOL_VIOLATION)
-        elif self._is_namesake(info):
-            self.complain(route, f"there is a server of the name {quoted(info.server_name)} already")
+        else:
+            return True
+        return False
+
+    def has_place(self, route: RouteConnection, info: RouteInfo) -> bool:
+        """Check whether there is room for a server that belongs to the cluster; the connection is closed if not.
+
+        What is connected stays: a newcomer that says it is the same server, or one of the same name, makes us ask the
+        old connection for a sign of life, and comes in (it will dial again) when there is none.
+        """
+        known = self.routes.get(info.server_id)
+        if info.server_id == self.broker.server_id:
+            route.close(Reason.SELF_ROUTE)
+        elif known is not None:
+            known.doubt()
+            route.close(Reason.DUPLICATE_ROUTE)
+        elif self._is_namesake(route, info):
             route.close(Reason.DUPLICATE_NAME)
         else:
             return route.dial is not None or self._wins(route, info)
         return False
 
-    def _is_namesake(self, info: RouteInfo) -> bool:
-        """Whether another server has that name. The same one, restarted, takes the place of what it left behind."""
-        if info.server_name == self.broker.server_name:
-            return True
-        for other in list(self.routes.values()):
-            if other.peer is None or other.peer.server_name != info.server_name:
-                continue
+    def _is_namesake(self, route: RouteConnection, info: RouteInfo) -> bool:
+        """Whether another server has that name; the log hears of it unless it can be the same one, started again."""
+        name = info.server_name
+        other = next((up for up in self.routes.values() if up.peer is not None and up.peer.server_name == name), None)
+        if other is not None and other.peer is not None:
+            if route.member and not other.member:  # a core peer has no right to a node's name
+                self.complain(other, f"the name {quoted(name)} belongs to a node of the cluster")
+                other.close(Reason.DUPLICATE_NAME)
+                return False
+            other.doubt()
             instance = info.node.get("instance", "") if info.node else ""
-            if not instance or not other.peer.node or other.peer.node.get("instance") != instance:
+            if instance and (other.peer.node or {}).get("instance") == instance:
+                route.log(logging.DEBUG, "%s is still connected", quoted(name))
                 return True
-            other.close(Reason.DUPLICATE_ROUTE)
-        return False
+        elif name != self.broker.server_name:
+            return False
+        self.complain(route, f"there is a server of the name {quoted(name)} already")
+        return True
 
     def _wins(self, accepted: RouteConnection, info: RouteInfo) -> bool:
         """Two servers that dial each other keep the connection of the lower id; both decide alike, nothing flaps."""
@@ -300,12 +342,14 @@ class RouteTable:
             self._tell_urls()
 
     def complain(self, route: RouteConnection, text: str) -> None:
-        """Count and log what a peer did wrong; the log hears of it once, because it will try again."""
+        """Count and log what a peer did wrong; the log hears of it once, because it will try again, and of a few things
+        for each address: strangers may always think of something new."""
         self.refused += 1
-        key = (route.name if route.peer is not None else route.ip, text)
-        known = key in self._told or len(self._told) >= _COMPLAINTS_KEPT
+        where = route.name if route.stage is Stage.UP else route.ip if route.dial is None else route.dial.address
+        told = self._told.get(where, set())
+        known = text in told or len(told) >= _COMPLAINTS_EACH or len(self._told) >= _COMPLAINTS_KEPT
         if not known:
-            self._told.add(key)
+            self._told.setdefault(where, told).add(text)
         route.log(logging.DEBUG if known else logging.ERROR, "%s", text)
 
     async def absent(self, server_id: str) -> None:
@@ -318,13 +362,7 @@ class RouteTable:
     def dial_implicit(self, host: str, port: int, gossip_mode: int) -> None:
         """Dial a peer that another one has told us of."""
         if sum(not dial.explicit for dial in self._dials.values()) < _DIALS_BY_GOSSIP:
-            options = self.options
-            self._dial(
-                Solicitation(
-                    self, host, port, user=options.user, password=options.password, explicit=False,
-                    gossip_mode=gossip_mode,
-                )
-            )  # fmt: skip
+            self._dial(Solicitation(self, host, port, user="", password="", explicit=False, gossip_mode=gossip_mode))
 
     def _dial(self, dial: Solicitation) -> None:
         known = self._dials.get(dial.address)
@@ -343,8 +381,11 @@ class RouteTable:
 
     # -- what is told -------------------------------------------------------------------------------------------
 
-    def info_line(self, route: RouteConnection, *, gossip_mode: int = 0) -> bytes:
-        """What we tell a peer about ourselves."""
+    def info_line(
+        self, route: RouteConnection, *, gossip_mode: int = 0, auth: Mapping[str, str] | None = None, whole: bool = True
+    ) -> bytes:
+        """What we tell a peer about ourselves. `auth` is our part of a proof; without `whole` it is for somebody of
+        whom we know nothing yet, and says what a nats-server needs."""
         options, broker = self.options, self.broker
         return encode_info(
             {
@@ -365,7 +406,8 @@ class RouteTable:
                 "connect_urls": [] if options.no_advertise else self._own_urls(route),
                 "ldm": broker.lame_duck,
                 "gossip_mode": gossip_mode,
-                "nimsnats": options.node,
+                "nimsnats": options.node if whole else None,
+                AUTH: auth,
             }
         )
 

@@ -72,11 +72,19 @@ class TlsOptions:
     def not_after(self) -> datetime | None:
         """When our certificate ends; None where its file cannot be read (any more) or makes no sense."""
         try:
+            certificate = self.certificate()
+            return Certificate(certificate).not_after() if certificate else None
+        except ValueError:
+            return None
+
+    def certificate(self) -> bytes:
+        """Our certificate as it is in its file now, DER; nothing where that cannot be read or makes no sense."""
+        try:
             with open(self.cert_file, encoding="ascii", errors="replace") as file:
                 pem = _PEM.search(file.read())
-            return Certificate(ssl.PEM_cert_to_DER_cert(pem[0])).not_after() if pem else None
+            return ssl.PEM_cert_to_DER_cert(pem[0]) if pem else b""
         except (OSError, ValueError):
-            return None
+            return b""
 
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
@@ -197,11 +205,13 @@ class TlsContexts:
     listening: Accepting
     dialling: ssl.SSLContext
     timeout: float
+    certificate: bytes = b""
+    """The one that we show, DER."""
 
     @classmethod
     def between_servers(cls, options: TlsOptions) -> TlsContexts:
         """Both sides show a certificate, whatever `verify` says, as in nats-server. Raises StartError."""
-        return cls(options.accepting(verify=True), options.dialling(), options.timeout)
+        return cls(options.accepting(verify=True), options.dialling(), options.timeout, options.certificate())
 
 
 def reason(error: OSError | ssl.SSLError) -> str:

@@ -14,6 +14,8 @@ from nimsnats.protocol.connect import BadConnect, parse_object
 
 PROTOCOL = 3
 """`proto` of our INFO: peers below 3 report no traces of messages."""
+AUTH = "nimsnats_auth"
+"""The field that carries the proof of a shared secret; see `broker.route_proof`."""
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class RouteInfo:
     """What a server tells its peers about itself, or another one about a newcomer (`ip` is where that is).
 
     `node` is set for servers that run this software: `instance` (the data behind it) and `http` (its HTTP port).
+    `auth` is its part of a proof.
     `raw` is the object as it came, for passing it on.
     """
 
@@ -39,6 +42,7 @@ class RouteInfo:
     route_account: str = ""
     gossip_mode: int = 0
     node: dict[str, str] | None = None
+    auth: dict[str, str] = field(default_factory=dict[str, str])
     raw: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
@@ -47,6 +51,7 @@ class RouteInfo:
         raw = parse_object(arg)
         fields = _Fields(raw)
         node: object = raw.get("nimsnats")
+        auth: object = raw.get(AUTH)
         return cls(
             server_id=fields.text("server_id"),
             server_name=fields.text("server_name"),
@@ -63,6 +68,7 @@ class RouteInfo:
             route_account=fields.text("route_account"),
             gossip_mode=fields.number("gossip_mode"),
             node=_texts(cast("dict[object, object]", node)) if isinstance(node, dict) else None,
+            auth=_texts(cast("dict[object, object]", auth)) if isinstance(auth, dict) else {},
             raw=raw,
         )
 
@@ -77,11 +83,14 @@ class RouteConnect:
     password: str = ""
     lang: str = ""
     gateway: str = ""
+    auth: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def parse(cls, arg: bytes) -> RouteConnect:
         """Read the argument of a CONNECT line. Raises BadConnect."""
-        fields = _Fields(parse_object(arg))
+        raw = parse_object(arg)
+        fields = _Fields(raw)
+        auth: object = raw.get(AUTH)
         return cls(
             name=fields.text("name"),
             cluster=fields.text("cluster"),
@@ -89,6 +98,7 @@ class RouteConnect:
             password=fields.text("pass"),
             lang=fields.text("lang"),
             gateway=fields.text("gateway"),
+            auth=_texts(cast("dict[object, object]", auth)) if isinstance(auth, dict) else {},
         )
 
 
@@ -97,12 +107,22 @@ def encode_info(fields: Mapping[str, object]) -> bytes:
     return b"INFO " + _json({key: value for key, value in fields.items() if value not in ("", None, False, [], 0)})
 
 
-def encode_connect(server_id: str, cluster: str, user: str, password: str, *, tls_required: bool = False) -> bytes:
+def encode_connect(
+    server_id: str,
+    cluster: str,
+    user: str,
+    password: str,
+    *,
+    tls_required: bool = False,
+    auth: Mapping[str, str] | None = None,
+) -> bytes:
     """The CONNECT line of a server that dials a peer."""
     fields: dict[str, object] = {"echo": True, "verbose": False, "pedantic": False}
     if user or password:
         fields.update({"user": user, "pass": password})
     fields.update({"tls_required": tls_required, "headers": True, "name": server_id, "cluster": cluster})
+    if auth:
+        fields[AUTH] = auth
     return b"CONNECT " + _json(fields)
 
 

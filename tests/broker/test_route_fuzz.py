@@ -210,7 +210,7 @@ async def test_bombs_and_questions_that_make_no_sense(tmp_path: Path, caplog: py
         assert engine is not None and engine.mail is not None and server.routes is not None
         before, member = await state(server), engine.host.member
         raft, mail = (b"$NIMS.%b." % kind + node_hash(member).encode() for kind in (b"RAFT", b"API"))
-        peer = await RoutePeer.dial(server.routes.port, greeting("fuzz"))
+        peer = await RoutePeer.dial(server.routes.port, greeting("fuzz", nimsnats={"instance": "123"}))
         odd = [None, 7, "text", b"bytes", [], [1], [1, 2], ["x", 7], {}, {"cluster": 1}, [[], [], []], [1] * 5, [1] * 6]
         kinds = ("hello", "join", "leave", "api", "stream", "unheard of")
         questions = [

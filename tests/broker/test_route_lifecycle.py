@@ -109,16 +109,24 @@ async def test_a_shared_secret_opens_the_port_also_through_a_url() -> None:
 
 
 async def test_two_of_one_name_and_one_that_was_restarted() -> None:
-    async with routed("a") as a:
+    async with routed("a", doubt=0.05) as a:
         old = await RoutePeer.dial(a.port, greeting("b1", server_name="b", nimsnats={"instance": "i"}))
+        again = greeting("b3", server_name="b", nimsnats={"instance": "i"})
         other = await RoutePeer.dial(a.port)
         assert await other.say(greeting("b2", server_name="b", nimsnats={"instance": "j"})) == [b"END"]
         own = await RoutePeer.dial(a.port)
         assert await own.say(greeting("a2", server_name="a")) == [b"END"]
         same = await RoutePeer.dial(a.port)
         assert await same.say(greeting("b1", server_name="other")) == [b"END"], "that id has a route"
-        new = await RoutePeer.dial(a.port, greeting("b3", server_name="b", nimsnats={"instance": "i"}))
-        assert await old.until(b"never") == [b"END"]
+        for _ in range(3):
+            early = await RoutePeer.dial(a.port)
+            assert await early.say(again) == [b"END"], "the one that is connected answers, and stays"
+            assert await old.say() == []
+        assert list(a.routes) == ["b1"]
+        early = await RoutePeer.dial(a.port)
+        assert await early.say(again) == [b"END"]
+        assert (await old.reader.read()).endswith(b"PING\r\n-ERR 'Stale Connection'\r\n")
+        new = await RoutePeer.dial(a.port, again)
         assert list(a.routes) == ["b3"]
         assert await new.say() == []
 
