@@ -99,7 +99,8 @@ class RouteTable:
         broker.log.info("Listening for route connections on %s:%d", options.host, self.port)
         self._tell_urls()
         for url in options.routes:
-            self.add_route(url)
+            host, port, user, password = parse_route(url)
+            self._dial(Solicitation(self, host, port, user=user, password=password, explicit=True))
 
     async def stop(self) -> None:
         """Hang up and dial no more; returns when the peers have been told or after a second. Idempotent."""
@@ -141,9 +142,15 @@ class RouteTable:
     # -- what the cluster asks for (nimsnats.cluster.routes.Routes) -----------------------------------------------
 
     def add_route(self, address: str) -> None:
-        """Connect to `host:port` (or a route's URL) and keep trying, with back-off. Idempotent. Raises ValueError."""
+        """Connect to `host:port` and keep trying, with back-off. Idempotent.
+
+        Raises ValueError, also for user and password in an address: whoever can write into a registry would otherwise
+        say what the server there has to know.
+        """
         host, port, user, password = parse_route(address)
-        self._dial(Solicitation(self, host, port, user=user, password=password, explicit=True))
+        if user or password:
+            raise ValueError(f"an address that others have told us of has no password: {host}:{port}")
+        self._dial(Solicitation(self, host, port, user="", password="", explicit=True))
 
     def renew_tls(self, options: TlsOptions) -> None:
         """Use these files from the next handshake on. Raises StartError, and changes nothing, when they are no use."""
