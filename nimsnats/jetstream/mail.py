@@ -23,6 +23,7 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.body import Nonsense, fields, headed
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.packing import pack, unpack
+from nimsnats.protocol.packed_bounds import Bounds, check
 from nimsnats.raft.transport import node_of
 from nimsnats.runtime import Runtime
 
@@ -38,6 +39,9 @@ _ANSWER: Final = 2
 _REFUSAL: Final = 3
 _FORMS: Final = (_TELL, _ASK, _ANSWER, _REFUSAL)
 _TOLD_KEPT: Final = 1024
+_BOUNDS: Final = Bounds(size=96 << 20, elements=1 << 20, containers=1 << 18, depth=32)
+"""Of a message, whatever kind it is. The largest are batches on their way to a leader (`publish.MAX_BATCH_BYTES` and
+one message, which a route carries up to 64 MiB) and the answers to them (`publish.MAX_BATCH` outcomes)."""
 PATIENCE: Final = 2.0
 """Seconds to wait for an answer unless told otherwise."""
 
@@ -148,6 +152,7 @@ class Mail:
     ) -> bool | None:
         del subject, reply, headers, origin
         try:
+            check(payload, _BOUNDS)
             message = unpack(payload)
         except (ValueError, TypeError, RecursionError, UnpackException) as error:
             self._refuse("", f"no message of ours ({type(error).__name__})")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from nimsnats.raft.home import STAGED_MARK, Durable
 from nimsnats.raft.machine import BLOCK, StoredBlock
 from nimsnats.raft.message import Message
-from nimsnats.raft.wire import Block, Fetch, Malformed, Piece, pack_values, unpack_values
+from nimsnats.raft.wire import MAX_MANIFEST, Block, Fetch, Malformed, Piece, pack_values, unpack_values
 from nimsnats.storage.errors import StorageError
 from nimsnats.storage.interface import CompactionPoint, Storage, StoredGroup
 
@@ -227,6 +227,8 @@ class Download:
             size = piece.size
             if not piece.data:
                 raise Malformed("an empty part of a manifest")
+            if size > MAX_MANIFEST:
+                raise Malformed(f"a manifest of {size} bytes")
             content += piece.data
         return _manifest(bytes(content), offer.index)
 
@@ -337,7 +339,7 @@ def _give_up(answer: asyncio.Future[Piece]) -> None:
 def _manifest(content: bytes, last: int) -> Manifest:
     """Check what claims to be a manifest. Raises Malformed."""
     try:
-        state, total, notes = cast("list[Any]", unpack_values(content))
+        state, total, notes = cast("list[Any]", unpack_values(content, manifest=True))
         pairs = [(index, note) for index, note in cast("list[tuple[Any, Any]]", notes)]
     except (ValueError, TypeError) as error:
         raise Malformed("no manifest") from error

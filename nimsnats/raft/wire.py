@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import msgpack
 
+from nimsnats.protocol.packed_bounds import Bounds, check
 from nimsnats.raft.machine import Entry
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.message import Kind, Message
@@ -26,12 +27,20 @@ _unpackb = cast("Callable[..., Any]", msgpack.unpackb)  # pyright: ignore[report
 
 VERSION: Final = 1
 MAX_FRAME: Final = 128 << 20
+MAX_MANIFEST: Final = 1 << 30
+"""Bytes of what describes a snapshot, a machine's state included; it comes in pieces."""
 _MAX_INTEGER: Final = 1 << 60
 _MAX_NAME: Final = 512
 _MAX_ITEMS: Final = 1 << 17
 _MAX_MEMBERS: Final = 1 << 16
 _MAX_MESSAGES: Final = 1 << 24
 """Messages in one entry. Their sum over a log has to fit into the 64 bits that storage has for it."""
+_BOUNDS: Final = Bounds(size=MAX_FRAME, elements=1 << 20, containers=1 << 19, depth=16, maps=False)
+"""Of a frame. A turn's frame holds about `peers._FRAME_BYTES`; full of heartbeats alone, that is a
+quarter million lists. Python never takes more than some 100 MiB for one."""
+_MANIFEST: Final = Bounds(size=MAX_MANIFEST, elements=1 << 20, containers=1 << 19, depth=16, maps=False)
+_SMALL: Final = 4096
+"""Bytes up to which a value is not counted before it is read: it cannot grow to more than 40 MiB, for a moment."""
 _REJECT, _FORCE = 1, 2
 FETCH: Final = 32
 PIECE: Final = 33
@@ -126,10 +135,13 @@ def decode(frame: bytes) -> Frame:
     return Frame(sender, receiver, incarnation, decoded)
 
 
-def unpack_values(data: bytes) -> Any:
-    """Plain values from bytes that nobody vouches for. Raises Malformed."""
+def unpack_values(data: bytes, *, manifest: bool = False) -> Any:
+    """Plain values from bytes that nobody vouches for, in a frame or a manifest. Raises Malformed."""
     try:
-        return _unpackb(data, max_map_len=0, max_ext_len=0, max_array_len=_MAX_ITEMS, max_str_len=_MAX_NAME)
+        if len(data) > _SMALL:
+            check(data, _MANIFEST if manifest else _BOUNDS)
+        most = min(len(data), _MAX_ITEMS)
+        return _unpackb(data, max_map_len=0, max_ext_len=0, max_array_len=most, max_str_len=_MAX_NAME)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed(f"not msgpack of ours ({type(error).__name__})") from error
 
