@@ -51,6 +51,8 @@ _LARGEST: Final = 64 * 1024 * 1024
 """Bytes of a message that are taken at least; what servers send each other is not bound by max_payload."""
 _STRANGERS_LARGEST: Final = 4096
 """Bytes of a message that are taken from who is not known yet: enough to say what it has done wrong."""
+_NAME_SHOWN: Final = 256
+"""Characters of a name that log lines show."""
 _STRANGE_KEPT: Final = 10_000
 """Subscriptions in accounts that do not exist here, kept for the case that they will."""
 _DEDICATED: Final = b"Not possible to have a dedicated route for account"
@@ -220,7 +222,7 @@ class RouteConnection(Publisher):
             return
         self.peer = info
         self.headers = info.headers
-        self.label += " - " + quoted(info.server_name)
+        self.label += " - " + quoted(info.server_name[:_NAME_SHOWN])
         if self.dial is None:
             route_handshake.introduced(self, info)
         else:

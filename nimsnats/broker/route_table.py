@@ -44,6 +44,8 @@ _WILDCARD: Final = ("", "0.0.0.0", "::")
 _COMPLAINTS_KEPT: Final = 1024
 """Addresses whose faults are remembered."""
 _COMPLAINTS_EACH: Final = 16
+_COMPLAINT: Final = 400
+"""Characters of one: it may quote what a stranger has said."""
 _STRANGERS: Final = 256
 """Connections at most that wait for introductions, besides those that we have dialled."""
 _STRANGERS_EACH: Final = 64
@@ -352,6 +354,7 @@ class RouteTable:
         """Count and log what a peer did wrong; the log hears of it once, because it will try again, and of a few things
         for each address: strangers may always think of something new."""
         self.refused += 1
+        text = text[:_COMPLAINT]
         where = route.name if route.stage is Stage.UP else route.ip if route.dial is None else route.dial.address
         told = self._told.get(where, set())
         known = text in told or len(told) >= _COMPLAINTS_EACH or len(self._told) >= _COMPLAINTS_KEPT

@@ -2,7 +2,8 @@
 
 Owns the subjects (`$NIMS.RAFT.<hash>`, `$NIMS.API.<hash>`), questions with their answers, and the way of Raft's frames.
 What a question means is the business of whoever registers for it, and so is to read its body into typed values before
-anything is done (`body.py`). Clients outside the system account cannot publish here.
+anything is done (`body.py`). Only members of the cluster can publish and listen here, which is
+the broker's doing (`broker.reserved`).
 
 What cannot be read is counted and logged once a sender, and whoever asked is refused with error 10003. Any other error
 of a listener is our own: logged with its stack, counted at the fence, and answered with error 10051.

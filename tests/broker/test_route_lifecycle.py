@@ -109,7 +109,7 @@ async def test_a_shared_secret_opens_the_port_also_through_a_url() -> None:
 
 
 async def test_two_of_one_name_and_one_that_was_restarted() -> None:
-    async with routed("a", doubt=0.05) as a:
+    async with routed("a", doubt=0.05, ping_interval=60.0) as a:
         old = await RoutePeer.dial(a.port, greeting("b1", server_name="b", nimsnats={"instance": "i"}))
         again = greeting("b3", server_name="b", nimsnats={"instance": "i"})
         other = await RoutePeer.dial(a.port)

@@ -111,6 +111,26 @@ async def test_a_stranger_at_an_address_from_a_registry(part: Part, caplog: pyte
         assert victim.refused >= 5
 
 
+@pytest.mark.parametrize(
+    "turns_into", [{"server_name": "other"}, {"server_id": "other"}, {"nimsnats": {"instance": "j"}}, {}]
+)
+async def test_a_node_that_was_dialled_is_believed_only_as_whom_it_has_proven(turns_into: dict[str, Any]) -> None:
+    """One that knows the secret, and changes its name between the challenge and the proof."""
+
+    async def part(call: Call) -> None:
+        call.send(challenge("p", NONCE))
+        said = json.loads((await call.line()).removeprefix(b"CONNECT "))
+        opener = (CLUSTER, said["name"], "victim", "i-victim")
+        exchange = Exchange(PROTOCOL, opener, (CLUSTER, "p", "p", "i"), said[AUTH]["nonce"], NONCE)
+        proof = exchange.proof(f"nimsnats:{SECRET}", Role.ANSWERER)
+        call.send(info_line("p", **{"nimsnats": {"instance": "i"}, AUTH: {"proof": proof}, **turns_into}), b"PONG\r\n")
+
+    async with routed("victim", **GUARDED) as victim, impostor(part) as peer:
+        victim.add_route(peer.address)
+        await until(lambda: victim.routes or victim.refused)
+        assert bool(victim.routes) is not bool(turns_into)
+
+
 async def test_an_address_with_a_password_in_it_is_no_address() -> None:
     """Who writes into a registry would otherwise say which secret its own server has to know."""
     async with routed("victim", **GUARDED) as victim:
@@ -419,7 +439,7 @@ async def test_a_node_of_an_older_version_is_told_to_be_updated(caplog: pytest.L
         old = await RoutePeer.dial(a.port)
         old.send(connect_line("old", **PASSWORD) + info_line("old", nimsnats={"instance": "i"}))
         said = await old.reader.read()
-        assert said.startswith(b"-ERR 'this server sends the cluster's secret") and said.endswith(b"update it'\r\n")
+        assert said.startswith(b"-ERR 'this server sends the cluster secret") and said.endswith(b"update it'\r\n")
         assert not a.routes
     says_old = says(info_line("old", nimsnats=KIND, auth_required=True))
     async with impostor(says_old) as there, routed("a", **GUARDED) as a:
