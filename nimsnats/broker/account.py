@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from nimsnats.broker import reserved
 from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
 from nimsnats.broker.subscription import RemoteSubscription, StreamSubscription, Subscription
@@ -177,7 +178,7 @@ class Account:
         if subject in self._seen:
             if len(self._plans) >= _PLANS_KEPT:
                 self._forget()
-            plan.build_ways(self)
+            plan.build_ways(self, reserved.PUBLISH)
             self._plans[subject] = plan
         else:
             if len(self._seen) >= _SEEN_KEPT:

@@ -178,14 +178,15 @@ class Plan:
         elif mixed:
             self.stranded = Outward(self.subject, (), mixed)
 
-    def build_ways(self, account: Account) -> None:
+    def build_ways(self, account: Account, barred: tuple[bytes, ...] = ()) -> None:
         """Work out `way` and `header_way`; they stay None where messages must go one by one.
 
-        That is so when a handler or a queue group is not the only receiver, or when a receiver counts down
+        `barred` are beginnings of subjects that the publishers may not use, because each attempt is answered. It is
+        also so when a handler or a queue group is not the only receiver, or when a receiver counts down
         (auto-unsubscribe), cannot take headers, or is one connection twice (it sees its subscriptions' messages
-        interleaved); and for subjects that clients may not publish to, because each attempt is answered.
+        interleaved).
         """
-        if self.subject.startswith(reserved.PUBLISH) or self.stranded is not None:
+        if self.subject.startswith(barred) or self.stranded is not None:
             return
         outward = self.outward
         mixed = outward.groups if outward is not None else ()

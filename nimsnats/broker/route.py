@@ -95,7 +95,7 @@ class RouteConnection(Publisher):
         self.dial = dial
         self.parser = RouteParser(self, _STRANGERS_LARGEST, _LINES * options.max_control_line)
         self.account = table.broker.system_account
-        self.lines: dict[bytes, Line[Lane]] = table.lines
+        self.lines: dict[bytes, Line[Lane]] = table.core_lines
         self.headed = None
         self.stage = Stage.GREETING
         self.peer: RouteInfo | None = None
@@ -324,6 +324,8 @@ class RouteConnection(Publisher):
         """See `RouteCommands.arrival`."""
         if self.stage is not Stage.UP or (reply[:1] == b"$" and shown_subject(reply) is not None):
             return None
+        if not self.member and (subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES)):
+            return None
         routing = self.table.routings.get(account)
         plan = routing.known_plan(subject, queues) if routing is not None else None
         if plan is None:
@@ -437,6 +439,8 @@ class RouteConnection(Publisher):
         """The table has registered this route."""
         self.stage = Stage.UP
         self._trust()
+        if self.member:
+            self.lines = self.table.lines
         self.table.timers.set(self, min(_FIRST_PING, self._interval()) * (1 + self.broker.runtime.random.random() / 5))
 
     def ping(self) -> None:

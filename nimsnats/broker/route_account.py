@@ -25,7 +25,9 @@ _Key = tuple[bytes, tuple[bytes, ...]]
 class AccountRouting:
     """See the module. `lines` are the known control lines of all routes, which its changes of interest empty."""
 
-    def __init__(self, account: Account, tell: Callable[[bytes], None], lines: dict[bytes, Line[Lane]]) -> None:
+    def __init__(
+        self, account: Account, tell: Callable[[bytes], None], lines: tuple[dict[bytes, Line[Lane]], ...]
+    ) -> None:
         self.account = account
         self.name = account.name.encode()
         self._tell = tell
@@ -119,9 +121,13 @@ class AccountRouting:
         if keys is not None:
             for key in keys:
                 del self._plans[key]
-            self._lines.clear()
+            self._forget_lines()
 
     def _forget(self) -> None:
         self._plans.clear()
         self._keys.clear()
-        self._lines.clear()
+        self._forget_lines()
+
+    def _forget_lines(self) -> None:
+        for lines in self._lines:
+            lines.clear()

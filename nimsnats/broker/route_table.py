@@ -67,7 +67,9 @@ class RouteTable:
         """Every connection that is not closed."""
         self.routings: dict[bytes, AccountRouting] = {}
         self.lines: dict[bytes, Line[Lane]] = {}
-        """Known control lines of all routes; see `protocol.parser.Commands.lines`."""
+        """Known control lines of all routes to members; see `protocol.parser.Commands.lines`."""
+        self.core_lines: dict[bytes, Line[Lane]] = {}
+        """Those of the other routes, for which fewer lines mean something."""
         self.tls = None if options.tls is None else TlsContexts.between_servers(options.tls)
         """What every connection begins with; StartError of the constructor says what is wrong with the files."""
         self.timers: Wheel[RouteConnection] = Wheel(broker.runtime, RouteConnection.timer)
@@ -135,7 +137,7 @@ class RouteTable:
 
     def adopt(self, account: Account) -> None:
         """An account exists: it takes part in routing, with what peers have said of it already."""
-        routing = AccountRouting(account, self._tell, self.lines)
+        routing = AccountRouting(account, self._tell, (self.lines, self.core_lines))
         self.routings[routing.name] = account.routing = routing
         for route in self.routes.values():
             route.send(b"".join(routing.everything()))

@@ -21,7 +21,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.server import Server, embedded_settings
 from tests.broker.peer import Peer, running, until
 from tests.broker.route_stand import CLUSTER, meshed, routed, settled
-from tests.conformance.route_peer import RoutePeer, connect_line, info_line
+from tests.conformance.route_peer import RoutePeer, connect_line, greeting, info_line
 from tests.security.impostor import GUARDED, SECRET
 
 USERS = [User("app", "a", "APP"), User("sys", "s", "$SYS")]
@@ -177,6 +177,23 @@ async def test_a_core_peer_cannot_speak_as_a_node(
         assert sum("messages that only nodes may send" in record.getMessage() for record in caplog.records) == 1
         member_like = await RoutePeer.dial(table.port)
         assert (await member_like.say(connect_line("X"), info_line("X", nimsnats={"instance": "1"})))[-1] == b"END"
+
+
+async def test_what_is_known_of_a_members_lines_does_not_help_a_core_peer() -> None:
+    """The same bytes again and again, first from a node and then from a nats-server."""
+    async with routed("a") as a:
+        got: list[bytes] = []
+        a.broker.system_account.subscribe(
+            b"$NIMS.API.x", lambda _s, _r, _h, payload, _o: got.append(payload), routed=True
+        )
+        node = await RoutePeer.dial(a.port, greeting("n", nimsnats={"instance": "i"}))
+        go = await RoutePeer.dial(a.port, greeting("go"))
+        for _ in range(3):
+            assert await node.say(b"RMSG $SYS $NIMS.API.x 1\r\nn\r\n" * 3) == []
+            assert await go.say(b"RMSG $SYS $NIMS.API.x 1\r\ng\r\n" * 3) == []
+        assert got == [b"n"] * 9
+        assert a.refused == 9
+        assert any(b"$NIMS.API.x" in line for line in a.lines), "lines were known"
 
 
 async def test_a_core_peer_does_not_get_into_a_streams_queue_group(tmp_path: Path) -> None:
