@@ -46,7 +46,7 @@ def verify(header: str, body: bytes, secrets: Sequence[str], now: float, *, tole
     for secret in secrets:
         expected = _digest(body, secret, timestamp).encode()
         for signature in given[:_MAX_SIGNATURES]:
-            genuine |= hmac.compare_digest(expected, signature.encode())
+            genuine |= hmac.compare_digest(expected, signature.encode(errors="surrogateescape"))
     if not genuine:
         raise BadSignature("no signature matches")
     if abs(now - int(timestamp)) > tolerance:

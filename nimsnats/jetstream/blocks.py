@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Any, Final, cast
 
-from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.batch import MAX_MESSAGES, Batch
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.packing import pack, unpack
 
@@ -172,13 +172,24 @@ def _from_little(code: str, data: bytes) -> array[int]:
 
 
 class Note:
-    """A block's note, read back. Raises ValueError (of msgpack) on nonsense, which a checksum should have caught."""
+    """A block's note, read back. Raises ValueError on nonsense, which a checksum should have caught."""
 
     __slots__ = ("count", "first", "live", "rejected", "stored")
 
     def __init__(self, note: bytes) -> None:
-        first, count, rejected, dead, live, *more = cast("tuple[int, int, Any, Any, Any]", unpack(note))
-        self.stored = cast("int", more[0]) if more else 0
+        try:
+            self._read(unpack(note))
+        except (TypeError, IndexError) as error:
+            raise ValueError(f"not the note of a block: {error}") from error
+
+    def _read(self, fields: Any) -> None:
+        first, count, rejected, dead, live, *more = cast("tuple[int, int, Any, Any, Any]", fields)
+        stored = cast("int", more[0]) if more else 0
+        if any(type(number) is not int or not 0 <= number < 1 << 64 for number in (first, count, stored)):
+            raise ValueError("a note with numbers that are none")
+        if count > MAX_MESSAGES:
+            raise ValueError(f"a note of {count} messages")
+        self.stored = stored
         self.first = first
         self.count = count
         self.rejected = None if rejected is None else _from_little("I", rejected)

@@ -15,4 +15,7 @@ _unpackb = cast("Callable[..., Any]", msgpack.unpackb)  # pyright: ignore[report
 
 def unpack(data: bytes) -> Any:
     """The value again (tuples come back as lists). Raises ValueError on nonsense."""
-    return _unpackb(data, strict_map_key=False)
+    try:
+        return _unpackb(data, strict_map_key=False)
+    except (TypeError, RecursionError) as error:  # a map or a list as a key; nested too deep
+        raise ValueError(f"not msgpack of ours: {error}") from error

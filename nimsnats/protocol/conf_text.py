@@ -11,9 +11,11 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isinf
 from typing import Final
 
 _INT64_MAX: Final = 2**63 - 1
+_INT64_DIGITS: Final = 19
 _BARE: Final = re.compile(r"[^\n\r;,\]}\t '\\]*")
 _DIGITS: Final = re.compile(r"[0-9]*")
 _ADDRESS: Final = re.compile(r"[0-9.:\-]*")
@@ -212,7 +214,11 @@ class Text:
         unit = _SIZES.get(suffix.lower())
         if unit is None:
             raise self.error(f"Unknown size suffix in '{written}'.")
-        value = int(written.removesuffix(suffix)) * unit
+        digits = written.removesuffix(suffix)
+        significant = digits.lstrip("-").lstrip("0")
+        if len(significant) > _INT64_DIGITS:  # Python, too, refuses to read numbers of some thousand digits
+            raise ConfError(f"integer '{written}' is out of the range")
+        value = int(significant or "0") * (-unit if digits.startswith("-") else unit)
         if not -_INT64_MAX - 1 <= value <= _INT64_MAX:
             raise ConfError(f"integer '{written}' is out of the range")
         return value
@@ -224,7 +230,10 @@ class Text:
         if self.peek() == "." and not negative:
             self.skip(_ADDRESS)
             return self.text[start : self.offset]
-        return float(self.text[start : self.offset])
+        value = float(self.text[start : self.offset])
+        if isinf(value):
+            raise ConfError(f"float '{self.text[start : self.offset]}' is out of the range")
+        return value
 
     def _date(self, start: int) -> datetime:
         if self.offset - start != 4:
