@@ -176,6 +176,7 @@ def registry(
 
     from nimsnats.broker.tls import TlsOptions
     from nimsnats.config import parse_duration
+    from nimsnats.descriptors import raise_limit
     from nimsnats.log import LogSettings
     from nimsnats.notify import Notify
     from nimsnats.registry.errors import RegistryError
@@ -184,6 +185,7 @@ def registry(
     from nimsnats.secret_arguments import hide
 
     hide(token)
+    raise_limit()
     if bool(tls_cert) != bool(tls_key):
         return _fail(_PROGRAM, "--tls-cert and --tls-key need each other")
     try:
@@ -318,8 +320,10 @@ _add_backup_command("export", "Write messages as JSON lines or CSV.")
 def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     """Load the settings, start the log, and run the whole node or the server alone until it stops."""
     from nimsnats.config import ConfigError
+    from nimsnats.descriptors import raise_limit
     from nimsnats.runtime import StartError
 
+    raise_limit()
     try:
         settings = load()
     except (ConfigError, StartError) as error:

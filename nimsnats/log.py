@@ -300,10 +300,16 @@ class LogOutput(logging.Handler):
         second, micro = _split(now)
         stamp = time.strftime("%Y.%m.%d.%H.%M.%S", time.localtime(second))
         self._size = 0
+        aside = Path(f"{path}.{stamp}.{micro * 1000:09d}")
         try:
-            path.rename(f"{path}.{stamp}.{micro * 1000:09d}")
+            path.rename(aside)
+            try:
+                fresh = self._open()
+            except OSError:
+                aside.rename(path)  # go on in it, and try again when it has grown
+                raise
             self._close_file()
-            self._stream = self._open()
+            self._stream = fresh
             if self._settings.max_files:
                 # max_files counts the live file too, as log_max_num does
                 old = sorted(path.parent.glob(f"{path.name}.[0-9][0-9][0-9][0-9].*"))

@@ -219,6 +219,9 @@ class Server:
             self.log.info("  Cluster:  %s", settings.broker.cluster_name)
         self.log.info("  Name:     %s", broker.server_name)
         self.log.info("  ID:       %s", broker.server_id)
+        if broker.most_clients < broker.options.max_connections:
+            text = "At most %d clients, not %d: this process may have %d files open (LimitNOFILE, ulimit -n)"
+            self.log.warning(text, broker.most_clients, broker.options.max_connections, broker.descriptors.limit)
         if settings.config_file:
             self.log.info("Using configuration file: %s (%s)", settings.config_file, settings.config_digest)
 

@@ -94,6 +94,9 @@ class ClientConnection(Publisher):
         self.log(logging.DEBUG, "Client connection created")
         tls = broker.options.tls
         if tls is not None and tls.handshake_first and not self.local:
+            if not broker.descriptors.admit(self.transport):
+                self.close(Reason.MAX_CONNECTIONS)
+                return
             broker.clients[self.cid] = self
             self._secure(tls, self._greet)
         else:
@@ -104,7 +107,8 @@ class ClientConnection(Publisher):
         tls = broker.options.tls
         self._say(broker.info_line(self))
         others = len(broker.clients) - (self.cid in broker.clients)
-        if 0 <= broker.options.max_connections <= others and not self.local:
+        full = 0 <= broker.options.max_connections <= others
+        if not self.local and (full or not broker.descriptors.admit(self.transport)):
             self._error("maximum connections exceeded", Reason.MAX_CONNECTIONS)
             return
         broker.clients[self.cid] = self

@@ -25,6 +25,7 @@ from nimsnats.broker.outbox import Outbox
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.stats import BrokerStats
 from nimsnats.broker.wheel import Wheel
+from nimsnats.descriptors import Descriptors
 from nimsnats.protocol.info import ServerInfo
 from nimsnats.runtime import Runtime
 from nimsnats.version import API_LEVEL, NATS_VERSION
@@ -79,6 +80,7 @@ class Broker:
         self.options = options
         self.runtime = runtime
         self.log = log or logging.getLogger("nimsnats")
+        self.descriptors = Descriptors(self.log)
         self.server_id = identity.server_id(runtime.random)
         self.server_name = options.server_name or self.server_id
         self.started = datetime.fromtimestamp(runtime.time_ns() / 1e9, UTC)
@@ -216,6 +218,12 @@ class Broker:
                 told(client)
             except Exception as error:
                 self.runtime.fence.caught(told, error)
+
+    @property
+    def most_clients(self) -> int:
+        """Clients at most: as configured (below 0: any number), and as the process may have descriptors."""
+        wanted, possible = self.options.max_connections, self.descriptors.clients
+        return min(wanted, possible) if wanted >= 0 else wanted
 
     def info_line(self, client: ClientConnection, *, connected: bool = False, leave: bool = False) -> bytes:
         """INFO for one client: the greeting, or the one that names its account after the first PING.

@@ -13,6 +13,7 @@ from typing import Final
 
 from nimsnats.config import Settings
 from nimsnats.config.exposure import exposure, is_closed
+from nimsnats.descriptors import reserve_of
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.version import RELEASED_NS, __version__
 
@@ -58,24 +59,26 @@ def _numbers(version: str) -> tuple[int, ...]:
 def check_limits(node: int | None) -> Iterator[Finding]:
     """What the kernel lets a process have: open files, file size. Of the running node (its pid), else of this one."""
     whose = "the running node" if node is not None else "this shell, which may be others than the service's"
-    files, size = _limit(node, resource.RLIMIT_NOFILE), _limit(node, resource.RLIMIT_FSIZE)
+    (soft, hard), size = _limits(node, resource.RLIMIT_NOFILE), _limits(node, resource.RLIMIT_FSIZE)[0]
+    files = hard if node is None else soft  # a node raises its own limit when it starts
     if files == resource.RLIM_INFINITY or files >= _ENOUGH_FILES:
         yield ok("limits", f"{'any number of' if files == resource.RLIM_INFINITY else files} open files for {whose}")
     else:
-        advice = f"In the unit: LimitNOFILE={8 * _ENOUGH_FILES}; in a shell: ulimit -n {_ENOUGH_FILES}"
-        text = f"{files} open files for {whose}: each client takes one"
+        advice = f"In the unit: LimitNOFILE={8 * _ENOUGH_FILES}; in a shell: ulimit -Hn {_ENOUGH_FILES}"
+        kept = reserve_of(files)
+        text = f"{files} open files for {whose}: each client takes one, and {kept} are kept for storage and other nodes"
         yield (problem if files < _FEW_FILES else warning)("limits", text, advice)
     if size != resource.RLIM_INFINITY:
         text = f"no file can grow beyond {size} bytes: the database counts as full then"
         yield warning("limits", text, "ulimit -f unlimited, or LimitFSIZE=infinity in the unit")
 
 
-def _limit(node: int | None, kind: int) -> int:
-    """The soft limit of the running node; of this process where there is none, or it is not ours to ask."""
+def _limits(node: int | None, kind: int) -> tuple[int, int]:
+    """Soft and hard limit of the running node; of this process where there is none, or it is not ours to ask."""
     try:
-        return resource.prlimit(node or 0, kind)[0]
+        return resource.prlimit(node or 0, kind)
     except OSError:
-        return resource.getrlimit(kind)[0]
+        return resource.getrlimit(kind)
 
 
 def check_clock(now_ns: int) -> Iterator[Finding]:

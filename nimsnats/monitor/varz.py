@@ -51,7 +51,7 @@ def _identity(view: NodeView) -> JsonObject:
 def _limits(view: NodeView) -> JsonObject:
     options = view.broker.options
     return {
-        "max_connections": options.max_connections,
+        "max_connections": view.broker.most_clients,
         **present({"max_subscriptions": options.max_subscriptions}),
         "ping_interval": seconds_ns(options.ping_interval),
         "ping_max": options.ping_max,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import layout, opening
 from nimsnats.storage.batch import INSERT_ENTRIES, REWRITE, Batch, Disk, RealDisk
 from nimsnats.storage.checkpoint import WAL_BYTES, Checkpointer
-from nimsnats.storage.directory import Identity, sync_file
+from nimsnats.storage.directory import Identity
 from nimsnats.storage.errors import Corrupt, StorageError, StorageFailed
 from nimsnats.storage.failure import classify
 from nimsnats.storage.interface import CompactionPoint, StoredEntry, StoredGroup, Synced
@@ -415,13 +416,12 @@ class Database:
         self._syncing = self._runtime.spawn(self._sync_loop(interval), "storage sync")
 
     async def _sync_loop(self, interval: float) -> None:
-        wal = self._opened.directory.database.with_name(self._opened.directory.database.name + "-wal")
         while True:
             await self._runtime.sleep(interval)
             try:
-                await asyncio.to_thread(sync_file, wal)
+                await asyncio.to_thread(os.fdatasync, self._opened.wal)
             except OSError as error:
-                self._stop_for_good(StorageFailed(f"syncing {wal} failed: {error.strerror}"))
+                self._stop_for_good(StorageFailed(f"syncing {self.path} failed: {error.strerror}"))
                 return
             except Exception as error:  # our bug: what is not synced any more must not be acknowledged either
                 self._runtime.fence.caught(self._sync_loop, error)

@@ -144,15 +144,6 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def sync_file(path: Path) -> None:
-    """fdatasync a file by name."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fdatasync(handle)
-    finally:
-        os.close(handle)
-
-
 def _refuse_foreign(path: Path, present: set[str]) -> None:
     """A directory that holds things but neither identity nor database of ours is somebody else's."""
     if IDENTITY in present or DATABASE in present:

@@ -86,9 +86,12 @@ class Opened:
     contents: Contents
     connections: Connections
     witness: Witness
+    wal: int
+    """A descriptor of the write-ahead log, held from the start: none may be left when one is needed."""
 
     async def close(self) -> None:
         """Let go of it."""
+        os.close(self.wal)
         await self.connections.close()
         self.witness.close()
         self.directory.release()
@@ -108,14 +111,16 @@ async def open_directory(
         try:
             living = [row for row in contents.groups.values() if row[2]]
             witness.start((row[0], row[2], contents.last.get(row[0], 0), row[3]) for row in living)
+            wal = os.open(f"{directory.database}-wal", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            witness.close()
             raise Unwritable(f"data directory {path} cannot be written: {error.strerror}") from error
     except BaseException:
         if connections is not None:
             await connections.close()
         directory.release()
         raise
-    return Opened(directory, contents, connections, witness)
+    return Opened(directory, contents, connections, witness, wal)
 
 
 def prepare(directory: Directory, log: logging.Logger, stamp: str) -> Contents:
@@ -325,6 +330,7 @@ async def connect(path: Path, sync_always: bool) -> Connections:
             made = sqlite3.connect(path, isolation_level=None, cached_statements=128, factory=kind)
             for pragma in pragmas:
                 made.execute(f"PRAGMA {pragma}")
+            made.execute("PRAGMA schema_version").fetchall()  # opens the write-ahead log now, not at the first use
             opened.append(made)
             return made
 
@@ -336,6 +342,7 @@ async def connect(path: Path, sync_always: bool) -> Connections:
         f"synchronous = {level}",
         "wal_autocheckpoint = 0",
         "secure_delete = OFF",
+        "temp_store = MEMORY",  # a temporary file would need a descriptor
         f"cache_size = -{_WRITER_CACHE_KIB}",
     )
     reader = connector(sqlite3.Connection, "query_only = ON", f"cache_size = -{_READER_CACHE_KIB}")

@@ -11,6 +11,7 @@ are.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -54,5 +55,6 @@ class Runway:
                 self._size = max(end, stop)
             finally:
                 os.close(handle)
-        except OSError:
-            self._size = self._limit
+        except OSError as error:
+            again = error.errno in (errno.EMFILE, errno.ENFILE)  # of descriptors there will be some later
+            self._size = self._size + _PIECE if again else self._limit

@@ -17,6 +17,7 @@ forgotten.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _FILES: Final = ("witness.0", "witness.1")
 
 _BASE, _ENTRY, _TRUNCATE, _TERM, _REMOVED, _NAME = range(6)
 _NAME_PART: Final = 16
+_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 _pack = _ITEM.pack
 
@@ -152,6 +154,8 @@ class Witness:
     def __init__(self, directory: Path, generation: int) -> None:
         self._directory = directory
         self._generation = generation
+        self._handles: list[int] = []
+        """Of both files, held from the start: no descriptor may be left when one is needed."""
         self._file = -1
         self._position = 0
         self.last: dict[int, int] = {}
@@ -165,6 +169,8 @@ class Witness:
             self.last[group] = last
             self.names[group] = name
             self.terms[group] = term
+        for name in _FILES:
+            self._handles.append(os.open(self._directory / name, _OPEN, 0o600))
         self.rotate()
 
     def write(self, items: list[bytes]) -> None:
@@ -199,21 +205,16 @@ class Witness:
         )
         content = head + crc32(head).to_bytes(4, "little")
         content += _RECORD.pack(len(body), crc32(body, generation & 0xFFFFFFFF)) + body
-        path = self._directory / _FILES[generation % 2]
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            written = os.pwrite(handle, content, 0)
-            if written < len(content):
-                raise OSError(28, "no space left for the witness", str(path))
-            os.fdatasync(handle)
-        except BaseException:
-            os.close(handle)
-            raise
-        self.close()
+        handle = self._handles[generation % 2]
+        os.ftruncate(handle, 0)
+        written = os.pwrite(handle, content, 0)
+        if written < len(content):
+            raise OSError(errno.ENOSPC, "no space left for the witness", str(self._directory / _FILES[generation % 2]))
+        os.fdatasync(handle)
         self._file, self._position, self._generation = handle, len(content), generation
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Close the files."""
+        handles, self._handles, self._file = self._handles, [], -1
+        for handle in handles:
+            os.close(handle)
