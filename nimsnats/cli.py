@@ -371,10 +371,11 @@ def _start_logging(program: str, settings: LogSettings) -> bool:
 
 def _write_pid(path: str) -> bool:
     import os
-    from pathlib import Path
+
+    from nimsnats import files
 
     try:
-        Path(path).write_text(str(os.getpid()))
+        files.write(path, str(os.getpid()), 0o644)  # for whoever sends signals or watches
     except OSError as error:
         _fatal(f"Could not write pidfile: open {path}: {(error.strerror or str(error)).lower()}")
         return False

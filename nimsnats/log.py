@@ -281,9 +281,12 @@ class LogOutput(logging.Handler):
         return TextFormatter(self._settings, colours=not self._settings.file and self._stderr.isatty())
 
     def _open(self) -> TextIO:
-        descriptor = os.open(self._settings.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        # Not waited for: a FIFO that nobody reads is an error at once.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        descriptor = os.open(self._settings.file, flags, 0o640)
+        os.set_blocking(descriptor, True)
         stream = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
-        self._size = stream.tell()
+        self._size = os.fstat(descriptor).st_size
         return stream
 
     def _close_file(self) -> None:

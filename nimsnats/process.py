@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+from nimsnats import files
 from nimsnats.config.settings import Settings
 from nimsnats.log import FATAL, current_output
 from nimsnats.monitor.stall import StallWatch
@@ -287,7 +288,7 @@ class Process:
         name = f"{'nimsnats' if program == '__main__' else program}_{os.getpid()}.ports"  # `python -m nimsnats`
         path = Path(settings.ports_file_dir) / name
         try:
-            path.write_text(json.dumps(self._service.listening()))
+            files.write(path, json.dumps(self._service.listening()), 0o644)
         except OSError as error:
             self._log.error("Error writing ports file %s: %s", path, error.strerror)
             return

@@ -92,6 +92,7 @@ _SWITCHES: Final[Mapping[str, str]] = {
 }
 _TRUE: Final = ("1", "t", "T", "TRUE", "true", "True")
 _FALSE: Final = ("0", "f", "F", "FALSE", "false", "False")
+_LONGEST_INTEGER: Final = 100
 _GO_INTEGER: Final = re.compile(r"[+-]?(0[xX](_?[0-9a-fA-F])+|0[bB](_?[01])+|0[oO]?(_?[0-7])*|[1-9](_?[0-9])*)")
 
 
@@ -137,6 +138,8 @@ def _integer(name: str, value: str) -> int:
     if not _GO_INTEGER.fullmatch(value):
         raise FlagError(f'invalid value "{value}" for flag -{name}: parse error')
     digits = value.replace("_", "")
+    if len(digits) > _LONGEST_INTEGER:
+        raise FlagError(f'invalid value "{value[:_LONGEST_INTEGER]}…" for flag -{name}: value out of range')
     octal = re.fullmatch(r"([+-]?)0([0-7]+)", digits)
     number = int(octal[1] + octal[2], 8) if octal else int(digits, 0)
     if not -(2**63) <= number < 2**63:

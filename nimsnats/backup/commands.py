@@ -20,6 +20,7 @@ import click
 from nimsnats.backup.files import MANIFEST, Damaged, Manifest, read_messages
 from nimsnats.backup.link import Credentials, Link, Refused, connected
 from nimsnats.backup.progress import Progress, sized
+from nimsnats.files import PRIVATE
 from nimsnats.jetstream.clock import format_time
 from nimsnats.runtime import Runtime
 from nimsnats.storage import StorageError
@@ -134,7 +135,7 @@ def backup(directory: Path, streams: tuple[str, ...], no_consumers: bool, quiet:
 
 def _safe(name: str) -> str:
     """A stream's name as a directory's. Raises Refused for what a server should not allow."""
-    if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+    if not name or "/" in name or "\\" in name or name in (".", "..") or not name.isprintable():
         raise Refused(f"{name!r} is no name of a stream")
     return name
 
@@ -428,5 +429,6 @@ def _output(path: Path | None) -> Generator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
     else:
-        with path.open("w", newline="") as file:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)  # a pipe is welcome here
+        with os.fdopen(made, "w", newline="") as file:
             yield file

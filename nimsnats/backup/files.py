@@ -22,6 +22,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO, Final, cast
 
+from nimsnats.files import open_regular, read, reading
 from nimsnats.protocol.archive import MAX_PAYLOAD, ArchivedMessage, ArchiveReader, BadArchive, message_entry
 
 FORMAT: Final = 1
@@ -29,6 +30,8 @@ MANIFEST: Final = "manifest.json"
 CHUNK: Final = 1 << 20
 """Bytes of messages in one chunk, before compression, and at most one message more."""
 
+_STREAM: Final = re.compile(r"[^\x00-\x20\x7f.*>/\\]{1,255}")
+"""What nats-server and we let a stream be called."""
 _SEGMENT: Final = re.compile(r"messages-(\d{6})\.nims")
 _HEAD: Final = Struct("<4sB3xII")
 _CRC: Final = Struct("<I")
@@ -101,13 +104,31 @@ class Manifest:
         at = bisect_right(self.gone[::2], seq) - 1
         return at < 0 or seq >= self.gone[2 * at] + self.gone[2 * at + 1]
 
+    def check(self) -> None:
+        """A checksum vouches for a manifest and no secret does, so anything may stand in it. Raises ValueError for what
+        is not of its type."""
+        texts = (self.stream, self.taken, *(segment.file for segment in self.segments))
+        texts += (*self.consumers, *(segment.sha256 for segment in self.segments))
+        tables = (self.config, self.state, self.consumers, *self.consumers.values())
+        numbers = [self.created, self.messages, self.after, self.state.get("first_seq", 0), *self.gone]
+        for segment in self.segments:
+            numbers += (segment.size, segment.last, segment.messages)
+        if not (
+            all(type(text) is str for text in texts)
+            and all(type(table) is dict for table in tables)
+            and all(type(number) is int and 0 <= number < 1 << 64 for number in numbers)
+            and len(self.gone) % 2 == 0
+        ):
+            raise ValueError("a field of the wrong type")
+
     def write(self, directory: Path) -> None:
         """Put it in the place of the one before, durably."""
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "segments"}
         fields["segments"] = [{name: getattr(segment, name) for name in Segment.__slots__} for segment in self.segments]
         body: dict[str, Any] = {"format": FORMAT, **fields}
         aside = directory / (MANIFEST + ".new")
-        with aside.open("w") as file:
+        aside.unlink(missing_ok=True)
+        with os.fdopen(open_regular(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False), "w") as file:
             json.dump({**body, "check": _digest(body)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -118,8 +139,7 @@ class Manifest:
     def read(cls, directory: Path) -> Manifest:
         """Raises Damaged; FileNotFoundError when there is none."""
         path = directory / MANIFEST
-        with path.open("rb") as file:
-            raw = file.read(_MANIFEST_MOST)
+        raw = read(path, _MANIFEST_MOST, follow=False)
         try:
             fields = cast("dict[str, Any]", json.loads(raw))
             version, check = fields.pop("format"), fields.pop("check")
@@ -134,8 +154,11 @@ class Manifest:
         try:
             fields["segments"] = [Segment(**one) for one in fields["segments"]]
             found = cls(**fields)
-        except (TypeError, KeyError) as error:
+            found.check()
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise Damaged(path, 0, "no manifest of a backup") from error
+        if _STREAM.fullmatch(found.stream) is None:
+            raise Damaged(path, 0, f"{found.stream!r} is no name of a stream")
         for segment in found.segments:
             if _SEGMENT.fullmatch(segment.file) is None:
                 raise Damaged(path, 0, f"{segment.file!r} is no name of a segment")
@@ -174,7 +197,8 @@ class SegmentWriter:
         self._sha = hashlib.sha256()
         self._held: list[bytes] = []
         self._held_size = self._unsynced = 0
-        self._out: BinaryIO = (directory / self.file).open("xb")
+        made = open_regular(directory / self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
+        self._out: BinaryIO = os.fdopen(made, "wb")
         self._directory = directory
         fields = {"format": FORMAT, "stream": opening.stream, "created": opening.created, "after": opening.after}
         self._write(_OPENING, json.dumps(fields).encode())
@@ -234,12 +258,12 @@ class SegmentReader:
 
     def opening(self) -> Opening:
         """The first chunk. Raises Damaged."""
-        with self.path.open("rb") as file:
+        with reading(self.path, follow=False) as file:
             return self._opening(self._chunk(file))
 
     def read(self) -> Iterator[ArchivedMessage]:
         """All messages. Raises Damaged after those before the damage."""
-        with self.path.open("rb") as file:
+        with reading(self.path, follow=False) as file:
             self._opening(self._chunk(file))
             while (chunk := self._chunk(file)) is not None:
                 kind, content, end = chunk
@@ -266,8 +290,11 @@ class SegmentReader:
         try:
             fields = json.loads(chunk[1])
             version, found = fields["format"], Opening(fields["stream"], fields["created"], fields["after"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Damaged(self.path, 0, "it does not begin as a segment") from error
+        numbers: tuple[object, ...] = (version, found.created, found.after)
+        if type(found.stream) is not str or any(type(number) is not int for number in numbers):
+            raise Damaged(self.path, 0, "it does not begin as a segment")
         if version > FORMAT:
             raise Damaged(self.path, 0, f"it has format {version}, this version reads up to {FORMAT}")
         self.offset = chunk[2]

@@ -17,6 +17,7 @@ import nats.errors
 
 from nimsnats.backup.files import Damaged, Manifest, Opening, Segment, SegmentReader, SegmentWriter, segment_files
 from nimsnats.backup.link import Link, Refused
+from nimsnats.files import open_regular
 from nimsnats.protocol.archive import ArchivedConsumer, ArchivedMessage, ArchivedState, ArchiveReader, BadArchive, Item
 from nimsnats.protocol.s2 import BadStream, S2Reader
 
@@ -65,7 +66,9 @@ async def back_up(link: Link, stream: str, directory: Path, told: Told, taken: s
 
 def _claim(directory: Path) -> int:
     """Make a directory and keep other backups out of it. Raises Refused."""
-    directory.mkdir(parents=True, exist_ok=True)
+    if not directory.exists():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)  # whatever the umask
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,7 +248,7 @@ def _add_segment(held: _Held, path: Path, listed: Segment | None, stream: str) -
             raise
         if not reader.offset:
             return False
-        with path.open("r+b") as file:
+        with os.fdopen(open_regular(path, os.O_RDWR, follow=False), "r+b") as file:
             file.truncate(reader.offset)
         reader = SegmentReader(path)
         opening = reader.opening()

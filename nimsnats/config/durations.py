@@ -18,6 +18,8 @@ _UNITS: Final[Mapping[str, Fraction]] = {
     "m": Fraction(60),
     "h": Fraction(3600),
 }
+_DIGITS: Final = 19
+"""More digits are too many before the point, and change nothing behind it."""
 _MAX_SECONDS: Final = Fraction(2**63 - 1, 10**9)
 
 
@@ -29,9 +31,9 @@ def parse_duration(text: str) -> float:
         return 0.0
     if not rest:
         raise invalid
-    total = Fraction(0)
-    while rest:
-        match = _PART.match(rest)
+    total, at = Fraction(0), 0
+    while at < len(rest):
+        match = _PART.match(rest, at)
         if not match or not (match[1] or match[2]):
             raise invalid
         if not match[3]:
@@ -39,8 +41,11 @@ def parse_duration(text: str) -> float:
         unit = _UNITS.get(match[3])
         if unit is None:
             raise ValueError(f'time: unknown unit "{match[3]}" in duration "{text}"')
-        total += Fraction(f"{match[1] or 0}.{match[2] or 0}") * unit
-        rest = rest[match.end() :]
+        whole = match[1].lstrip("0") or "0"
+        if len(whole) > _DIGITS:
+            raise invalid
+        total += Fraction(f"{whole}.{(match[2] or '0')[:_DIGITS]}") * unit
+        at = match.end()
     if total > _MAX_SECONDS:
         raise invalid
     return float(-total if text.startswith("-") else total)

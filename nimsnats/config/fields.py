@@ -7,6 +7,7 @@ numbers, switches, durations, sizes and addresses. Knows no key by name.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -15,13 +16,25 @@ from nimsnats.config.durations import parse_duration
 from nimsnats.protocol.conf import Item, Position, Tree, Value
 from nimsnats.version import __version__
 
+_INT64_MAX: Final = 2**63 - 1
+_INT64_DIGITS: Final = 19
+_LONGEST_REASON: Final = 1000
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used: all the reasons, one a line."""
 
     def __init__(self, *reasons: str) -> None:
-        super().__init__("\n".join(reasons))
-        self.reasons = reasons
+        self.reasons = tuple(map(_one_line, reasons))
+        super().__init__("\n".join(self.reasons))
+
+
+def _one_line(reason: str) -> str:
+    """A reason quotes what was written, which may be long, and may hold anything."""
+    if len(reason) > _LONGEST_REASON:
+        reason = f"{reason[: _LONGEST_REASON // 2]} … {reason[-_LONGEST_REASON // 4 :]}"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in reason)
 
 
 class FieldError(Exception):
@@ -180,6 +193,8 @@ def wrong_type(item: Item, wanted: str, plainly: str) -> FieldError:
 def as_string(item: Item) -> str:
     """A string. Numbers are not: nats-server refuses them, too."""
     if isinstance(item.value, str):
+        if _NO_TEXT.search(item.value):
+            raise FieldError("a string holds bytes that are no UTF-8 text, or a NUL")
         return item.value
     raise wrong_type(item, "string", "a string is expected; put it in quotes")
 
@@ -215,7 +230,7 @@ def as_list(item: Item, key: str) -> list[Item]:
 def as_strings(item: Item, key: str) -> list[str]:
     """One string or a list of them."""
     if isinstance(item.value, str):
-        return [item.value]
+        return [as_string(item)]
     names: list[str] = []
     for element in as_list(item, key):
         try:
@@ -232,16 +247,23 @@ def as_seconds(item: Item, key: str, report: Report) -> float:
             return parse_duration(item.value)
         except ValueError as error:
             raise FieldError(f"error parsing {key}: {error}") from None
-    seconds = float(as_int(item))
+    seconds = _in_range(as_int(item), key)
     report.warn(item.at, f'invalid use of field "{key}": {key} should be converted to a duration')
     return seconds
+
+
+def _in_range(seconds: float, key: str) -> float:
+    """Seconds that 64 bits hold as nanoseconds, as everywhere in NATS. Raises FieldError."""
+    if abs(seconds) * 1e9 > _INT64_MAX:
+        raise FieldError(f"{key}: {seconds} seconds are out of the range")
+    return float(seconds)
 
 
 def as_timeout(item: Item, block: str) -> float:
     """A number of seconds, whole or not, or a duration."""
     value = item.value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return _in_range(value, block)
     if isinstance(value, str):
         try:
             return parse_duration(value)
@@ -262,7 +284,11 @@ def as_size(item: Item, key: str) -> int:
         raise FieldError(f"{key} sizes defined as strings must end in K, M, G, T")
     if not number.isascii() or not number.isdigit():
         raise FieldError(f'{key} size "{value}" is not a number with a suffix')
-    return int(number) << 10 * ("KMGT".index(suffix) + 1)
+    digits = number.lstrip("0") or "0"
+    size = int(digits[:_INT64_DIGITS]) << 10 * ("KMGT".index(suffix) + 1)
+    if len(digits) > _INT64_DIGITS or size > _INT64_MAX:
+        raise FieldError(f'{key} size "{value}" is out of the range')
+    return size
 
 
 def as_port(item: Item, key: str) -> int:

@@ -5,10 +5,12 @@ Owns: the table of top-level keys and `apply_file`. Reads files through `read_te
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from nimsnats import files
 from nimsnats.broker.options import BrokerOptions
 from nimsnats.config.auth import accounts, authorization
 from nimsnats.config.blocks import cluster, forest, jetstream, no_spaces, registry, store_dir
@@ -43,6 +45,8 @@ from nimsnats.protocol.conf import Item
 
 _INT32_MAX: Final = 2**31 - 1
 _MIN_LAME_DUCK: Final = 30.0
+_MOST_BYTES: Final = 8 << 20
+"""Of a configuration file; thousands of users fit into one."""
 
 
 def apply_file(settings: Settings, path: str, environ: Mapping[str, str]) -> list[str]:
@@ -67,7 +71,10 @@ def apply_file(settings: Settings, path: str, environ: Mapping[str, str]) -> lis
 
 def read_text(path: str) -> str:
     """The text of a file. Raises OSError."""
-    return Path(path).read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    try:
+        return files.read(path, _MOST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, f"it is not UTF-8 text (byte {error.start})", path) from None
 
 
 def _top_level(settings: Settings) -> Block:

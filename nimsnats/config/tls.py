@@ -6,11 +6,13 @@ with them is an error with a line number.
 
 from __future__ import annotations
 
+import errno
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from nimsnats import files
 from nimsnats.broker.tls import TlsOptions
 from nimsnats.config.fields import (
     Block,
@@ -28,6 +30,8 @@ from nimsnats.config.flags import ServerFlags
 from nimsnats.protocol.conf import Item
 from nimsnats.runtime import StartError
 
+_MOST_BYTES: Final = 16 << 20
+"""Of a file with certificates or a key."""
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 _VARIABLES: Final = {
@@ -57,6 +61,12 @@ def check_tls(options: TlsOptions, *, between_servers: bool) -> None:
     for name in ("cert_file", "key_file"):
         if not getattr(options, name):
             raise FieldError(f"missing '{name}' in TLS configuration")
+    for file in filter(None, (options.cert_file, options.key_file, options.ca_file)):
+        try:
+            files.check(file, _MOST_BYTES)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EFBIG):  # of anything else OpenSSL has words of its own
+                raise FieldError(f"cannot use {file}: {error.strerror}") from error
     try:
         options.listening(verify=options.verify or between_servers)
     except StartError as error:

@@ -10,12 +10,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
+from nimsnats import files
 from nimsnats.config import VARIABLES, ConfigError, NodeFlags, Settings, for_node, load_node
 from nimsnats.doctor import disk, env_file, machine, network, ports
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.runtime import Runtime, StartError
 
 _FLAGS: Final = "NIMSFOREST_FLAGS"
+_MOST_BYTES: Final = 1 << 20
+"""Of an environment file."""
 _REGISTRY_FLAGS: Final = "REGISTRY_FLAGS"
 """Of the registry's unit, which reads the same file."""
 _WEBHOOK: Final = "FOREST_WEBHOOK_"
@@ -71,7 +74,7 @@ class _Read:
 
 def _read(path: Path) -> _Read:
     try:
-        text = path.read_text()
+        text = files.read(path, _MOST_BYTES).decode()
         mode = path.stat().st_mode
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "it is not text"

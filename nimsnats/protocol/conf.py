@@ -55,7 +55,51 @@ def parse(text: str, name: str, *, read: ReadFile, environ: Mapping[str, str]) -
 
     `read` returns the text of an included file or raises OSError. Raises ConfError at the first syntax error.
     """
-    return _Parser(Text(text, name), read, environ, (posixpath.normpath(name),), ()).document()
+    try:
+        tree = _Parser(Text(text, name), _Outside(read, environ), (posixpath.normpath(name),), ()).document()
+        _measure(tree, {})
+    except RecursionError:
+        raise ConfError(f"nested too deep: {name}, with what it includes and its variables") from None
+    return tree
+
+
+class _Outside:
+    """Files and environment, which may refer to each other over and over: they come to an end."""
+
+    def __init__(self, read: ReadFile, environ: Mapping[str, str]) -> None:
+        self._read = read
+        self._environ = environ
+        self._files = self._lookups = 0
+
+    def file(self, path: str) -> str:
+        """The text of an included file. Raises OSError, ConfError."""
+        self._files += 1
+        if self._files > _MAX_FILES:
+            raise ConfError(f"more than {_MAX_FILES} files are included")
+        return self._read(path)
+
+    def variable(self, name: str) -> str | None:
+        """A variable of the environment. Raises ConfError."""
+        self._lookups += 1
+        if self._lookups > _MAX_LOOKUPS:
+            raise ConfError(f"the environment is referred to more than {_MAX_LOOKUPS} times")
+        return self._environ.get(name)
+
+
+def _measure(value: Value, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values there are, and how deep they are nested, when each variable is written out: lists of lists of
+    variables grow without end. Raises ConfError."""
+    if not isinstance(value, (dict, list)):
+        return 1, 0
+    if id(value) not in known:
+        inner = [_measure(item.value, known) for item in (value.values() if isinstance(value, dict) else value)]
+        size, depth = 1 + sum(size for size, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+        if size > _MAX_VALUES:
+            raise ConfError(f"there are more than {_MAX_VALUES} values, with variables written out")
+        if depth > 2 * _MAX_DEPTH:
+            raise ConfError(f"nested too deep: more than {2 * _MAX_DEPTH} levels, with variables written out")
+        known[id(value)] = size, depth
+    return known[id(value)]
 
 
 def plain(value: Value) -> Plain:
@@ -111,6 +155,10 @@ _LINE_CRUFT: Final = "Expected a {} value to end with a new line, comment or EOF
 _BCRYPT: Final = "2a$"
 _ENVIRONMENT_KEY: Final = "pk"
 _MAX_DEPTH: Final = 100
+_MAX_FILES: Final = 1000
+_MAX_LOOKUPS: Final = 10_000
+"""References to the environment, whose texts may refer to it again."""
+_MAX_VALUES: Final = 1_000_000
 
 
 class _Parser:
@@ -119,14 +167,12 @@ class _Parser:
     def __init__(
         self,
         source: Text,
-        read: ReadFile,
-        environ: Mapping[str, str],
+        outside: _Outside,
         files: tuple[str, ...],
         names: tuple[str, ...],
     ) -> None:
         self.source = source
-        self.read = read
-        self.environ = environ
+        self.outside = outside
         self.files = files
         self.names = names
         self.scopes: list[Tree] = []
@@ -292,13 +338,13 @@ class _Parser:
                 item.used = True
                 return item.value
         line = self.source.position(offset).line
-        written = self.environ.get(name)
+        written = self.outside.variable(name)
         if written is None:
             raise ConfError(f"variable reference for '{name}' on line {line} can not be found")
         if name in self.names:
             raise ConfError(f"variable reference cycle for '{name}'")
         text = Text(f"{_ENVIRONMENT_KEY}={written}", name)
-        inner = _Parser(text, self.read, self.environ, self.files, (*self.names, name))
+        inner = _Parser(text, self.outside, self.files, (*self.names, name))
         try:
             tree = inner.document()
         except ConfError as error:
@@ -321,8 +367,8 @@ class _Parser:
         try:
             if full in self.files:
                 raise ConfError("the file includes itself")
-            text = self.read(full)
-            inner = _Parser(Text(text, full), self.read, self.environ, (*self.files, full), self.names)
+            text = self.outside.file(full)
+            inner = _Parser(Text(text, full), self.outside, (*self.files, full), self.names)
             tree.update(inner.document())
         except ConfError as error:
             raise ConfError(f"error parsing include file '{path}', {error}") from None

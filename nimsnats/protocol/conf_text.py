@@ -69,19 +69,27 @@ Scalar = str | int | float | bool | datetime
 class Text:
     """One configuration text and the reading position in it."""
 
-    __slots__ = ("_newlines", "name", "offset", "text")
+    __slots__ = ("_known", "_newlines", "name", "offset", "text")
 
     def __init__(self, text: str, name: str) -> None:
         self.text = text
         self.name = name
         self.offset = 0
         self._newlines = [match.start() for match in re.finditer("\n", text)]
+        self._known = (0, 0, 0)
+        """Start of a line, a place in it, and the bytes in between: a file may be one long line."""
 
     def position(self, offset: int) -> Position:
         """Where `offset` stands, as nats-server would say it."""
         line = bisect_left(self._newlines, offset)
         start = self._newlines[line - 1] if line else 0
-        return Position(self.name, line + 1, len(self.text[start:offset].encode(errors="surrogateescape")))
+        known_start, known, column = self._known
+        if known_start != start or known > offset:
+            known = start
+            column = 0
+        column += len(self.text[known:offset].encode(errors="surrogateescape"))
+        self._known = (start, offset, column)
+        return Position(self.name, line + 1, column)
 
     def error(self, reason: str, offset: int | None = None) -> ConfError:
         """The error to raise for `reason` at `offset` (the reading position when not given)."""

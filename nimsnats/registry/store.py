@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 
 import aiosqlite
 
+from nimsnats.files import PRIVATE, open_regular
 from nimsnats.registry.errors import InvalidNodeError, RegistryStoreError
 from nimsnats.registry.node import NodeInfo, check_name
 from nimsnats.runtime import Runtime
@@ -73,9 +75,18 @@ class RegistryStore:
         A damaged file is moved aside, kept for inspection, and an empty one takes its place.
         """
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise RegistryStoreError(f"cannot create {self._path.parent}: {error.strerror}") from error
+        try:
+            handle = open_regular(self._path, os.O_RDWR | os.O_CREAT, follow=False)
+            try:
+                if os.fstat(handle).st_mode & 0o077:
+                    os.fchmod(handle, PRIVATE)  # SQLite gives the files beside it the same mode
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise RegistryStoreError(f"cannot use the registry database {self._path}: {error.strerror}") from error
         try:
             return await self._open()
         except sqlite3.DatabaseError as error:

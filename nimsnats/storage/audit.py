@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from nimsnats.files import open_regular
 from nimsnats.storage import layout
 from nimsnats.storage.directory import DATABASE, LOCK, Identity, peek
 from nimsnats.storage.errors import Corrupt, Foreign, InUse, NewerVersion, Unwritable
@@ -59,7 +60,7 @@ def auditing(path: Path) -> Generator[Audit]:
 def _lock(path: Path) -> int:
     """Keep nodes out while we read; -1 where there is no lock file. Raises InUse."""
     try:
-        handle = os.open(path / LOCK, os.O_RDONLY)
+        handle = open_regular(path / LOCK, os.O_RDONLY, follow=False)
     except OSError:
         return -1
     try:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from nimsnats.files import open_regular
 from nimsnats.storage.errors import StorageError, StorageFailed, StorageFull
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -53,7 +54,7 @@ def out_of_space(path: Path) -> bool:
     limit)."""
     probe = path / _PROBE
     try:
-        handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = open_regular(probe, os.O_WRONLY | os.O_CREAT, follow=False)
     except OSError as error:
         return error.errno in _NO_SPACE
     try:

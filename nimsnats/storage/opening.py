@@ -105,6 +105,9 @@ async def open_directory(
     connections: Connections | None = None
     try:
         stamp = datetime.fromtimestamp(runtime.time_ns() // 10**9, UTC).strftime("%Y%m%dT%H%M%S")
+        if directory.tightened:
+            text = "Data directory %s was open to others: %s are their owner's alone now (0700, files 0600)"
+            log.warning(text, path, ", ".join(directory.tightened))
         contents = await asyncio.to_thread(prepare, directory, log, stamp)
         connections = await connect(directory.database, sync_always)
         witness = Witness(path, contents.generation)
@@ -261,7 +264,7 @@ def _create(directory: Directory, testimony: Testimony) -> None:
         raise Corrupt(f"{directory.path} has lost its identity (both copies)")
     for suffix in ("", "-wal", "-shm"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-    connection = sqlite3.connect(database, isolation_level=None)
+    connection = repair.begin(database)
     try:
         repair.create(connection, directory.identity.instance, directory.identity.node)
     finally:

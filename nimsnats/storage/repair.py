@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nimsnats.files import open_regular
 from nimsnats.storage import layout
 from nimsnats.storage.directory import Directory, sync_directory
 from nimsnats.storage.errors import Corrupt, Unwritable
@@ -172,7 +173,7 @@ def rebuild(directory: Directory, stamp: str) -> Path:
     for suffix in ("", "-wal", "-shm", "-journal"):
         target.with_name(target.name + suffix).unlink(missing_ok=True)
     image = PageImage(database, Wal(database.with_name(database.name + "-wal")))
-    connection = sqlite3.connect(target, isolation_level=None)
+    connection = begin(target)
     try:
         create(connection, directory.identity.instance, directory.identity.node)
         groups, live = _copy_small_tables(image, connection)
@@ -185,6 +186,13 @@ def rebuild(directory: Directory, stamp: str) -> Path:
     finally:
         connection.close()
     return swap(database, target, stamp)
+
+
+def begin(database: Path) -> sqlite3.Connection:
+    """A connection to a new, empty database that nobody else may read; SQLite gives the files beside it its mode.
+    Raises OSError."""
+    os.close(open_regular(database, os.O_RDWR | os.O_CREAT, follow=False))
+    return sqlite3.connect(database, isolation_level=None)
 
 
 def create(connection: sqlite3.Connection, instance: str, node: str) -> None:

@@ -27,6 +27,8 @@ from struct import error as StructError
 from typing import Final
 from zlib import crc32
 
+from nimsnats.files import open_regular, reading
+
 _MAGIC: Final = b"NIMSWIT1"
 _HEADER: Final = Struct("<8sQI")
 _RECORD: Final = Struct("<II")
@@ -37,7 +39,6 @@ _FILES: Final = ("witness.0", "witness.1")
 
 _BASE, _ENTRY, _TRUNCATE, _TERM, _REMOVED, _NAME = range(6)
 _NAME_PART: Final = 16
-_OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 _pack = _ITEM.pack
 
@@ -117,7 +118,8 @@ def read_testimony(directory: Path) -> Testimony:
     best = Testimony()
     for name in _FILES:
         try:
-            content = (directory / name).read_bytes()
+            with reading(directory / name, follow=False) as file:
+                content = file.read()
         except OSError:
             continue
         testimony = _parse(content)
@@ -170,7 +172,7 @@ class Witness:
             self.names[group] = name
             self.terms[group] = term
         for name in _FILES:
-            self._handles.append(os.open(self._directory / name, _OPEN, 0o600))
+            self._handles.append(open_regular(self._directory / name, os.O_RDWR | os.O_CREAT, follow=False))
         self.rotate()
 
     def write(self, items: list[bytes]) -> None:

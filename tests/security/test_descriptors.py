@@ -68,7 +68,7 @@ async def refused(port: int) -> bytes:
         writer.close()
 
 
-@pytest.mark.parametrize("sync", ["always", "interval"])
+@pytest.mark.parametrize("sync", [pytest.param("always", marks=pytest.mark.extended), "interval"])
 async def test_flood(tmp_path: Path, sync: str) -> None:
     """Every descriptor taken by clients, publishes meanwhile; then they leave."""
     config = tmp_path / "node.conf"
