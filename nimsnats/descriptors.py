@@ -55,6 +55,11 @@ class Descriptors:
         """Descriptors that clients can have at the very most."""
         return max(self.limit - self.reserve, 0)
 
+    def spares(self, transport: BaseTransport | None) -> bool:
+        """Whether there is one for another server that dials us: half of the reserve is for them."""
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        return sock is None or sock.fileno() < self.limit - self.reserve // 2
+
     def admit(self, transport: BaseTransport | None) -> bool:
         """Whether a new client may stay. The log hears when it begins that they may not, and when it ends."""
         sock = transport.get_extra_info("socket") if transport is not None else None

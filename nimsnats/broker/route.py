@@ -135,6 +135,9 @@ class RouteConnection(Publisher):
         self._notice_cuts()
         self.table.opened(self)
         self.log(logging.DEBUG, "Route connection created")
+        if self.dial is None and not self.broker.descriptors.spares(self.transport):
+            self.close(Reason.MAX_CONNECTIONS)
+            return
         tls = self.contexts
         if tls is None:
             self._greet()

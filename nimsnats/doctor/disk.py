@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from nimsnats import files
 from nimsnats.doctor.finding import Finding, ok, problem, warning
 from nimsnats.storage.directory import LOCK, last_written_ns, peek
 from nimsnats.storage.errors import StorageError
@@ -23,6 +24,7 @@ _VOLATILE: Final = frozenset({"tmpfs", "ramfs"})
 _LAYERED: Final = frozenset({"overlay", "aufs"})
 _REMOTE: Final = ("nfs", "cifs", "smb", "9p", "fuse", "ceph", "glusterfs", "virtiofs", "lustre")
 _SUBJECT: Final = "data"
+_LOCK_BYTES: Final = 64
 
 
 def check_directory(path: Path, node_name: str, running: int | None, now_ns: int) -> Iterator[Finding]:
@@ -66,6 +68,9 @@ def _check_owner(path: Path) -> Iterator[Finding]:
         text = f"{base} belongs to {owner}, and you, {me}, cannot write it"
         yield problem(_SUBJECT, text, f"Run the node as {owner}, or: chown -R {me} {base}")
         return
+    if base == path and status.st_mode & 0o077:
+        text = f"{path} is open to others (mode {status.st_mode & 0o777:o}): a node takes that away when it starts"
+        yield ok(_SUBJECT, text)
     mine = {entry.name for entry in _files(path) if entry.stat().st_uid != status.st_uid}
     if base == path and mine:
         text = f"{path} belongs to {owner}, but not all of it: {', '.join(sorted(mine)[:3])}"
@@ -155,7 +160,7 @@ def running_node(path: Path, locks: Path = Path("/proc/locks")) -> int | None:
     """The pid of the process that holds the directory's lock, without trying the lock."""
     try:
         status = (path / LOCK).stat()
-        said = (path / LOCK).read_text(errors="replace").strip()
+        said = files.read(path / LOCK, _LOCK_BYTES, follow=False).decode(errors="replace").strip()
         lines = locks.read_text().splitlines()
     except OSError:
         return None

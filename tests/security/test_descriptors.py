@@ -170,3 +170,33 @@ def test_runway_comes_back(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert wal.stat().st_size == 6000
     assert not runway.short(6000) and runway.short(4 << 20)
+
+
+@pytest.mark.extended
+async def test_the_cluster_port_leaves_storage_its_descriptors(tmp_path: Path) -> None:
+    """Strangers on the cluster port: those in the reserve are cut at once, and clients are served again afterwards."""
+    config = tmp_path / "node.conf"
+    config.write_text('cluster { name: c, listen: "127.0.0.1:-1" }\n')
+    node = NodeProcess(tmp_path / "data", "-c", str(config), command="server", ready="Listening for route connections")
+    node.enter = limited(LIMIT, LIMIT)
+    async with node:
+        (line,) = [line for line in node.log if "Listening for route connections on" in line]
+        port = int(line.rpartition(":")[2])
+        client = await connect(node.url)
+        js = client.jetstream()
+        await make_order_stream(js)
+        strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(LIMIT)]
+        for _, writer in strangers:
+            writer.write(b"PING\r\n")
+        cut = asyncio.gather(*(reader.read() for reader, _ in strangers), return_exceptions=True)
+        for number in range(50):
+            await js.publish("orders.x", b"%d" % number, timeout=10)
+        await cut  # the rest by the time-out of their introduction
+        for _, writer in strangers:
+            writer.close()
+        again = await connect(node.url)
+        await again.flush()
+        await again.close()
+        assert (await js.stream_info("ORDERS")).state.messages == 50
+        assert not any("Traceback" in line or "Storage failed" in line for line in node.log)
+        await client.close()

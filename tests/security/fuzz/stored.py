@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import zlib
 from typing import Any, cast
 
 import msgpack
@@ -35,6 +36,9 @@ from nimsnats.raft.wire import Fetch, Malformed, Piece, decode, encode
 from tests.jetstream.archives import framed
 from tests.security.fuzz.target import Target, pieces_of
 
+_SELDOM = 8
+"""One of so many inputs is put into frames: their checksums take most of the time."""
+
 
 def _frames(pieces: list[bytes]) -> tuple[bytes, str]:
     """The content of an S2 stream up to its end or its first error, and that error."""
@@ -63,7 +67,8 @@ def compression(data: bytes) -> None:
             body = s2.masked_crc(content).to_bytes(4, "little") + data
             stream = s2.STREAM_IDENTIFIER + b"\0" + len(body).to_bytes(3, "little") + body
             assert _frames(pieces_of(stream)) == (content, "")
-    assert _frames(pieces_of(framed(data))) == (data, "")
+    if zlib.crc32(data) % _SELDOM == 0:
+        assert _frames(pieces_of(framed(data))) == (data, "")
 
 
 _TRAITS = StreamTraits("S", subjects=["a.>"])
@@ -87,8 +92,9 @@ def archive(data: bytes) -> None:
     """An archive, plain and in S2 frames, and its consumers; what was read and is written again reads the same."""
     found, wrong = _items([data])
     assert _items(pieces_of(data)) == (found, wrong)
-    frames = s2.S2Reader()
-    assert _items([part for piece in pieces_of(framed(data)) for part in frames.feed(piece)]) == (found, wrong)
+    if zlib.crc32(data) % _SELDOM == 0:
+        frames = s2.S2Reader()
+        assert _items([part for piece in pieces_of(framed(data)) for part in frames.feed(piece)]) == (found, wrong)
     again = b""
     for item in found:
         if isinstance(item, ArchivedState):
@@ -325,6 +331,10 @@ TARGETS = (
             pack([5, 3, b"\1\0\0\0", b"\0\0\0\0", None]),
             pack([5, 3, None, None, b"\5\0\0\0\0\0\0\0"]),
             pack(list(itertools.repeat(0, 6))),
+            pack([0, 1 << 40, None, b"", None]),
+            pack([5, 3, None, b"\xff\0\0\0", None]),
+            pack([5, -3, None, None, 7]),
+            pack(7),
         ],
         [b"\xcf", b"\xff" * 8, b"\xc4\x04", b"\xc0"],
     ),
