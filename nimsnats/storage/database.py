@@ -425,7 +425,7 @@ class Database:
                 return
             except Exception as error:  # our bug: what is not synced any more must not be acknowledged either
                 self._runtime.fence.caught(self._sync_loop, error)
-                self._stop_for_good(StorageFailed(f"syncing {wal} failed: {error!r}"))
+                self._stop_for_good(StorageFailed(f"syncing {self.path} failed: {error!r}"))
                 return
 
     def _stop_for_good(self, error: StorageFailed) -> None:
