@@ -55,6 +55,11 @@ class Descriptors:
         """Descriptors that clients can have at the very most."""
         return max(self.limit - self.reserve, 0)
 
+    @property
+    def http(self) -> int:
+        """HTTP connections at the very most."""
+        return max(self.limit // 4, 1)
+
     def spares(self, transport: BaseTransport | None) -> bool:
         """Whether there is one for another server that dials us: half of the reserve is for them."""
         sock = transport.get_extra_info("socket") if transport is not None else None

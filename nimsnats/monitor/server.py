@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from nimsnats.http_server import Listener
+from nimsnats.http_server import MAX_CONNECTIONS, Listener
 from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
 from nimsnats.monitor.format import pretty
 from nimsnats.monitor.page.site import StatusPage
@@ -86,7 +86,9 @@ class MonitorServer:
         for install in self._installs:
             install(app)
         app.router.add_route("*", "/{path:.*}", _not_found)
-        self._listener = Listener(app, self.view.broker.runtime.loop, shutdown_timeout=_STOP_TIMEOUT)
+        broker = self.view.broker
+        most = min(MAX_CONNECTIONS, broker.descriptors.http)
+        self._listener = Listener(app, broker.runtime.loop, shutdown_timeout=_STOP_TIMEOUT, max_connections=most)
         try:
             self.port = await self._listener.start(self.host, max(self.port, 0), self._tls)
         except OSError as error:
