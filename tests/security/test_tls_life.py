@@ -401,7 +401,7 @@ def test_every_end_is_the_go_servers(
                             found.append(told(await peer.end()))
                         assert (end.__name__, found[1]) == (end.__name__, found[0])
                         await until(lambda: not port.open())
-                await until(lambda: all(gone.transport is None for gone in port.broker.closed))
+                await until(lambda: transports() == 0)
 
     run(main())
 
