@@ -394,12 +394,16 @@ def test_every_end_is_the_go_servers(
                 for version in (TLS12, TLS13):
                     context = trusting(authority, **only(version))
                     for end in ENDS:
-                        found = []
+                        found: list[list[str]] = []
+                        cut = False
                         for number in (go.port, port.number):
                             peer = await TlsPeer.connect(number, context, greets=port.greets)
                             await end(peer)
-                            found.append(told(await peer.end()))
-                        assert (end.__name__, found[1]) == (end.__name__, found[0])
+                            events = await peer.end()
+                            cut = cut or (number == go.port and events[-1] == "RST")
+                            found.append(told(events))
+                        ours = found[1][: len(found[0])] if cut else found[1]  # RST may have overtaken the rest
+                        assert (end.__name__, ours) == (end.__name__, found[0])
                         await until(lambda: not port.open())
                 await until(lambda: transports() == 0)
 
