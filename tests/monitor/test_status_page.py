@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import AsyncExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from nimsnats.monitor.healthz import healthz
 from nimsnats.monitor.page import collect, merge
 from nimsnats.monitor.page.facts import EXAMPLE, fits, nodez
-from nimsnats.monitor.page.live import MOST_VIEWERS
+from nimsnats.monitor.page.live import MOST_PER_SOURCE, MOST_VIEWERS
 from nimsnats.monitor.server import MonitorServer
 from nimsnats.monitor.view import NodeView
 from nimsnats.registry.memory import MemoryHub
@@ -133,10 +134,15 @@ async def test_a_failure_costs_one_event_and_is_logged(
 
 async def test_only_so_many_may_look_and_stopping_sends_them_away(ours: Side, http: MonitorServer) -> None:
     url = f"http://127.0.0.1:{ours.http_port}/-/events"
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        looking = [await session.get(url) for _ in range(MOST_VIEWERS)]
-        refused = await session.get(url)
+    async with AsyncExitStack() as stack:
+        sources: list[aiohttp.ClientSession] = []
+        for number in range(MOST_VIEWERS // MOST_PER_SOURCE + 1):
+            connector = aiohttp.TCPConnector(limit=0, local_addr=(f"127.0.0.{2 + number}", 0))
+            sources.append(await stack.enter_async_context(aiohttp.ClientSession(connector=connector)))
+        *looking_from, last = sources
+        looking = [await source.get(url) for source in looking_from for _ in range(MOST_PER_SOURCE)]
+        assert len(looking) == MOST_VIEWERS
+        refused = await last.get(url)
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
         for answer in looking:
             assert (await answer.content.readline()).startswith(b"retry:")

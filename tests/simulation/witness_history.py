@@ -142,7 +142,7 @@ class PairHistory(History):
         super().__init__(seed, steps, aloud=aloud)
         self.size = 2
         self.streams = [Stream("S", self.random.choice([2, 3]))]
-        self.queue = self.bucket = None
+        self.queue = self.bucket = self.stranger = None
         self.wanted = [Wanted("S", self.streams[0].replicas)]
         self.nemesis = PairNemesis(self.world, self.wanted, self.admin)
         self.seized = 0
