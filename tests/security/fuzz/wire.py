@@ -175,7 +175,7 @@ def values(data: bytes) -> None:
         ttl = parse_ttl(data)
     except ApiError:
         ttl = 1
-    assert ttl == -1 or ttl > 0
+    assert ttl == -1 or ttl > 0 or not data  # nothing is no TTL
     text = data.decode("utf-8", "replace")
     try:
         duration = parse_duration(text)
