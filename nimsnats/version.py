@@ -6,7 +6,7 @@ more than the server keeps: NATS 2.11 without the JetStream additions of 2.12 an
 
 from typing import Final
 
-__version__: Final = "0.1.0"
+__version__: Final = "0.2.0"
 
 RELEASED_NS: Final = 1_767_225_600 * 10**9
 """2026-01-01, in nanoseconds since the epoch: no clock of a machine that runs this is right before it."""

@@ -198,7 +198,7 @@ class TestErrors:
     def test_what_we_cannot_yet_is_refused(self, text: str) -> None:
         (error,) = errors(text)
         assert error.startswith("t.conf:1:")
-        assert error.endswith("is not supported by nimsnats 0.1.0 yet")
+        assert error.endswith("is not supported by nimsnats 0.2.0 yet")
 
     @pytest.mark.parametrize("text", ["proxy_protocol: false", "max_sub_tokens: 0", "cluster { compression: off }",
         "allow_non_tls: false", "disable_sublist_cache: true", "trace_headers: true", "syslog: no"])  # fmt: skip

@@ -190,7 +190,7 @@ class TestServer:
         ({"cluster": "nats://u@127.0.0.1:1"}, "expected cluster password to be set"),
         ({"tls": True}, "TLS Server certificate must be present and valid"),
         ({"tls_cert": "c", "tls": True}, "TLS Server private key must be present and valid"),
-        ({"syslog": True}, "flag --syslog is not supported by nimsnats 0.1.0 yet"),
+        ({"syslog": True}, "flag --syslog is not supported by nimsnats 0.2.0 yet"),
         ({"cluster": "nats://127.0.0.1:1", "routes": "tls://h:1"}, "a route's URL asks for TLS, but the cluster block "
          "has no tls"),
     ])  # fmt: skip
