@@ -74,7 +74,9 @@ class Expiry:
         self._heap: list[tuple[int, int]] = []
 
     def add(self, seq: int, ttl: int, now: int) -> None:
-        """Note the TTL of a message stored at `now`."""
+        """Note the TTL of a message stored at `now`: nanoseconds, NEVER, or 0 for none."""
+        if not ttl:
+            return
         if ttl == NEVER:
             self.never.add(seq)
             return

@@ -194,6 +194,16 @@ HEADERS: list[tuple[str, str, int]] = [
 ]
 
 
+async def test_a_message_with_an_empty_lifetime_stays(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM))
+        await asked(stand.client, "s.a", "stays", {"Nats-TTL": ""})
+        await asked(stand.client, "s.b", "goes", {"Nats-TTL": "1"})
+        assert set(stand.stream("S").expiry.deadlines) == {2}
+        await until(lambda: stand.stream("S").store.messages == 1)
+        assert stand.stream("S").live(1)
+
+
 async def test_header_values_are_bounded_and_what_is_stored_outlives_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as stand:
         await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM))
