@@ -1,10 +1,10 @@
 """Where an error of ours ends: what one item of many raises is logged with its stack, counted, and ends nothing else.
 
-Owns the counts by place and what has been logged. It catches nothing by itself: whoever serves many (the messages of a
-read, the handlers of a message, the groups of a tick, the deadlines of a timer) has the `except Exception` around one
-of them, hands the error over here, and goes on with the next. CancelledError, KeyboardInterrupt and SystemExit are no
-errors and pass. Not for what the network or the disk says: that is judged where it comes in, and failures of storage
-keep their own way to whoever waits for the data.
+Owns the counts by place and what has been logged. Whoever serves many (the messages of a read, the handlers of a
+message, the groups of a tick, the deadlines of a timer) has the `except Exception` around one of them, hands the error
+over here, and goes on with the next; `run` is for a single action beside what must not fail. CancelledError,
+KeyboardInterrupt and SystemExit are no errors and pass. Not for what the network or the disk says: that is judged where
+it comes in, and failures of storage keep their own way to whoever waits for the data.
 """
 
 from __future__ import annotations
@@ -50,6 +50,14 @@ class Fence:
             self._log.error("Internal error in %s, which goes on without what caused it", name, exc_info=stack)
         except Exception:  # no memory left to say it with
             self.counts["others"] += 1
+
+    def run(self, action: Callable[..., object], *arguments: object) -> None:
+        """Do what must not keep its caller from going on. What only this node does while an entry is applied must not
+        raise there: the entry would be refused here and nowhere else."""
+        try:
+            action(*arguments)
+        except Exception as error:
+            self.caught(action, error)
 
     def escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The exception handler of a loop: what callbacks raise, and tasks that nobody asks, are told here as well."""

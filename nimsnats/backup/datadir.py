@@ -141,7 +141,7 @@ class Replay:
 
     async def meta(self, group: StoredGroup) -> Meta:
         """The catalogue as its group has it. Raises Unreadable."""
-        self.catalogue = Meta(self._runtime.loop, self._log)
+        self.catalogue = Meta(self._runtime, self._log)
         await self._bring_back(group, self.catalogue)
         return self.catalogue
 

@@ -168,7 +168,7 @@ async def make_alone(path: Path, runtime: Runtime, log: logging.Logger) -> str:
 
 async def _restored(stored: StoredLog, runtime: Runtime, log: logging.Logger) -> Meta:
     """The catalogue as far as it can be read: of what is damaged the streams themselves tell at the next start."""
-    meta = Meta(runtime.loop, log)
+    meta = Meta(runtime, log)
     if stored.group.state is not None:
         await meta.restore(stored.group.state, [])
     for entry in stored.entries:

@@ -81,7 +81,7 @@ class JetStream:
         self.log = log or logging.getLogger("nimsnats.jetstream")
         self.cache = BlockCache(options.cache_bytes)
         self.accounts: dict[str, JetStreamAccount] = {}
-        self.meta = Meta(runtime.loop, self.log)
+        self.meta = Meta(runtime, self.log)
         self.clustered = clustered
         """Whether this node may become part of a cluster of several."""
         self.mail = Mail(broker.system_account, host.member, runtime, self.log) if clustered else None
@@ -151,7 +151,7 @@ class JetStream:
 
     async def open_meta(self, name: str, founders: list[str] | None) -> None:
         """Open the catalogue of a cluster; `founders` as for `Host.open_group`."""
-        meta = Meta(self.runtime.loop, self.log)
+        meta = Meta(self.runtime, self.log)
         meta.on_leadership = partial(self._catalogue_led, meta)
         meta.opened(await self.host.open_group(name, meta, members=founders))
         self.meta = meta

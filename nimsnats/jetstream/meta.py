@@ -20,6 +20,7 @@ from nimsnats.jetstream.kinds import META_GIVE_UP, META_STREAM_ADD, META_STREAM_
 from nimsnats.jetstream.packing import pack, unpack
 from nimsnats.raft.machine import BadEntry, Entry, Group, LogDamage, NotLeader, Snapshot, StoredBlock
 from nimsnats.raft.refusals import Refusals
+from nimsnats.runtime import Runtime
 
 META_PREFIX: Final = "_meta_"
 Key = tuple[str, str]
@@ -81,7 +82,7 @@ class StreamRecord:
 class Meta:
     """The catalogue's state machine."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: logging.Logger) -> None:
+    def __init__(self, runtime: Runtime, log: logging.Logger) -> None:
         self.streams: dict[Key, StreamRecord] = {}
         self.removed: set[str] = set()
         """Groups of removed streams whose data may still be there."""
@@ -97,7 +98,8 @@ class Meta:
         """When this node began to lead, nanoseconds; 0 while it does not."""
         self.on_given_up: Callable[[], None] | None = None
         """Called when the cluster was given up."""
-        self._loop = loop
+        self._loop = runtime.loop
+        self._fence = runtime.fence
         self._log = log
         self._group: Group | None = None
         self._telling = False
@@ -159,24 +161,13 @@ class Meta:
             gone = self.streams.pop(change.key, None)
             if gone is not None:
                 self.removed.add(gone.group)
-        self._fenced(self._changed, change.key)
+        if self.on_change is not None:
+            self._fence.run(self.on_change, change.key)
         if done is not None and not done.done():
             done.set_result(None)
             if not self._telling:
                 self._telling = True
                 self._loop.call_soon(self._tell)
-
-    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
-        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
-        here and nowhere else."""
-        try:
-            action(*arguments)
-        except Exception:
-            self._log.exception("JetStream catalogue: a duty of this node has failed")
-
-    def _changed(self, key: Key) -> None:
-        if self.on_change is not None:
-            self.on_change(key)
 
     def _tell(self) -> None:
         """The other members act upon what has changed: have them hear of it, of all changes of a turn at once."""
@@ -191,7 +182,7 @@ class Meta:
             if fits:
                 self.given_up = (change.cluster, tuple(change.members))
                 if self.on_given_up is not None:
-                    self._fenced(self.on_given_up)
+                    self._fence.run(self.on_given_up)
         if done is None or done.done():
             return
         if fits:

@@ -202,14 +202,6 @@ class Stream(StreamState):
             error = refused
         _tell(entry, result, error)
 
-    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
-        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
-        here and nowhere else."""
-        try:
-            action(*arguments)
-        except Exception:
-            self.log.exception("Stream %s: a duty of this node has failed", self.config.name)
-
     def refuse(self, context: object, error: Exception) -> None:
         """A local proposal was dropped."""
         if isinstance(context, asyncio.Future):
@@ -276,8 +268,8 @@ class Stream(StreamState):
                 if self.on_change is not None:
                     self.on_change()
                 self.consumers.stored(before + 1, last)
-        except Exception:  # as in `_fenced`, without its price
-            self.log.exception("Stream %s: a duty of this node has failed", self.config.name)
+        except Exception as error:  # only this node does these; as `Fence.run`, without its price
+            self.runtime.fence.caught(self._apply_messages, error)
 
     def _lose_batch(self, entry: Entry, error: Exception) -> None:
         """A batch that is none: its sequences are used up, for somebody may have been told of them."""
@@ -407,7 +399,7 @@ class Stream(StreamState):
         self._enforce_limits()
         self.reader.forget()
         if self.on_config is not None:
-            self._fenced(self.on_config, before)
+            self.runtime.fence.run(self.on_config, before)
 
     def _enforce_subject_limit(self) -> None:
         """Discard the oldest messages above `max_msgs_per_subject`, of every subject."""

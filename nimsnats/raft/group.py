@@ -375,7 +375,7 @@ class HostedGroup:
                 self._apply(entry)
         except OF_THIS_NODE as error:
             # What is not the entry's fault others do not see: this member stops, and they go on.
-            self._fail(f"entry {self._applied} cannot be applied here ({type(error).__name__})")
+            self.fail(f"entry {self._applied} cannot be applied here ({type(error).__name__})")
             core.applied_to(log.committed)
             return False
         core.applied_to(index)
@@ -467,13 +467,12 @@ class HostedGroup:
         self.host.counts["entries refused"] += 1
         if understood and entry.kind & BLOCK:
             self._dropped.add(entry.index)  # the machine has nothing of it, and will not ask to drop it
-        try:
-            self._refuse(entry, EntryRefused(f"entry {refusal.index} is refused: {refusal.reason}"))
-        except Exception:
-            self.host.log.exception("Group %s: the proposer of entry %d cannot be told", self._name, entry.index)
+        reason = EntryRefused(f"entry {refusal.index} is refused: {refusal.reason}")
+        self.host.runtime.fence.run(self._refuse, entry, reason)
 
-    def _fail(self, why: str) -> None:
-        """Serve the group no more; the other groups of this node are not concerned."""
+    def fail(self, why: str) -> None:
+        """Serve the group no more, because of the error that is being handled; the other groups of this node are not
+        concerned."""
         self.host.log.exception("Group %s stops: %s", self._name, why)
         self.failure = why
         self.stop(f"the group has failed: {why}")
@@ -537,7 +536,7 @@ class HostedGroup:
         try:
             await self.machine.restore(state, blocks)
         except Exception as error:
-            self._fail(f"a snapshot of the leader cannot be restored ({type(error).__name__})")
+            self.fail(f"a snapshot of the leader cannot be restored ({type(error).__name__})")
 
     def installed(self, index: int, term: int, total: int) -> None:
         """The machine has become a snapshot that came from the leader."""

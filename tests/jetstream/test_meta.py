@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -11,6 +10,7 @@ from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_UPDATE
 from nimsnats.jetstream.meta import Meta, StreamRecord
 from nimsnats.jetstream.packing import pack
 from nimsnats.raft.machine import Entry
+from nimsnats.runtime import Runtime
 
 CONFIG = StreamConfig("S").to_stored()
 OLD = StreamConfig("OLD").to_stored()
@@ -42,4 +42,4 @@ async def test_a_founder_that_left_is_none_any_more_even_when_it_is_back() -> No
 
 
 def _meta() -> Meta:
-    return Meta(asyncio.get_running_loop(), logging.getLogger("tests.meta"))
+    return Meta(Runtime.real(), logging.getLogger("tests.meta"))

@@ -96,7 +96,7 @@ class Lab:
         return Stream(self.account, config, 1, Environment(self.runtime, BlockCache(1 << 20), LOG, consumers))
 
     def meta(self) -> Meta:
-        return Meta(self.loop, LOG)
+        return Meta(self.runtime, LOG)
 
     async def led(self, machine: Stream | Meta) -> HostedGroup:
         self.number += 1

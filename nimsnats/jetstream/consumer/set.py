@@ -186,11 +186,11 @@ class ConsumerSet:
             local = isinstance(context, Deliveries)
             self._apply_delivered(context.items if local else read_deliveries(entry.data, self.source))
             if local:
-                self._fenced(self._delivered, context)
+                self.runtime.fence.run(self._delivered, context)
         elif entry.kind == CONSUMER_ACKS:
             self._apply_acks(context.items if isinstance(context, Acks) else read_acks(entry.data, self._pending))
             if isinstance(context, Acks):
-                self._fenced(self.journal.applied, context)
+                self.runtime.fence.run(self.journal.applied, context)
         else:
             operation = context if isinstance(context, Operation) else None
             try:
@@ -200,15 +200,7 @@ class ConsumerSet:
                     operation.fail(error)
             else:
                 if operation is not None:
-                    self._fenced(self._succeeded, operation, consumer)
-
-    def _fenced(self, action: Callable[..., object], *arguments: object) -> None:
-        """Do what only this node does while an entry is applied. It must not raise there: the entry would be refused
-        here and nowhere else."""
-        try:
-            action(*arguments)
-        except Exception:
-            self.log.exception("Stream %s: a consumer's duty on this node has failed", self.source.name)
+                    self.runtime.fence.run(self._succeeded, operation, consumer)
 
     def _pending(self, id: int) -> Collection[int]:
         """What waits for an acknowledgement of the consumer with this id."""
@@ -247,7 +239,7 @@ class ConsumerSet:
             consumer.state.paused_until = body["until"]
             consumer.configure(paused(consumer.config, body["until"]))
             if self.leading:
-                self._fenced(consumer.pause_changed, self.now())
+                self.runtime.fence.run(consumer.pause_changed, self.now())
         else:
             assert kind == CONSUMER_RESET, kind
             self._reset(consumer, entry.index, body["start"])
@@ -269,7 +261,7 @@ class ConsumerSet:
         consumer.state.paused_until = begin.paused_until
         self._add(consumer)
         if self.leading:
-            self._fenced(self._created, consumer)
+            self.runtime.fence.run(self._created, consumer)
         return consumer
 
     def _created(self, consumer: Consumer) -> None:
@@ -291,18 +283,18 @@ class ConsumerSet:
         if before != consumer.filters:
             self._retention.unneeded(before, consumer.state)
         if self.leading:
-            self._fenced(consumer.reconfigured, self.now())
-            self._fenced(self._listening.watch, consumer)
+            self.runtime.fence.run(consumer.reconfigured, self.now())
+            self.runtime.fence.run(self._listening.watch, consumer)
         return consumer
 
     def _delete(self, consumer: Consumer) -> None:
         del self._consumers[consumer.name]
         self._by_id.pop(consumer.id, None)
         del self._by_token[consumer.name.encode()]
-        self._fenced(self._listening.forget, consumer)
-        self._fenced(self.journal.forget, consumer)
+        self.runtime.fence.run(self._listening.forget, consumer)
+        self.runtime.fence.run(self.journal.forget, consumer)
         if self.leading:
-            self._fenced(self._deleted, consumer)
+            self.runtime.fence.run(self._deleted, consumer)
         self._retention.unneeded(consumer.filters, consumer.state)
 
     def _deleted(self, consumer: Consumer) -> None:
@@ -315,7 +307,7 @@ class ConsumerSet:
         consumer.state.reset(start)
         self._by_id[index] = consumer
         if self.leading:
-            self._fenced(consumer.restart, self.now())
+            self.runtime.fence.run(consumer.restart, self.now())
 
     def _apply_delivered(self, items: Sequence[list[Any]]) -> None:
         for id, time, last_number, last_seq, fresh, again, exhausted in items:
@@ -392,7 +384,7 @@ class ConsumerSet:
             delivery = consumer.delivery
             if delivery is None:
                 continue
-            self._fenced(self._lost, consumer, delivery, seqs, gone)
+            self.runtime.fence.run(self._lost, consumer, delivery, seqs, gone)
 
     def _lost(
         self, consumer: Consumer, delivery: Delivery, seqs: Sequence[int], forgotten: dict[int, Delivered]
@@ -408,8 +400,8 @@ class ConsumerSet:
         for consumer in self._consumers.values():
             consumer.state.purge(self.source.first_seq, self.source.live)
             if consumer.delivery is not None:
-                self._fenced(consumer.delivery.purged)
-                self._fenced(self.journal.mark, consumer)
+                self.runtime.fence.run(consumer.delivery.purged)
+                self.runtime.fence.run(self.journal.mark, consumer)
 
     # --- leadership
 
@@ -433,10 +425,7 @@ class ConsumerSet:
     def _quiet(self, status: bytes) -> None:
         self._listening.remove(self.source.name, self._by_token)
         for consumer in self._consumers.values():
-            try:
-                consumer.follow(status)
-            except Exception as error:
-                self.runtime.fence.caught(consumer.follow, error)
+            self.runtime.fence.run(consumer.follow, status)
         self.alarm.stop()
         self.journal.stop()
         for task in self._loads.values():
