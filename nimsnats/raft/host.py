@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -392,7 +392,7 @@ class Host:
                 else:
                     group.stored(index, term, messages)
             except Exception as error:
-                self._give_up(group, error)
+                self._give_up(group, group.flush, error)
         if marks:
             self.storage.sync(partial(self._stored, marks))
 
@@ -404,17 +404,13 @@ class Host:
                 else:
                     group.not_stored(error)
             except Exception as bug:
-                self._give_up(group, bug)
+                self._give_up(group, group.stored, bug)
 
-    def _give_up(self, group: HostedGroup, error: Exception) -> None:
+    def _give_up(self, group: HostedGroup, place: Callable[..., object], error: Exception) -> None:
         """An error of ours in the middle of writing: what this group's log holds is not known any more, so the group
         stops, as one does that cannot apply an entry. The others of this node go on."""
-        self.runtime.fence.caught(group.flush, error)
-        self.log.error("Group %s stops: its log cannot be written", group.name)
-        try:
-            group.stop("the group has failed")
-        except Exception as another:
-            self.runtime.fence.caught(group.stop, another)
+        self.runtime.fence.caught(place, error)
+        self.runtime.fence.run(group.fail, "its log cannot be written")
 
     def compact_soon(self, group: HostedGroup) -> None:
         """A snapshot of the group is due; one group a turn of the loop, so that nobody waits for all of

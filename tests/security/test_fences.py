@@ -399,6 +399,7 @@ async def test_one_group_that_cannot_be_compacted_or_written_does_not_stop_the_o
         host.compact_soon(groups[0])  # type: ignore[arg-type]
         await until(lambda: host.counts["snapshots taken"] == before + 3)
         assert [group.serving for group in groups] == [True, False, True]  # type: ignore[attr-defined]
+        assert [group.name for group in host.groups() if group.failure] == ["G1"], "what health names"
         assert sum(host.runtime.fence.counts.values()) == 2
 
 
