@@ -1,21 +1,16 @@
 """What other nodes say, read into values of known types before anything is done with it.
 
 Owns the one error for whatever is not what its kind of message has. What goes wrong after these functions have
-returned is no peer's fault.
+returned is no peer's fault. What a message has in common with entries is read as entries are (`typed.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import fields as fields_of
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.meta import StreamRecord
-
-_PATTERN: Final = StreamConfig("")
-_KINDS: Final[dict[str, type]] = {field.name: type(getattr(_PATTERN, field.name)) for field in fields_of(StreamConfig)}
-_RECORD: Final = (str, str, str, int, dict, list, str)
-_FOUNDERS: Final = (list, list)
+from nimsnats.raft.machine import BadEntry
 
 
 class Nonsense(Exception):
@@ -60,24 +55,17 @@ def text(body: object) -> str:
 
 
 def stored_config(body: object) -> dict[str, Any]:
-    """A stream's configuration in stored form. Raises Nonsense."""
-    if type(body) is not dict:
-        raise Nonsense(f"{type(body).__name__} instead of a configuration")
-    stored = cast("dict[Any, Any]", body)
-    if type(stored.get("name")) is not str:
-        raise Nonsense("a configuration without a name")
-    for name, kind in _KINDS.items():
-        if name in stored and type(stored[name]) is not kind:
-            raise Nonsense(f"{name} is {type(stored[name]).__name__} instead of {kind.__name__}")
-    texts(stored.get("subjects", []))
-    return stored
+    """A stream's configuration in stored form, read as if an entry had it. Raises Nonsense."""
+    try:
+        StreamConfig.of_entry(body)
+    except BadEntry as error:
+        raise Nonsense(str(error)) from None
+    return cast("dict[str, Any]", body)
 
 
 def stream_record(body: object) -> StreamRecord:
-    """A stream's line in the catalogue. Raises Nonsense."""
-    found = listed(body)
-    values = fields(found, *_RECORD, *(_FOUNDERS if len(found) > len(_RECORD) else ()))
-    stored_config(values[4])
-    for members in (values[5], *values[7:]):
-        texts(members)
-    return StreamRecord(*values)
+    """A stream's line in the catalogue, read as if an entry had it. Raises Nonsense."""
+    try:
+        return StreamRecord.of_entry(body)
+    except BadEntry as error:
+        raise Nonsense(str(error)) from None

@@ -66,6 +66,14 @@ class StreamRecord:
         """Account and name."""
         return self.account, self.name
 
+    @classmethod
+    def of_entry(cls, fields: Any) -> StreamRecord:
+        """Out of the list that `fields` made, whose bytes nobody vouches for. What a later version adds to the
+        configuration is kept as it is. Raises BadEntry."""
+        record = cls(*typed.row(fields, _HEAD, "it", (_NAMES, _NAMES)))
+        _check_config(record.config, record.name)
+        return record
+
     def fields(self) -> list[Any]:
         """A msgpack-able form."""
         head = [self.account, self.name, self.group, self.created, self.config, self.members, self.founder]
@@ -228,7 +236,7 @@ class Meta:
         self.streams = {}
         for fields in records:
             try:
-                record = _record(fields)
+                record = StreamRecord.of_entry(fields)
             except BadEntry as error:
                 refusal = self.refusals.note(0, META_STREAM_ADD, f"a stream of the snapshot: {error}")
                 self._log.error("JetStream catalogue: %s", refusal.reason)
@@ -276,7 +284,7 @@ def _read(entry: Entry) -> _Change:
     """What an entry says. Raises BadEntry."""
     fields = typed.opened(entry.data)
     if entry.kind == META_STREAM_ADD:
-        return _record(fields)
+        return StreamRecord.of_entry(fields)
     if entry.kind == META_STREAM_UPDATE:
         account, name, config, members = typed.row(fields, (typed.text, typed.name, typed.anything, _NAMES), "it")
         _check_config(config, name)
@@ -293,13 +301,6 @@ _HEAD: Final[tuple[typed.Test, ...]] = (
     *(typed.text, typed.name, typed.name, typed.integer),
     *(typed.anything, _NAMES, typed.text),
 )
-
-
-def _record(fields: Any) -> StreamRecord:
-    """A stream's line. What a later version adds to its configuration is kept as it is. Raises BadEntry."""
-    record = StreamRecord(*typed.row(fields, _HEAD, "it", (_NAMES, _NAMES)))
-    _check_config(record.config, record.name)
-    return record
 
 
 def _check_config(config: Any, name: str) -> None:
