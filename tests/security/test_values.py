@@ -15,6 +15,7 @@ from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.clock import FARTHEST
 from nimsnats.jetstream.config import FIELDS
 from nimsnats.jetstream.consumer.config import CONFIG
+from nimsnats.jetstream.consumer.rules import sampled
 from nimsnats.jetstream.stream import Publication
 from tests.broker.peer import until
 from tests.jetstream.stand import Stand, go_server, oracle, running
@@ -158,6 +159,28 @@ async def test_pull_requests_and_answers_of_any_kind_leave_the_consumer_alone(tm
             headers = {"Nats-Required-Api-Level": level}
             answer = await asked(client, "$JS.API.STREAM.INFO.S", "", headers)
             assert answer["error"]["err_code"] == 10185
+        await serving(stand)
+
+
+SAMPLES = {
+    "100%": 100, "100": 100, "30": 30, "+50%": 50, "0050": 50, "000": 0, "0": 0, "250": 100, "9" * 5000: 100,
+    "-5": 0, "": 0, "x": 0, "%": 0, "\u0665": 0, "0" * 500_000 + "x": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAMPLES, ids=lambda text: repr(text[:12]))
+def test_a_sampling_frequency_is_read_at_once_whatever_it_is(text: str) -> None:
+    assert sampled(text) == SAMPLES[text]
+
+
+async def test_a_long_sampling_frequency_holds_nobody_up(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        client = stand.client
+        await code(client, "STREAM.CREATE.S", json.dumps(STREAM))
+        for sample, wanted in (("0" * 500_000 + "x", 10095), ("0" * 500_000 + "9" * 19, 10095), ("0" * 500 + "9", 0)):
+            config = {"name": f"C{len(sample)}", "ack_policy": "explicit", "sample_freq": sample}
+            body = json.dumps({"stream_name": "S", "config": config})
+            assert await code(client, f"CONSUMER.CREATE.S.{config['name']}", body) == wanted
         await serving(stand)
 
 

@@ -19,7 +19,7 @@ from nimsnats.jetstream.consumer.info import consumer_info
 from nimsnats.jetstream.consumer.outbox import Outbox
 from nimsnats.jetstream.consumer.pull import PullSide
 from nimsnats.jetstream.consumer.push import PushSide
-from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD
+from nimsnats.jetstream.consumer.rules import EPHEMERAL_THRESHOLD, sampled
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
@@ -411,9 +411,7 @@ class Consumer:
         return True
 
     def _sample(self, seq: int, record: Delivered, deliveries: int, now: int) -> None:
-        digits = self.config.sample_freq.removesuffix("%")
-        percent = int(digits) if digits.isdecimal() and len(digits) <= _PERCENT else 0
-        if self.runtime.random.random() * 100 < percent:
+        if self.runtime.random.random() * 100 < sampled(self.config.sample_freq):
             ack_sample(self, seq, record[0], max(now - record[1], 1), deliveries)
 
     def _negative(self, seq: int, number: int, deliveries: int, argument: bytes, now: int) -> None:
@@ -496,8 +494,6 @@ class Consumer:
 
 _JSON: Final = re.compile(rb"\s*\{")
 _NAK: Final = Struct("ConsumerNakOptions", {"delay": DURATION})
-_PERCENT: Final = 3
-"""Digits of a sampling frequency."""
 
 
 def _delay(argument: bytes) -> int:

@@ -35,6 +35,7 @@ MAX_DESCRIPTION: Final = 4 * 1024
 MAX_METADATA: Final = 128 * 1024
 
 _PULL_LIMITS: Final = ("max_batch", "max_expires", "max_bytes")
+_INTEGER: Final = re.compile(r"([+-]?)([0-9]++)")
 GROUP_NAME: Final = re.compile(r"[a-zA-Z0-9/_=-]{1,16}")
 _BAD_NAME: Final = re.compile(r"[ \t\r\n\f\0.*>/\\]")
 
@@ -291,10 +292,20 @@ def _check_sampling(sample: str) -> None:
     if not sample:
         return
     digits = sample.removesuffix("%")
-    number = re.fullmatch(r"[+-]?0*([0-9]+)", digits)
-    if number is None or len(number[1]) > _DIGITS:
+    number = _INTEGER.fullmatch(digits)
+    if number is None or len(number[2].lstrip("0")) > _DIGITS:
         what = "invalid syntax" if number is None else "value out of range"
         raise errors.CONSUMER_INVALID_SAMPLING(err=f"strconv.Atoi: parsing {quoted(digits)}: {what}")
+
+
+def sampled(sample: str) -> int:
+    """How many of a hundred acknowledgements a `sample_freq` asks for. None where the text, which may be an entry's, is
+    no number or a negative one."""
+    number = _INTEGER.fullmatch(sample.removesuffix("%"))
+    if number is None or number[1] == "-":
+        return 0
+    digits = number[2].lstrip("0")
+    return 100 if len(digits) > 2 else int(digits or "0")
 
 
 def _check_priority(config: ConsumerConfig) -> None:
