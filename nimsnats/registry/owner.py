@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from random import Random
 from typing import Final
 
+from nimsnats import files
+
 FILE: Final = "registry.key"
 _KEY: Final = re.compile(rb"[0-9a-f]{64}")
+_MOST_BYTES: Final = 128
 
 
 def owner_key(data_dir: Path, random: Random) -> str:
@@ -27,7 +29,7 @@ def owner_key(data_dir: Path, random: Random) -> str:
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     new = path.with_name(f"{FILE}.new")
     new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, follow=False)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.encode())
         file.flush()
@@ -39,11 +41,7 @@ def owner_key(data_dir: Path, random: Random) -> str:
 def _read(path: Path) -> str:
     """The key in a file; empty if there is none, or something else is in its place."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        content = files.read(path, _MOST_BYTES, follow=False).strip()
     except OSError:
         return ""  # missing, a link, a socket: it is put anew, or the write says what is wrong
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return ""
-        content = file.read(65).strip()
     return content.decode() if _KEY.fullmatch(content) else ""

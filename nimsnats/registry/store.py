@@ -224,7 +224,7 @@ class RegistryStore:
                     await database.execute("REPLACE INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?)", _row(service, kept[0]))
                     await database.execute("REPLACE INTO owners VALUES (?, ?, ?)", (service, name, kept[1]))
             await database.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:  # whatever it was: what is left open would refuse every later attempt
             if database.in_transaction:
                 await database.execute("ROLLBACK")
             raise

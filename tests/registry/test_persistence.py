@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from nimsnats.cluster.witness import shortcoming
-from nimsnats.registry import NodeInfo, RegistryStoreError, UnknownNodeError
+from nimsnats.registry import NodeInfo, RegistryStoreError, UnknownNodeError, store
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.morpheus import MorpheusRegistry
 from nimsnats.registry.server import RegistryServer
@@ -154,6 +154,27 @@ async def test_a_disk_that_refuses_costs_persistence_not_service(
     await directory.close()
     later = await opened(tmp_path / "registry.db")
     assert [info.port for info in later.nodes("forest")[0]] == [3, TWO.port], "what was refused is written, too"
+    await later.close()
+
+
+@pytest.mark.errors_inside
+async def test_an_error_of_ours_in_the_middle_of_a_write_is_made_good_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await opened(tmp_path / "registry.db")
+
+    def broken(service: str, info: NodeInfo) -> object:
+        raise ValueError(info)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_row", broken)
+        await directory.register("forest", ONE)
+    assert not directory.persistent
+    await directory.register("forest", TWO)
+    assert directory.persistent
+    await directory.close()
+    later = await opened(tmp_path / "registry.db")
+    assert [info.name for info in later.nodes("forest")[0]] == ["one", "two"]
     await later.close()
 
 
