@@ -19,16 +19,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
+from nimsnats.jetstream.clock import FARTHEST
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.redelivery import Redeliveries
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters, MessageSource
 
-NEVER = (1 << 63) - 1
+NEVER = FARTHEST
+"""A time that does not come."""
 SHORTEST_WAIT = 10_000_000
 """Nanoseconds that a delivery waits for its acknowledgement, at least."""
-"""A time that does not come."""
 
 ACKNOWLEDGED = ("explicit", "all")
 FEW = 64

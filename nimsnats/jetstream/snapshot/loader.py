@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nimsnats.jetstream.admission import LAST_SEQUENCE, MAX_HEADERS, TTL, nats_headers
 from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.batch import Batch
-from nimsnats.jetstream.clock import parse_time
+from nimsnats.jetstream.clock import FARTHEST, parse_time
 from nimsnats.jetstream.compaction import FULL_BYTES, FULL_MESSAGES
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from nimsnats.raft.machine import Group
 
 _MOST_LOST: Final = 1 << 20
-_FARTHEST: Final = (1 << 63) - 1
 _SLACK: Final = 1 << 20
 """Bytes by which an archive may hold more than it says: others count them in other ways."""
 _SPAN: Final = (1 << 32) - 1
@@ -118,7 +117,7 @@ class Loader:
             right = all(type(seq) is int and 0 < seq <= last for seq in seqs) and len(seqs) <= _MOST_LOST
         except (AttributeError, TypeError, ValueError) as error:
             raise BadItem(f"nonsense in state.json: {error}") from error
-        if not right or type(size) is not int or not 0 <= size <= _FARTHEST:
+        if not right or type(size) is not int or not 0 <= size <= FARTHEST:
             raise BadItem("nonsense in state.json")
         self._end |= {"last": last, "lost": seqs, "lost_bytes": size}
         self._most = max(fields.get("bytes", 0), self.config.max_bytes) + _SLACK
@@ -153,7 +152,7 @@ class Loader:
             raise BadItem(f"message {seq} is outside of the stream's sequences")
         if has_empty_token(message.subject) or not fits_line(message.subject.removeprefix(b"\n").replace(b"\r", b"")):
             raise BadItem(f"message {seq} has no valid subject")
-        if not 0 <= message.time <= _FARTHEST:
+        if not 0 <= message.time <= FARTHEST:
             raise BadItem(f"message {seq} has no valid time")
         if 0 <= self.config.max_msg_size < size:
             raise BadItem(f"message {seq} of {size} bytes exceeds the stream's maximum message size")
