@@ -1,7 +1,7 @@
 """The proof of the cluster's secret on one connection, before anything that a peer says is believed.
 
 Owns what the two sides cover with their proofs and which fields carry them. When it is asked for, and what follows from
-it, is decided in `route`; the cryptography is `nimsnats.proof`.
+it, is decided in `route_handshake`; the cryptography is `nimsnats.proof`.
 
     accepting side                                     dialling side
     INFO    name, nonce, instance              ->

@@ -41,8 +41,6 @@ class ConnectOptions:
     new_account: bool = False
 
 
-"""A lone half of a pair: legal JSON, but not a text that could be written anywhere."""
-
 _BOOLS = {
     field: field for field in ("verbose", "pedantic", "echo", "headers", "no_responders", "tls_required", "new_account")
 }
