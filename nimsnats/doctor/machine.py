@@ -143,7 +143,7 @@ def check_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[Fi
         text = f"no cluster secret: {who or 'every host that reaches the cluster port is let in'}"
         yield warning("secrets", text, f"Set NATS_CLUSTER_SECRET to the same value on all nodes: {advice}")
     if settings.cluster.tls is None and settings.cluster.password:
-        text = "nodes talk without TLS: whoever listens in on the network reads secret and messages"
+        text = "nodes talk without TLS: whoever listens in on the network reads the messages"
         yield warning("secrets", text, "Set NATS_CLUSTER_TLS_CERT, _KEY and _CA, unless the network itself is private")
     strong = sum(bool(secret) and _is_strong(secret) for secret in given.values())
     if strong:
