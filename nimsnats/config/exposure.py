@@ -6,9 +6,8 @@ own.
 
 from __future__ import annotations
 
-import ipaddress
-
 from nimsnats.config.settings import Settings
+from nimsnats.registry.address import is_loopback
 
 
 def is_closed(settings: Settings) -> bool:
@@ -43,11 +42,3 @@ def contradiction(settings: Settings) -> str:
         "without: set NATS_CLUSTER_SECRET (or cluster { authorization { user, password } }), or cluster { tls { … "
         'ca_file } }, or listen on loopback alone: cluster { listen: "127.0.0.1:6222" }'
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -88,6 +88,14 @@ async def find_address() -> Advertised:
         return Advertised("127.0.0.1", f"netlink is not available ({cause}): set the address to advertise yourself")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener at that address or name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _is_reachable(text: str) -> bool:
     try:
         address = ipaddress.ip_address(text)

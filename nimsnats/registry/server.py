@@ -7,7 +7,6 @@ Owns: their lifetime. `python -m nimsnats registry` runs `serve`; a node embeds 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
 from pathlib import Path
@@ -18,6 +17,7 @@ from aiohttp.typedefs import Handler
 
 from nimsnats.http_server import Listener
 from nimsnats.notify import Notify
+from nimsnats.registry.address import is_loopback
 from nimsnats.registry.api import RegistryApi, answer, error_answer
 from nimsnats.registry.directory import Directory
 from nimsnats.registry.errors import RegistryConfigError, RegistryListenError
@@ -106,7 +106,7 @@ class RegistryServer:
             raise RegistryListenError(f"registry cannot listen on {listen}: {reason}") from error
         kept = "on disk" if self.directory.persistent else "in memory"
         self._log.info("Registry listening on %s (ttl %gs, nodes kept %s)", self.listening, self.directory.ttl, kept)
-        if self._guard.is_open and not _is_loopback(self._host):
+        if self._guard.is_open and not is_loopback(self._host):
             self._log.warning(
                 "Whoever reaches %s can register nodes: set NATS_CLUSTER_SECRET as on the nodes, or REGISTRY_TOKEN",
                 self.listening,
@@ -168,13 +168,6 @@ def parse_listen(listen: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or int(port[:6]) > 65535 or (":" in host and "[" not in listen):
         raise RegistryConfigError(f"listen address {listen!r} must look like 127.0.0.1:8500 or [::1]:8500")
     return host, int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @web.middleware
