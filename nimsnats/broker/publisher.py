@@ -125,12 +125,19 @@ class Publisher(Connection):
             tail = pieces[at + step - 1]
             reply, block, payload = unpacked(tail, headers=True)
             if destination(block):
-                account, plan = self._receivers(lane, pieces[at])
-                dispatch(self, account, plan, (plan.subject, reply, block, payload), self.known_as())
                 self.in_msgs += 1
                 self.in_bytes += len(block) + len(payload)
+                self.broker.runtime.fence.run(self._trace, lane, pieces[at], reply, block, payload)
             else:
                 self.run(inner, [b"", *pieces[at : at + step]], len(block) + len(payload))
+
+    def _trace(self, lane: Headed, prefix: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+        """Deliver one message of a run that wants to be traced; `prefix` as in `_receivers`."""
+        account, plan = self._receivers(lane, prefix)
+        try:
+            dispatch(self, account, plan, (plan.subject, reply, block, payload), self.known_as())
+        except Exception as error:
+            account.failed(dispatch, plan.subject, reply, error)
 
     def _receivers(self, lane: Headed, prefix: bytes) -> tuple[Account, Plan]:
         """Whose a message of a run is, and its plan; `prefix` is what a single receiver would get before it."""

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 from nats.aio.client import Client
 
+from nimsnats.broker import publisher
 from nimsnats.broker.server import Broker
 from nimsnats.broker.wheel import Wheel
 from nimsnats.fence import PLACES_KEPT, Fence
@@ -178,6 +179,24 @@ async def test_a_traced_message_is_reported_although_its_handler_raises() -> Non
         broker.tracer = raising(KeyError)
         assert FAILED in await peer.sync(pub(b"bad", b"r", b"x", block))
         peer.close()
+
+
+async def test_a_message_in_a_run_that_cannot_be_traced_costs_that_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "dispatch", raising(KeyError))
+    async with running() as broker:
+        broker.tracer = lambda report: None
+        peer, other = await Peer.connect(broker.port), await Peer.connect(broker.port)
+        await other.sync(b"SUB good 1\r\n")
+        plain, traced = b"NATS/1.0\r\nA: b\r\n\r\n", b"NATS/1.0\r\nNats-Trace-Dest: here\r\n\r\n"
+        known = pub(b"good", b"r", b"x", plain)
+        await peer.sync(b"SUB r 1\r\n" + known * 3 + pub(b"good", b"r", b"x", traced))
+        before = sum(broker.runtime.fence.counts.values())
+        lines = await peer.sync(known + pub(b"good", b"r", b"x", traced) + known)
+        assert lines.count(FAILED) == 1 and sum(broker.runtime.fence.counts.values()) == before + 1
+        assert sum(line.startswith(b"HMSG good 1 ") for line in await other.sync()) == 5, "none came twice"
+        assert broker.clients, "the connection goes on"
+        peer.close()
+        other.close()
 
 
 async def test_what_is_no_error_passes() -> None:
