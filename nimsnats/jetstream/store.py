@@ -119,11 +119,6 @@ class MessageStore:
         block.sizes = array("I")
         self._open = (block, batch, sizes)
 
-    def size_of(self, at: int) -> int:
-        """Stored size of a message of the open batch."""
-        assert self._open is not None
-        return self._open[2][at]
-
     def add(self, at: int) -> int:
         """Store message `at` of the open batch; returns its sequence."""
         assert self._open is not None
@@ -152,16 +147,6 @@ class MessageStore:
         self.last_seq = seq
         self.last_time = batch.time
         return seq
-
-    def skip_run(self, index: int, time: int, length: int) -> int:
-        """Use up sequences without storing anything (nobody is interested); returns the first."""
-        first = self.last_seq + 1
-        self.last_seq += length
-        if not self.messages:
-            self.first_seq = self.last_seq + 1
-        self.last_time = time
-        self.dropped.append(index)
-        return first
 
     def lose_run(self, length: int) -> None:
         """Use up sequences whose messages damage has taken."""
