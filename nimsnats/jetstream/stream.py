@@ -258,18 +258,21 @@ class Stream(StreamState):
         self._outcomes.passed(len(batch), known=known is not None, kept=True)
         if rejected and self._group is not None:
             self._tell_soon()
-        try:
-            if publication is not None:
+        if publication is not None:
+            try:
                 if outcomes:
                     publication.decided(outcomes)
                 else:
                     publication.stored(before + 1)
-            if last > before:
+            except Exception as error:  # only this node does this; as `Fence.run`, without its price
+                self.runtime.fence.caught(publication.stored, error)
+        if last > before:
+            try:
                 if self.on_change is not None:
                     self.on_change()
                 self.consumers.stored(before + 1, last)
-        except Exception as error:  # only this node does these; as `Fence.run`, without its price
-            self.runtime.fence.caught(self._apply_messages, error)
+            except Exception as error:
+                self.runtime.fence.caught(self.consumers.stored, error)
 
     def _lose_batch(self, entry: Entry, error: Exception) -> None:
         """A batch that is none: its sequences are used up, for somebody may have been told of them."""
@@ -314,35 +317,42 @@ class Stream(StreamState):
         interest = config.retention == "interest"
         headers = batch.headers
         admission.forget_ids(now - config.duplicate_window)
+        before = store.last_seq
         store.begin(index, batch)
-        for at, subject in enumerate(batch.subjects):
-            block = b"" if headers is None else headers[at]
-            named = nats_headers(block) if block else {}
-            refused: Duplicate | ApiError | None = None
-            if known is not None:
-                refused = errors.SEQUENCE_NOT_FOUND(seq=0) if at in known.refused else None
-            elif batch.expire and subject in store.index:
-                refused = errors.SEQUENCE_NOT_FOUND(seq=0)
-            else:
-                refused = admission.check(config, store, subject, block, named, batch.sizes[at], now, batch.rules)
-            if refused is not None:
-                rejected.append(at)
-                outcomes.append(refused)
-                continue
-            seq = store.add(at)
-            outcomes.append(seq)
-            admission.stored(named, seq, now)
-            if interest and not self.consumers.interested(subject):
-                store.remove(seq)
-                continue
-            if named:
-                self._note_headers(subject, block, named, seq, now)
-            elif config.subject_delete_marker_ttl and b"\r\nKV-Operation: PURGE\r\n" in block:
-                self.expiry.silent.add(seq)
-            if per_subject > 0 and store.index.count(subject) > per_subject:
-                self._gone(self._evict(subject, per_subject))
-            self._enforce_limits()
-        store.finish(rejected, cache=cache)
+        try:
+            for at, subject in enumerate(batch.subjects):
+                block = b"" if headers is None else headers[at]
+                named = nats_headers(block) if block else {}
+                refused: Duplicate | ApiError | None = None
+                if known is not None:
+                    refused = errors.SEQUENCE_NOT_FOUND(seq=0) if at in known.refused else None
+                elif batch.expire and subject in store.index:
+                    refused = errors.SEQUENCE_NOT_FOUND(seq=0)
+                else:
+                    refused = admission.check(config, store, subject, block, named, batch.sizes[at], now, batch.rules)
+                if refused is not None:
+                    rejected.append(at)
+                    outcomes.append(refused)
+                    continue
+                seq = store.add(at)
+                outcomes.append(seq)
+                admission.stored(named, seq, now)
+                if interest and not self.consumers.interested(subject):
+                    store.remove(seq)
+                    continue
+                if named:
+                    self._note_headers(subject, block, named, seq, now)
+                elif config.subject_delete_marker_ttl and b"\r\nKV-Operation: PURGE\r\n" in block:
+                    self.expiry.silent.add(seq)
+                if per_subject > 0 and store.index.count(subject) > per_subject:
+                    self._gone(self._evict(subject, per_subject))
+                self._enforce_limits()
+        except Exception:
+            # an error of ours: what is stored stays, the rest of the batch is not, here as on every member
+            rejected += range(store.last_seq - before + len(rejected), len(batch))
+            raise
+        finally:
+            store.finish(rejected, cache=cache)
         self.reader.forget()
         return outcomes, rejected
 

@@ -297,3 +297,39 @@ async def test_when_the_state_of_a_snapshot_is_lost_the_blocks_tell_what_there_i
     assert (state["messages"], state["first_seq"], state["last_seq"]) == (14, 2, 15)
     again.apply(Entry(9, 1, kinds.MESSAGES, Batch(9, [b"s.9"], [b"x"]).encode(), None, 1))
     assert again.live(16)
+
+
+@pytest.mark.parametrize("bad", range(5))
+async def test_an_error_of_ours_in_a_batch_costs_the_rest_of_that_batch_alone(
+    bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same place on every member, and with nothing that a later message, a snapshot or a reader trips over."""
+    note = Stream._note_headers
+
+    def broken(self: Stream, subject: bytes, block: bytes, *rest: Any) -> None:
+        if b"X: bad" in block:
+            raise KeyError("a bug")
+        note(self, subject, block, *rest)
+
+    monkeypatch.setattr(Stream, "_note_headers", broken)
+    stream, log = new_stream()
+    good, wrong = header(Nats_Expected_Stream="S"), header(Nats_Expected_Stream="S", X="bad")
+    refused = header(Nats_Expected_Stream="T")
+    publish(stream, log, 1, [(b"s.a", good, b"0")])
+    batch = [(b"s.a", wrong if at == bad else refused if at == 1 else good, b"%d" % at) for at in range(5)]
+    with pytest.raises(KeyError):
+        publish(stream, log, 2, batch)
+    publish(stream, log, 3, [(b"s.b", good, b"x"), (b"s.b", refused, b"y"), (b"s.b", good, b"z")])
+    stored = [b"%d" % at for at in range(bad + 1) if at != 1 or bad == 1]
+    assert [each[-1] for each in await contents(stream)] == [b"0", *stored, b"x", b"z"]
+    again, _ = new_stream()
+    for entry in log.entries:
+        try:
+            again.apply(entry)
+        except KeyError:
+            continue
+    assert again.state() == stream.state()
+    snapshot = stream.snapshot()
+    blocks = [StoredBlock(note.index, note.note, log.entries[note.index - 1].data) for note in snapshot.blocks]
+    await again.restore(snapshot.state, blocks)
+    assert stream_state(again) == stream_state(stream)
