@@ -91,6 +91,14 @@ class _Waiting:
         self.payloads += later.payloads
         self.size += later.size
 
+    def put_back(self, earlier: _Waiting) -> None:
+        """Put others in front of these again."""
+        self.subjects[:0] = earlier.subjects
+        self.replies[:0] = earlier.replies
+        self.headers[:0] = earlier.headers
+        self.payloads[:0] = earlier.payloads
+        self.size += earlier.size
+
     def realign(self) -> None:
         """A message came half into the columns, because there was no memory: it is not one of these."""
         columns = self.subjects, self.replies, self.headers, self.payloads
@@ -310,7 +318,9 @@ class Ingest:
             self._refuse(messages.replies, errors.STREAM_STORE_FAILED(err="internal error"))
             return True
         while messages:
-            if not self._send(messages.first(1)):
+            one = messages.first(1)
+            if not self._send(one):
+                messages.put_back(one)
                 return False
         return True
 

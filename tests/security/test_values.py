@@ -17,6 +17,7 @@ from nimsnats.jetstream.config import FIELDS
 from nimsnats.jetstream.consumer.config import CONFIG
 from nimsnats.jetstream.consumer.rules import sampled
 from nimsnats.jetstream.stream import Publication
+from nimsnats.raft.machine import NotLeader
 from tests.broker.peer import until
 from tests.jetstream.stand import Stand, go_server, oracle, running
 
@@ -321,3 +322,34 @@ async def test_intervals_of_a_nanosecond_are_raised_and_shown_as_they_are(tmp_pa
         for field in ("max_age", "duplicate_window", "subject_delete_marker_ttl"):
             body = json.dumps({"name": "T", "subjects": ["t"], field: 1})
             assert await code(client, "STREAM.CREATE.T", body) == 10052
+
+
+@pytest.mark.errors_inside
+async def test_no_message_is_lost_when_its_leader_is_while_they_go_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No batch can be made of several, and the second alone finds nobody who leads for a moment."""
+    encode = Batch.encode
+    tried: list[bytes] = []
+
+    def broken(self: Batch) -> bytes:
+        if len(self) > 1:
+            raise MemoryError
+        return encode(self)
+
+    async with running(tmp_path) as stand:
+        await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM))
+        stream = stand.stream("S")
+        propose = stream.propose_batch
+
+        def absent(publication: Publication, data: bytes) -> None:
+            tried.append(publication.batch.payloads[0])
+            if len(tried) == 2:
+                raise NotLeader
+            propose(publication, data)
+
+        monkeypatch.setattr(Batch, "encode", broken)
+        monkeypatch.setattr(stream, "propose_batch", absent)
+        answers = await asyncio.gather(*(asked(stand.client, "s.a", str(at)) for at in range(5)))
+        assert [answer["seq"] for answer in answers] == [1, 2, 3, 4, 5]
+        assert tried == [b"0", b"1", b"1", b"2", b"3", b"4"]
