@@ -15,6 +15,7 @@ import pytest
 from nats.aio.client import Client
 
 from nimsnats.jetstream import kinds
+from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.stream import Stream
 from nimsnats.monitor.health import overall
@@ -214,6 +215,38 @@ async def test_a_poisoned_snapshot_keeps_what_can_be_kept(tmp_path: Path) -> Non
             await works(stand.client)
             assert (await ask(stand.client, "CONSUMER.INFO.S.timed"))["config"]["opt_start_time"] == BAD_TIME
             assert await fetch(stand.client, "good") and await fetch(stand.client, "timed")
+
+
+@pytest.mark.errors_inside
+@pytest.mark.parametrize("fault", ["it raises", "it cannot be written"])
+async def test_an_acknowledgement_that_is_not_written_down_is_not_confirmed(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Consumer.take_acks
+    broken = True
+
+    def taken(self: Consumer, now: int) -> list[Any] | None:
+        item = take(self, now)
+        if item is None or not broken:
+            return item
+        if fault == "it raises":
+            raise KeyError("a bug")
+        return [*item[:-1], [1 << 70, 1]]
+
+    monkeypatch.setattr(Consumer, "take_acks", taken)
+    async with running(tmp_path) as stand:
+        client = stand.client
+        await create(client)
+        await durable(client, "C", ack_wait=100_000_000)
+        (subject,) = await fetch(client, "C")
+        with pytest.raises(TimeoutError):
+            await client.request(subject, b"+ACK", timeout=0.3)
+        assert await floor(client, "C") == 0
+        broken = False
+        if fault == "it cannot be written":
+            (subject,) = await fetch(client, "C")
+            await client.request(subject, b"+ACK", timeout=5)
+            assert await floor(client, "C") == 1
 
 
 ACKS = [

@@ -134,6 +134,7 @@ class Journal:
                     acks.items.append(item)
             except Exception as error:
                 self._owner.runtime.fence.caught(consumer.take_acks, error)
+                self._replies.clear()  # whose acknowledgement is not written down nobody can tell: none is confirmed
         if acks.items or urgent:
             self._write_deliveries(everything=everything)
         elif self._deferred is None and self._owing:
@@ -176,12 +177,18 @@ class Journal:
             self.refused(batch, error)
 
     def _encoded(self, batch: Deliveries | Acks) -> bytes:
-        """A batch as bytes. What cannot be written must not take the others along: it is left out."""
+        """A batch as bytes. What cannot be written must not take the others along: it is left out, and nothing is sent
+        or confirmed that rests on it."""
         try:
             return batch.encode()
         except UNWRITABLE as error:
             self._owner.runtime.fence.caught(batch.encode, error)
-            self._begin_anew(drop_unwritable(batch))
+            dropped = drop_unwritable(batch)
+            if isinstance(batch, Deliveries):
+                batch.held = [held for held in batch.held if held[0].id not in dropped]
+            else:
+                batch.replies.clear()
+            self._begin_anew(dropped)
             return batch.encode()
 
     # --- what became of it
