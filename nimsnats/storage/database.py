@@ -325,6 +325,9 @@ class Database:
         except (sqlite3.Error, StorageError) as error:
             self._fail(batch, classify(error, self.path))
             return
+        except Exception as error:  # ours: whoever waits for this batch hears so, the loop says the rest
+            self._fail(batch, StorageFailed(f"storage writer stopped: {error!r}"))
+            raise
         seconds = (self._runtime.boot_time_ns() - started) / 1e9
         report = CommitReport(seconds, batch.entries, batch.messages, batch.size)
         self._runtime.call_soon(self._finish, batch, report)

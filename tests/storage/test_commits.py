@@ -111,6 +111,20 @@ async def test_what_gathered_behind_a_refused_commit_is_refused_too(tmp_path: Pa
     await database.close()
 
 
+async def test_an_error_of_ours_in_a_commit_leaves_nobody_waiting(tmp_path: Path) -> None:
+    disk = BadDisk()
+    database = await open_database(tmp_path, Runtime.real(), disk=disk)
+    disk.error = RuntimeError("a bug")
+    group = database.create_group("S", 1, "", b"")
+    database.append(group, 1, 1, BLOCK, 1, 1, b"x")
+    for _ in range(2):
+        with pytest.raises(StorageFailed):
+            async with asyncio.timeout(10):
+                await _synced(database)
+    assert database.failure is not None
+    await database.close()
+
+
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CORRUPT])
 async def test_after_a_failed_write_nothing_is_acknowledged(tmp_path: Path, code: int) -> None:
     disk = BadDisk()
