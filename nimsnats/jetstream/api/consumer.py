@@ -73,7 +73,7 @@ class ConsumerApi:
             Endpoint("CONSUMER.DELETE.*.*", "consumer_delete_response", self.delete, Body.EMPTY),
             Endpoint("CONSUMER.PAUSE.*.*", "consumer_pause_response", self.pause, Body.OPTIONAL, _PAUSE, _NOT_PAUSED),
             Endpoint(
-                "CONSUMER.RESET.*.*", "consumer_reset_response", self.reset, Body.OPTIONAL, _RESET, {"reset_seq": 0}
+                "CONSUMER.RESET.*.*", "consumer_reset_response", self.reset, Body.PARSED, _RESET, {"reset_seq": 0}
             ),
             Endpoint("CONSUMER.UNPIN.*.*", "consumer_unpin_response", self.unpin, Body.PARSED, _UNPIN),
             Endpoint("CONSUMER.MSG.NEXT.*.*", "", self.next_message, Body.RAW),

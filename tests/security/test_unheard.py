@@ -1,0 +1,32 @@
+"""Requests that were accepted although nothing in them was understood: each is refused, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.jetstream.stand import running
+from tests.security.test_values import STREAM, asked, code
+
+NO_RESETS = (b"x", b"5", b'"seq"', b"true", b"\xff", b"[]", b"{", b'{"seq":-1}', b'{"seq":"1"}', b"x{}")
+
+
+async def test_a_reset_that_is_no_request_leaves_the_consumer_where_it_is(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM))
+        await asked(stand.client, "s.a", "x")
+        await code(
+            stand.client,
+            "CONSUMER.CREATE.S.C",
+            '{"stream_name":"S","config":{"name":"C","durable_name":"C","ack_policy":"explicit"}}',
+        )
+        subscription = await stand.client.jetstream().pull_subscribe_bind("C", "S")
+        await subscription.fetch(1)
+        for body in NO_RESETS:
+            answer = await stand.client.request("$JS.API.CONSUMER.RESET.S.C", body)
+            assert json.loads(answer.data)["error"]["err_code"] == 10025, body
+        consumer = stand.stream("S").consumers.get("C")
+        assert consumer is not None and consumer.state.delivered_seq == 1
+        for body in (b"", b"{}", b"null", b' {"seq":null} '):
+            answer = await stand.client.request("$JS.API.CONSUMER.RESET.S.C", body)
+            assert json.loads(answer.data)["reset_seq"] == 1, body
