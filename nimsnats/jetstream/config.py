@@ -217,7 +217,7 @@ def asks_for_unsupported(params: JsonObject) -> str | None:
     """What a request wants and this server cannot, in words; None when there is nothing."""
     for name, complaint in UNSUPPORTED.items():
         value = params.get(name)
-        if value and value != "default":
+        if (value and value != "default") or (name == "mirror" and value is not None):  # an empty one is a mirror, too
             return complaint
     return None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.jetstream.stand import running
 from tests.security.test_values import STREAM, asked, code
 
@@ -30,3 +32,12 @@ async def test_a_reset_that_is_no_request_leaves_the_consumer_where_it_is(tmp_pa
         for body in (b"", b"{}", b"null", b' {"seq":null} '):
             answer = await stand.client.request("$JS.API.CONSUMER.RESET.S.C", body)
             assert json.loads(answer.data)["reset_seq"] == 1, body
+
+
+@pytest.mark.parametrize("mirror", [{}, {"name": ""}, {"name": "T"}])
+async def test_a_mirror_of_anything_is_refused(tmp_path: Path, mirror: dict[str, str]) -> None:
+    async with running(tmp_path) as stand:
+        assert await code(stand.client, "STREAM.CREATE.S", json.dumps({"name": "S", "mirror": mirror})) == 10052
+        assert not stand.engine.accounts["$G"].streams
+        assert await code(stand.client, "STREAM.CREATE.S", json.dumps({**STREAM, "mirror": None})) == 0
+        assert await code(stand.client, "STREAM.UPDATE.S", json.dumps({**STREAM, "mirror": mirror})) == 10052
