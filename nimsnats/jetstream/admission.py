@@ -99,6 +99,8 @@ class Admission:
     def _check_headers(
         self, config: StreamConfig, store: MessageStore, subject: bytes, named: NatsHeaders, now: int, rules: int
     ) -> ApiError | Duplicate | None:
+        if rules > 1 and named.get(b"Nats-Batch-Id"):
+            return errors.ATOMIC_PUBLISH_DISABLED()
         if b"Nats-Incr" in named:
             return errors.MESSAGE_INCR_DISABLED()
         expected = named.get(_EXPECTED_STREAM)

@@ -33,8 +33,9 @@ from typing import Final
 VERSION: Final = 1
 SIZED: Final = 2
 """The version of batches with a subject that holds LF."""
-RULES: Final = 1
-"""Those of this version; 0 are those before header values were bounded."""
+RULES: Final = 2
+"""Those of this version; 0 are those before header values were bounded, 1 those before messages of atomic batches were
+refused."""
 MAX_MESSAGES: Final = 1 << 20
 """In one batch; bounds what a damaged count can make the decoder allocate."""
 SINGLE: Final = 1

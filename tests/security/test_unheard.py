@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.publish import Publication
+from tests.broker.peer import until
 from tests.jetstream.stand import running
 from tests.security.test_values import STREAM, asked, code
 
@@ -41,3 +44,18 @@ async def test_a_mirror_of_anything_is_refused(tmp_path: Path, mirror: dict[str,
         assert not stand.engine.accounts["$G"].streams
         assert await code(stand.client, "STREAM.CREATE.S", json.dumps({**STREAM, "mirror": None})) == 0
         assert await code(stand.client, "STREAM.UPDATE.S", json.dumps({**STREAM, "mirror": mirror})) == 10052
+
+
+async def test_messages_of_atomic_batches_that_were_stored_stay_when_the_log_is_applied_again(tmp_path: Path) -> None:
+    """They are refused now (`test_values.py` has the code); a log from before keeps its sequences."""
+    block = b"NATS/1.0\r\nNats-Batch-Id: a\r\n\r\n"
+    async with running(tmp_path) as stand:
+        await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM))
+        for rules, last in ((1, 1), (2, 1), (0, 2)):
+            batch = Batch(stand.broker.runtime.time_ns(), [b"s.a"], [b"1"], [block])
+            batch.rules = rules
+            stand.stream("S").propose_batch(Publication(Batch.decode(batch.encode())), batch.encode())
+            await asked(stand.client, "s.b", "x", {"Nats-Expected-Last-Sequence": "0"})  # refused, after the batch
+            assert stand.stream("S").last_seq == last, rules
+    async with running(tmp_path) as stand:
+        await until(lambda: stand.stream("S").last_seq == 2)

@@ -215,6 +215,8 @@ HEADERS: list[tuple[str, str, int]] = [
     ("Nats-Marker-Reason", "x" * 5000, 0),
     ("Nats-Schedule", "@at 2023-02-30T00:00:00Z", 10188),
     ("Nats-Incr", "1" * 5000, 10168),
+    ("Nats-Batch-Id", "", 0),
+    ("Nats-Batch-Id", "b" * 5000, 10174),
 ]
 
 
