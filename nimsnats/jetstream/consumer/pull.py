@@ -32,14 +32,19 @@ class PullSide:
         self._consumer = consumer
         self._delivery = delivery
         self._waiting: deque[PullRequest] = deque()
+        self._checked = -1
         self.groups = Groups(consumer)
 
     def count(self) -> int:
         """How many requests are open; those whose inbox nobody listens to are dropped first."""
-        interested = self._consumer.account.has_interest
-        gone = [request for request in self._waiting if not interested(request.reply)]
-        for request in gone:
-            self._waiting.remove(request)
+        account = self._consumer.account
+        removes = account.interest.removes
+        if self._checked != removes:  # nobody stops listening without a subscription that ends
+            interested = account.has_interest
+            gone = [request for request in self._waiting if not interested(request.reply)]
+            for request in gone:
+                self._waiting.remove(request)
+            self._checked = removes
         return len(self._waiting)
 
     @property
@@ -95,6 +100,7 @@ class PullSide:
                     self._status(request.reply, statuses.MAX_WAITING)
                 return
         self._queue(request)
+        self._checked = -1  # whether anybody listens for this one has not been asked
         self._consumer.serve(now)
         if request.expires_at or request.heartbeat_at:
             self._consumer.wake(min(request.expires_at or NEVER, request.heartbeat_at or NEVER))
