@@ -116,8 +116,52 @@ def matcher(pattern: bytes) -> Callable[[bytes], bool]:
 
 
 def any_matcher(patterns: Iterable[bytes]) -> Callable[[bytes], bool]:
-    """A function that tells whether a literal subject matches at least one of the patterns."""
-    tests = [matcher(pattern) for pattern in patterns]
+    """A function that tells whether a literal subject matches at least one of the patterns. What it costs depends on
+    the subject's tokens, hardly on how many patterns there are."""
+    tests = list(dict.fromkeys(patterns))
     if len(tests) == 1:
-        return tests[0]
-    return lambda subject: any(test(subject) for test in tests)
+        return matcher(tests[0])
+    if WILDCARD_REST in tests:
+        return bool
+    literals = frozenset(pattern for pattern in tests if not has_wildcard(pattern))
+    root = _Branch()
+    for pattern in tests:
+        if pattern not in literals:
+            root.add(pattern.split(b"."))
+    if len(literals) == len(tests):
+        return literals.__contains__
+    return lambda subject: subject in literals or root.reaches(subject.split(b"."))
+
+
+class _Branch:
+    """What patterns with wildcards have in common up to a token, and how they go on."""
+
+    __slots__ = ("below", "ends", "rest")
+
+    def __init__(self) -> None:
+        self.below: dict[bytes, _Branch] = {}
+        self.ends = False
+        self.rest = False
+
+    def add(self, tokens: list[bytes]) -> None:
+        branch = self
+        for token in tokens:
+            if token == WILDCARD_REST:
+                branch.rest = True
+                return
+            branch = branch.below.setdefault(token, _Branch())
+        branch.ends = True
+
+    def reaches(self, tokens: list[bytes]) -> bool:
+        """Whether a pattern matches. As with `is_subset`, only `>` matches a token `>`."""
+        branches = [self]
+        for token in tokens:
+            if any(branch.rest for branch in branches):
+                return True
+            if token == WILDCARD_REST:
+                return False
+            wanted = (token,) if token == WILDCARD_ONE else (token, WILDCARD_ONE)
+            branches = [found for branch in branches for want in wanted if (found := branch.below.get(want))]
+            if not branches:
+                return False
+        return any(branch.ends for branch in branches)
