@@ -10,7 +10,6 @@ It knows no path and no answer's content. A malformed request is its sender's mi
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import ssl
 from collections import Counter
@@ -19,6 +18,8 @@ from typing import Final, cast
 from aiohttp import StreamReader, web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
+
+from nimsnats.source import source_of
 
 READ_TIMEOUT: Final = 5.0
 """Seconds from a request's first byte, or from the connection, until headers and body are here."""
@@ -41,19 +42,6 @@ SAFE_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
 }
 """What every answer carries, unless it says something else itself."""
-
-
-def source_of(address: str) -> str:
-    """Whom an address belongs to, as far as one can tell: an IPv4 address, or the /64 of an IPv6 one."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            return str(ip.ipv4_mapped)
-        return str(ipaddress.ip_network((ip, 64), strict=False))
-    return str(ip)
 
 
 def is_from_page(request: web.BaseRequest) -> bool:

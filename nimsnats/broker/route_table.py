@@ -21,6 +21,7 @@ from nimsnats.broker.route_account import AccountRouting
 from nimsnats.broker.route_dial import Solicitation, parse_route
 from nimsnats.broker.route_gossip import address_of, follow, forward
 from nimsnats.broker.route_proof import Name, Nonces, RouteProof
+from nimsnats.broker.route_strangers import Strangers
 from nimsnats.broker.server import Broker, ListenError
 from nimsnats.broker.stats import BrokerStats
 from nimsnats.broker.tls import TlsContexts, TlsOptions
@@ -46,10 +47,6 @@ _COMPLAINTS_KEPT: Final = 1024
 _COMPLAINTS_EACH: Final = 16
 _COMPLAINT: Final = 400
 """Characters of one: it may quote what a stranger has said."""
-_STRANGERS: Final = 256
-"""Connections at most that wait for introductions, besides those that we have dialled."""
-_STRANGERS_EACH: Final = 64
-"""The same from one address, so that one alone keeps nobody out."""
 _DIALS_BY_GOSSIP: Final = 256
 """Addresses at most that peers can make us dial at one time."""
 
@@ -80,6 +77,7 @@ class RouteTable:
         """What peers said or were that was not accepted."""
         self._told: dict[str, set[str]] = {}
         self._nonces = Nonces()
+        self._strangers = Strangers()
         self._server: asyncio.Server | None = None
         self._stopping = False
 
@@ -208,13 +206,11 @@ class RouteTable:
         if self._stopping:
             route.close(Reason.SERVER_SHUTDOWN)
             return
-        if route.dial is None:
-            waiting = [other.ip for other in self.open if other.dial is None and other.stage is not Stage.UP]
-            if len(waiting) >= _STRANGERS or waiting.count(route.ip) >= _STRANGERS_EACH:
-                self.complain(route, "too many connections wait for introductions, more are refused")
-                route.close(Reason.MAX_CONNECTIONS)
-                return
         self.open[route] = None
+        leaving = self._strangers.admit(route) if route.dial is None else None
+        if leaving is not None:
+            self.complain(leaving, "too many connections wait for introductions, the one that has waited longest ends")
+            leaving.close(Reason.MAX_CONNECTIONS)
 
     def admits(self, user: str, password: str) -> bool:
         """Whether these credentials open the cluster port."""
@@ -313,6 +309,7 @@ class RouteTable:
             route.close(Reason.DUPLICATE_ROUTE)
             return
         others = list(self.routes.values())
+        self._strangers.forget(route)
         self.routes[info.server_id] = route
         route.up()
         for routing in self.routings.values():
@@ -328,6 +325,7 @@ class RouteTable:
     def forget(self, route: RouteConnection) -> None:
         """A connection is closed."""
         self.open.pop(route, None)
+        self._strangers.forget(route)
         self.timers.cancel(route)
         for name in ("in_msgs", "in_bytes", "out_msgs", "out_bytes"):
             setattr(self._past, name, getattr(self._past, name) + getattr(route, name))

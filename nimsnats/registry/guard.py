@@ -18,7 +18,7 @@ from typing import Final
 
 from aiohttp import web
 
-from nimsnats.http_server import is_from_page, source_of
+from nimsnats.http_server import is_from_page
 from nimsnats.proof import is_nonce
 from nimsnats.registry.proof import (
     CHALLENGE,
@@ -32,6 +32,7 @@ from nimsnats.registry.proof import (
     parse_credential,
 )
 from nimsnats.runtime import Runtime
+from nimsnats.source import source_of
 
 MAX_REQUEST: Final = 16 << 10
 """Bytes of a request's body."""

@@ -21,7 +21,7 @@ from forest.webhook import endpoints, webhook_handler
 from nimsnats.broker.options import BrokerOptions
 from nimsnats.broker.server import Broker
 from nimsnats.config import ConfigError, NodeFlags, load_node
-from nimsnats.http_server import SAFE_HEADERS, Listener, source_of
+from nimsnats.http_server import SAFE_HEADERS, Listener
 from nimsnats.monitor import page as page_package
 from nimsnats.monitor.endpoints import ENDPOINTS
 from nimsnats.monitor.page.live import MOST_PER_SOURCE
@@ -29,6 +29,7 @@ from nimsnats.monitor.server import MonitorServer
 from nimsnats.monitor.view import NodeView
 from nimsnats.runtime import Runtime
 from nimsnats.server import Server
+from nimsnats.source import source_of
 from tests.registry.watching import until
 
 assert page_package

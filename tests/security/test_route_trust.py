@@ -367,18 +367,51 @@ async def test_strangers_are_few_and_take_little(caplog: pytest.LogCaptureFixtur
     async with routed("a", auth_timeout=60.0, **GUARDED) as a:
         waiting = [await asyncio.open_connection("127.0.0.1", a.port) for _ in range(64)]
         await until(lambda: len(a.open) == 64)
-        reader, writer = await asyncio.open_connection("127.0.0.1", a.port)
-        assert await reader.read() == b""
-        writer.close()
-        assert len(a.open) == 64
+        for reader, _ in waiting[:2]:
+            waiting.append(await asyncio.open_connection("127.0.0.1", a.port))
+            await reader.readline()
+            assert await reader.read() == b"", "who has waited longest goes"
+            assert len(a.open) == 64
         assert [record.getMessage().partition("rid:")[2].partition(" - ")[2] for record in caplog.records] == [
-            "too many connections wait for introductions, more are refused"
+            "too many connections wait for introductions, the one that has waited longest ends"
         ]
+        async with routed("b", a, **GUARDED) as b:
+            await meshed(a, b)
         for _, each in waiting:
             each.close()
         await until(lambda: not a.open)
-        async with routed("b", a, **GUARDED) as b:
-            await meshed(a, b)
+
+
+async def test_strangers_from_everywhere_keep_no_node_out() -> None:
+    """They hold every place that there is, and take a new one for each that they lose."""
+    async with routed("a", auth_timeout=60.0, **GUARDED) as a:
+        held: set[asyncio.Task[None]] = set()
+        lost = 0
+
+        async def hold(source: str) -> None:
+            nonlocal lost
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", a.port, local_addr=(source, 0))
+                try:
+                    await reader.read()
+                except ConnectionError:
+                    pass  # it was cut off
+                finally:
+                    writer.close()
+                lost += 1
+
+        try:
+            for number in range(260):
+                held.add(asyncio.ensure_future(hold(f"127.0.1.{1 + number % 5}")))
+            await until(lambda: lost > 20)
+            assert len(a.open) <= 257
+            async with routed("b", a, **GUARDED) as b:
+                await meshed(a, b)
+                assert set(a.connected()) == {"b"}
+        finally:
+            for task in held:
+                task.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
 
 
 @pytest.mark.parametrize("proven", [False, True])

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from nimsnats.http_server import is_from_foreign_page, source_of
+from nimsnats.http_server import is_from_foreign_page
 from nimsnats.monitor.page.html import page
+from nimsnats.source import source_of
 
 if TYPE_CHECKING:
     from nimsnats.monitor.format import JsonObject
