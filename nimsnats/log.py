@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TextIO
@@ -203,6 +204,8 @@ class LogOutput(logging.Handler):
         self._stderr = sys.stderr
         self._stream: TextIO = sys.stderr
         self._size = 0
+        self._lost = 0
+        """Lines that could not be written since the latest that could."""
         self._limit = RepeatLimit()
         self.setFormatter(self._formatter())
         if settings.file:
@@ -267,13 +270,31 @@ class LogOutput(logging.Handler):
             self._stream.flush()
         except BrokenPipeError:  # nobody reads stderr any more: not a reason to stop
             return
+        except OSError as error:
+            self._lose(error)
+            return
         except Exception:
             self.handleError(record)
             return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            note = f"{lost} lines of this log are lost: it could not be written"
+            self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, note, (), None))
         if self._settings.file:
             self._size += len(line)
             if 0 < self._settings.size_limit < self._size:
                 self._rotate(record.created)
+
+    def _lose(self, error: OSError) -> None:
+        """A line could not be written, because the disk is full, say; it is said once where the log is none.
+
+        The log goes on as soon as it can, and says then how many lines it has not.
+        """
+        self._lost += 1
+        if self._lost == 1 and self._settings.file:
+            with suppress(OSError):  # nobody may be left to tell
+                self._stderr.write(f"log file {self._settings.file} cannot be written: {error.strerror}\n")
+                self._stderr.flush()
 
     def _formatter(self) -> logging.Formatter:
         if self._settings.format == "json":
@@ -291,8 +312,9 @@ class LogOutput(logging.Handler):
 
     def _close_file(self) -> None:
         if self._stream is not self._stderr:
-            self._stream.close()
-            self._stream = self._stderr
+            stream, self._stream = self._stream, self._stderr
+            with suppress(OSError):  # what it still holds were lines that could not be written
+                stream.close()
 
     def _rotate(self, now: float) -> None:
         """Move the full file to `<name>.YYYY.MM.DD.hh.mm.ss.nnnnnnnnn` and go on in a new one.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -29,6 +31,7 @@ from nimsnats.runtime import Runtime
 from nimsnats.storage import open_database
 from nimsnats.storage.audit import auditing
 from nimsnats.storage.errors import Unwritable
+from tests.broker.peer import until
 from tests.certificates import Authority, needs_openssl
 from tests.chaos.process import SERVER_READY, NodeProcess
 
@@ -579,3 +582,35 @@ def test_sizes_and_positions() -> None:
     assert as_size(Item("0009G", here), "x") == 9 << 30
     tree = conf.parse("\u00fc: 1, b: 2\nc: 3\n", "f", read=str, environ={})
     assert [item.at.column for item in tree.values()] == [0, 7, 1]
+
+
+# -- a log that cannot be written -------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk_under_the_log_costs_lines_and_is_said_once(tmp_path: Path) -> None:
+    """Neither a stack for each line, nor the server; /dev/full is a file on a full disk."""
+    log = tmp_path / "n.log"
+    log.symlink_to("/dev/full")
+    server = NodeProcess(tmp_path / "data", "--log", str(log), command="server", ready="cannot be written")
+    try:
+        await server.start()
+        client = await asyncio.to_thread(_connected, server.client_port)
+        log.unlink()  # and there is room again
+        assert server.process is not None
+        server.process.send_signal(signal.SIGUSR1)
+        await until(lambda: log.exists() and "lines of this log are lost" in log.read_text())
+        client.close()
+    finally:
+        await server.signal(signal.SIGTERM)
+    assert server.log == [f"log file {log} cannot be written: No space left on device"]
+    assert "Traceback" not in log.read_text()
+
+
+def _connected(port: int) -> socket.socket:
+    """A client that has been greeted."""
+    while True:
+        client = socket.socket()
+        if client.connect_ex(("127.0.0.1", port)) == 0:
+            assert client.recv(1)
+            return client
+        client.close()
