@@ -33,12 +33,20 @@ def exposure(settings: Settings, *, embeds_registry: bool) -> str:
 
 def contradiction(settings: Settings) -> str:
     """Why this configuration is refused: it asks clients for what it lets servers in without. Empty where it is not."""
-    cluster, broker = settings.cluster, settings.broker
-    asked = bool(broker.users or broker.token or settings.accounts)
-    if not asked or not cluster.enabled or is_closed(settings) or is_loopback(cluster.host):
+    cluster = settings.cluster
+    if not _asks(settings) or not cluster.enabled or is_closed(settings) or is_loopback(cluster.host):
         return ""
     return (
         f"clients must authenticate, but whoever reaches the cluster port ({cluster.host}:{cluster.port}) would join "
         "without: set NATS_CLUSTER_SECRET (or cluster { authorization { user, password } }), or cluster { tls { … "
         'ca_file } }, or listen on loopback alone: cluster { listen: "127.0.0.1:6222" }'
     )
+
+
+def _asks(settings: Settings) -> bool:
+    """Whether there is an account for clients that nobody enters without credentials. Users of the system account alone
+    ask nobody else for anything, nor does an account without users, which nobody enters (as in nats-server)."""
+    broker = settings.broker
+    default = next((user.account for user in broker.users if user.name == broker.no_auth_user), "")
+    free = (broker.system_account, default)
+    return bool(broker.token) or any(user.account not in free for user in broker.users)

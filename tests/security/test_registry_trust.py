@@ -630,6 +630,7 @@ ASKING = (
     "authorization { user: a, password: b }",
     "authorization { users: [ { user: a, password: b } ] }",
     "accounts { A { users: [ { user: a, password: b } ] } }",
+    "accounts { A { users: [{ user: a, password: b }] }, B { users: [{ user: c, password: d }] } }\nno_auth_user: a",
 )
 
 
@@ -646,6 +647,24 @@ def test_an_open_cluster_port_beside_authenticated_clients_is_refused(block: str
     assert load_node(flags, environ).cluster.host == "127.0.0.1"
     path.write_text(block + "\ncluster { authorization { user: u, password: p } }")
     assert load_node(flags, environ).cluster.password == "p"
+
+
+ASKING_NOBODY = (
+    "accounts { $SYS { users: [ { user: admin, password: secret } ] } }",
+    "accounts { OPS { users: [ { user: admin, password: secret } ] } }\nsystem_account: OPS",
+    "accounts: [A, B]",
+    "accounts { A { jetstream: enabled } }",
+    "authorization { timeout: 3 }",
+    "accounts { A { users: [ { user: a, password: b } ] } }\nno_auth_user: a",
+)
+
+
+@pytest.mark.parametrize("block", ASKING_NOBODY)
+def test_an_open_cluster_port_is_taken_where_clients_need_no_credentials(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "node.conf"
+    path.write_text(block)
+    settings = load_node(NodeFlags(config=str(path), data_dir=str(tmp_path / "d")), {"HOME": str(tmp_path)})
+    assert exposure(settings, embeds_registry=True).startswith("Whoever reaches")
 
 
 async def test_an_open_node_says_so_and_is_healthy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
