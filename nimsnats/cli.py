@@ -176,7 +176,7 @@ def registry(
 
     from nimsnats.broker.tls import TlsOptions
     from nimsnats.config import parse_duration
-    from nimsnats.descriptors import raise_limit
+    from nimsnats.descriptors import raise_limit, shortage
     from nimsnats.log import LogSettings
     from nimsnats.notify import Notify
     from nimsnats.registry.errors import RegistryError
@@ -186,6 +186,8 @@ def registry(
 
     hide(token)
     raise_limit()
+    if lacking := shortage():
+        return _fail(_PROGRAM, lacking)
     if bool(tls_cert) != bool(tls_key):
         return _fail(_PROGRAM, "--tls-cert and --tls-key need each other")
     try:
@@ -320,10 +322,12 @@ _add_backup_command("export", "Write messages as JSON lines or CSV.")
 def _run(program: str, load: Callable[[], Settings], *, whole: bool) -> int:
     """Load the settings, start the log, and run the whole node or the server alone until it stops."""
     from nimsnats.config import ConfigError
-    from nimsnats.descriptors import raise_limit
+    from nimsnats.descriptors import raise_limit, shortage
     from nimsnats.runtime import StartError
 
     raise_limit()
+    if lacking := shortage():
+        return _fail(program, lacking)
     try:
         settings = load()
     except (ConfigError, StartError) as error:

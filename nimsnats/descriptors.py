@@ -16,6 +16,8 @@ from typing import Final
 _RESERVE: Final = 64
 _SMALLEST_RESERVE: Final = 16
 _UNLIMITED: Final = sys.maxsize
+_FEWEST: Final = 32
+"""Descriptors without which a server does not get as far as saying in its log what it lacks."""
 
 
 def soft_limit() -> int:
@@ -32,6 +34,16 @@ def raise_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):
             return
+
+
+def shortage() -> str:
+    """Why this process cannot even start; empty where it can."""
+    limit = soft_limit()
+    if limit >= _FEWEST:
+        return ""
+    return (
+        f"this process may have only {limit} files open, and needs {_FEWEST} at the very least (LimitNOFILE, ulimit -n)"
+    )
 
 
 def reserve_of(limit: int) -> int:

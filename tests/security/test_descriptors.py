@@ -6,6 +6,8 @@ import asyncio
 import logging
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,3 +202,18 @@ async def test_the_cluster_port_leaves_storage_its_descriptors(tmp_path: Path) -
         assert (await js.stream_info("ORDERS")).state.messages == 50
         assert not any("Traceback" in line or "Storage failed" in line for line in node.log)
         await client.close()
+
+
+@pytest.mark.parametrize("command", [[], ["server"], ["registry"]], ids=["node", "server", "registry"])
+def test_a_process_that_cannot_open_anything_says_so_in_one_line(command: list[str]) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "nimsnats", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=30,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12)),
+    )
+    (line,) = made.stderr.splitlines()
+    assert "may have only 12 files open" in line and "LimitNOFILE" in line
+    assert made.returncode == 1
