@@ -46,6 +46,25 @@ async def serving(stand: Stand) -> None:
 
 # Requests
 
+
+async def test_what_a_push_consumer_delivers_to_the_api_is_no_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It shows the subject under which it was published: one that is too short for a request, or looks like one."""
+    async with running(tmp_path) as stand:
+        assert await code(stand.client, "STREAM.CREATE.S", json.dumps(STREAM)) == 0
+        for subject in ("s.1", "s.x.STREAM.DELETE.S"):
+            await stand.client.publish(subject, b"")
+        config = {"durable_name": "C", "deliver_subject": "$JS.API.STREAM.INFO.S", "ack_policy": "none"}
+        body = json.dumps({"stream_name": "S", "config": config})
+        assert await code(stand.client, "CONSUMER.CREATE.S.C", body) == 0
+        await serving(stand)
+        told = await asked(stand.client, "$JS.API.CONSUMER.INFO.S.C", "")
+        assert told["delivered"]["stream_seq"] == 3
+        assert await code(stand.client, "STREAM.INFO.S", "") == 0
+    assert "Internal error" not in caplog.text
+
+
 TIMES = ("2023-02-30T00:00:00Z", "2023-02-28T24:00:00Z", "2016-12-31T23:59:60Z", "2023-01-01T00:00:00+99:00")
 KEPT_TIMES = ("0000-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999-23:59", "2023-01-01T0:00:00,5Z")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
 
 PREFIX: Final = "$JS.API."
+_PREFIX: Final = PREFIX.encode()
 TYPE_PREFIX: Final = "io.nats.jetstream.api.v1."
 _DIGITS: Final = 18
 """More digits are beyond every level."""
@@ -92,6 +93,12 @@ def level_too_high(headers: bytes) -> bool:
     """Whether a request asks for an API level above ours (`Nats-Required-Api-Level`), or for none at all."""
     level = header_value(headers, b"Nats-Required-Api-Level")
     return level is not None and not (level.isdigit() and len(level) <= _DIGITS and int(level) <= API_LEVEL)
+
+
+def _tokens(subject: bytes) -> list[str]:
+    """The tokens below `$JS.API.`. None where a push consumer delivers to a subject of the API: what arrives shows the
+    subject under which it was published, and is no request, whatever that is."""
+    return subject.decode("utf-8", "replace").split(".")[2:] if subject.startswith(_PREFIX) else []
 
 
 class ApiDispatcher:
@@ -159,7 +166,7 @@ class ApiDispatcher:
     ) -> bool | None:
         """Answer a request, whether it comes from a client or from another node that passes it on. Subjects that no
         endpoint knows get no answer at all, as in nats-server."""
-        tokens = subject.decode("utf-8", "replace").split(".")[2:]
+        tokens = _tokens(subject)
         endpoint = self._find(tokens)
         if endpoint is None:
             return None
@@ -202,7 +209,7 @@ class ApiDispatcher:
         return response if isinstance(response, dict) else None
 
     def _find(self, tokens: list[str]) -> Endpoint | None:
-        for pattern, endpoint in self._by_head.get(tokens[0], ()):
+        for pattern, endpoint in self._by_head.get(tokens[0], ()) if tokens else ():
             if len(tokens) != len(pattern) and (pattern[-1] != ">" or len(tokens) < len(pattern)):
                 continue
             if all(want in ("*", ">", got) for want, got in zip(pattern, tokens, strict=False)):
@@ -250,7 +257,7 @@ class ApiDispatcher:
         """The handler of what a stream's leader asks other nodes to send it: requests whose answer is not JSON."""
         if origin is not None:
             return False  # of a client of this node: `_receive` has it
-        tokens = subject.decode("utf-8", "replace").split(".")[2:]
+        tokens = _tokens(subject)
         endpoint = self._find(tokens)
         if endpoint is None or endpoint.body is not Body.RAW:
             return False
