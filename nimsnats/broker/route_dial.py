@@ -109,15 +109,31 @@ class Solicitation:
     async def _connect(self) -> RouteConnection | None:
         """One attempt; None when nobody answers."""
         table = self._table
-        loop = table.broker.runtime.loop
         try:
             async with asyncio.timeout(table.options.dial_timeout):
-                _, connection = await loop.create_connection(lambda: RouteConnection(table, self), self.host, self.port)
+                return await self._open()
         except (OSError, UnicodeError) as error:  # a TimeoutError is an OSError; the other comes from absurd names
             level = logging.DEBUG if self._failures else logging.WARNING
             reason = str(error) or "no answer in time"
             table.broker.log.log(level, "Error trying to connect to route at %s: %s", self.address, reason)
             return None
+
+    async def _open(self) -> RouteConnection:
+        """A connection that has been opened and given up in the same turn, because the time ran out, ends here: uvloop
+        closes its transport and tells it nothing."""
+        made: list[RouteConnection] = []
+
+        def begin() -> RouteConnection:
+            made.append(RouteConnection(self._table, self))
+            return made[-1]
+
+        try:
+            _, connection = await self._table.broker.runtime.loop.create_connection(begin, self.host, self.port)
+        except BaseException:
+            for late in made:
+                if late.transport is not None:
+                    late.close(Reason.WRITE_ERROR)
+            raise
         return connection
 
     async def _pause(self, connection: RouteConnection | None) -> float | None:

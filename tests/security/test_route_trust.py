@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import uvloop
 
+from nimsnats.broker.route import RouteConnection
 from nimsnats.broker.route_table import RouteTable
 from nimsnats.proof import Exchange, Role, nonce
 from nimsnats.protocol.route_info import AUTH
@@ -380,6 +382,33 @@ async def test_strangers_are_few_and_take_little(caplog: pytest.LogCaptureFixtur
         for _, each in waiting:
             each.close()
         await until(lambda: not a.open)
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_connection_that_is_given_up_as_it_opens_leaves_nothing(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The time for dialling runs out in the turn in which the peer answers."""
+    opened: list[RouteConnection] = []
+    take = RouteTable.opened
+
+    def open_late(table: RouteTable, route: RouteConnection) -> None:
+        take(table, route)
+        if route.dial is not None:
+            opened.append(route)
+            assert route.dial._task is not None
+            route.dial._task.cancel()
+
+    async def scene() -> None:
+        async with routed("a", auth_timeout=60.0) as a, impostor(says()) as silent:
+            a.add_route(silent.address)
+            await until(lambda: opened and not a.open)
+            assert opened[0].closed and opened[0].gone.is_set()
+
+    monkeypatch.setattr(RouteTable, "opened", open_late)
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(scene())
+    assert "Internal error" not in caplog.text
 
 
 async def test_strangers_from_everywhere_keep_no_node_out() -> None:
