@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _VIOLATION: Final = "Authorization Violation"
 SET_IT: Final = "NATS_CLUSTER_SECRET must be the same on all nodes"
 _OLD: Final = (
-    "this server sends the cluster secret instead of proving that it knows it, as versions before 0.2 do: update it"
+    "this server sends the cluster secret instead of proving that it knows it, as older versions do: update it"
 )
 _NONE_THERE: Final = f"this node has a cluster secret and the one that was dialled has none: {SET_IT}"
 _STRANGER: Final = (
