@@ -259,14 +259,14 @@ class Scene:
 
 
 def _kept(stream: Stream) -> tuple[object, ...]:
-    """What a restart must not change. Ephemeral consumers may end meanwhile."""
+    """What a restart must not change. Ephemeral consumers may end meanwhile, and messages with a TTL run out."""
     names = [name for name in stream.consumers.names() if name in ("good", "c0", "c1")]
-    live = [
+    lasting = [
         seq
-        for seq in range(max(1, stream.first_seq), min(stream.last_seq + 1, stream.first_seq + 500))
-        if stream.live(seq)
+        for seq in range(max(1, stream.last_seq - 500), stream.last_seq + 1)
+        if stream.live(seq) and seq not in stream.expiry.deadlines
     ]
-    return stream.last_seq, stream.first_seq, live, names, stream.refusals.count, list(stream.refusals.newest)
+    return stream.last_seq, lasting, names, stream.refusals.count, list(stream.refusals.newest)
 
 
 @pytest.fixture(scope="module", params=[One, Three], ids=["one", "three"])
