@@ -108,6 +108,10 @@ async def test_credentials_like_the_go_server(login: dict[str, str], guarded: Or
         for port in (cluster_port(guarded), table.port):
             peer = await RoutePeer.dial(port)
             assert peer.info["auth_required"]
-            said.append(await peer.say(connect_line(str(login), **login), info_line(str(login))))
+            pieces = [connect_line(str(login), **login), info_line(str(login))]
+            if port != table.port and login != {"user": "u", "pass": "p"}:
+                # Go ends a refused connection at once: input that it has not read takes its last words back (RFC 2525)
+                pieces.pop()
+            said.append(await peer.say(*pieces))
             peer.close()
     assert said[1] == said[0]

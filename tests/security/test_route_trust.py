@@ -432,6 +432,7 @@ async def test_strangers_from_everywhere_keep_no_node_out() -> None:
         try:
             for number in range(260):
                 held.add(asyncio.ensure_future(hold(f"127.0.1.{1 + number % 5}")))
+                await until(lambda: lost or len(a.open) == len(held))  # more at once than the kernel queues come late
             await until(lambda: lost > 20)
             assert len(a.open) <= 257
             async with routed("b", a, **GUARDED) as b:
