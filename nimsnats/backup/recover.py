@@ -25,9 +25,10 @@ from nimsnats.jetstream.kinds import META_STREAM_ADD, META_STREAM_REMOVE, META_S
 from nimsnats.jetstream.meta import META_PREFIX, Meta, StreamRecord
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.stream import Stream
-from nimsnats.raft.machine import BadEntry, Entry
+from nimsnats.raft.machine import Entry
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.recovery import marked_loss
+from nimsnats.raft.refusals import OF_THIS_NODE, refused
 from nimsnats.raft.sole import StoredLog, make_sole, read_log
 from nimsnats.raft.transport import member_name, node_of
 from nimsnats.runtime import Runtime
@@ -174,8 +175,12 @@ async def _restored(stored: StoredLog, runtime: Runtime, log: logging.Logger) ->
     for entry in stored.entries:
         assert entry.data is not None
         if entry.kind >= META_STREAM_ADD:
+            read = Entry(entry.index, entry.term, entry.kind, entry.data)
             try:
-                meta.apply(Entry(entry.index, entry.term, entry.kind, entry.data))
-            except BadEntry as error:  # as a node does that goes on without it
-                log.error("JetStream catalogue: entry %d is refused: %s", entry.index, error)
+                meta.apply(read)
+            except OF_THIS_NODE:
+                raise
+            except Exception as error:  # a node refuses it likewise, and goes on
+                reason = refused(meta, read, error).reason
+                log.error("JetStream catalogue: entry %d is refused: %s", entry.index, reason)
     return meta

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nimsnats.jetstream.kinds import META_GIVE_UP
+from nimsnats.jetstream.meta import Meta
+from nimsnats.raft.group import HostedGroup
+from nimsnats.raft.machine import Entry
 from nimsnats.raft.membership import Membership
 from nimsnats.raft.transport import member_name
 from nimsnats.registry.memory import MemoryHub
@@ -21,6 +26,7 @@ from tests.backup.test_commands import Run, fingerprint, run
 from tests.broker.peer import until
 from tests.jetstream.archives import ask, snapshot
 from tests.jetstream.nodes import HubNode
+from tests.security.test_entries import CATALOGUE_POISON, poison
 
 __all__ = ["run"]
 
@@ -157,7 +163,29 @@ async def test_damage_that_nobody_can_mend_any_more_is_named(tmp_path: Path, run
         await client.close()
 
 
-async def shared_with_nobody_here(data: Path) -> None:
+async def test_an_entry_of_the_catalogue_that_cannot_be_applied_costs_no_stream(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that does not say what it must nor one that meets an error of ours: a node refuses both, too."""
+    data = tmp_path / "n1"
+    await shared_with_nobody_here(data, CATALOGUE_POISON)
+    applied = Meta.apply
+
+    def stumbling(meta: Meta, entry: Entry) -> None:
+        if entry.kind == META_GIVE_UP:
+            raise KeyError("unforeseen")
+        applied(meta, entry)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Meta, "apply", stumbling)
+        code, _, err = await run("recover", "--data", data, "--yes")
+    assert code == 0 and err.count("is refused") == len(CATALOGUE_POISON) and "KeyError" in err
+    async with HubNode(tmp_path, "n1", MemoryHub(Runtime.real())) as node:
+        await until(lambda: node.leads("S"))
+        assert node.served("S").stream.store.last_seq == 3
+
+
+async def shared_with_nobody_here(data: Path, catalogue: Sequence[tuple[int, bytes]] = ()) -> None:
     """What a member of three is left with: made of a node alone, so that the others need not be started."""
     hub = MemoryHub(Runtime.real())
     async with HubNode(data.parent, data.name, hub) as node:
@@ -165,6 +193,12 @@ async def shared_with_nobody_here(data: Path) -> None:
         await client.jetstream().add_stream(name="S", subjects=["s.*"])
         await client.close()
         await publish(node, b"1", b"second message", b"3")
+        meta = node.engine.meta
+        assert isinstance(meta.group, HostedGroup)
+        poison(meta.group, list(catalogue))
+        await until(lambda: meta.refusals.count == len(catalogue))
+        if catalogue:
+            await node.kill()  # as a crash: the entries stay in the log
     database = await open_database(data, Runtime.real())
     me = member_name(database.identity.node, database.identity.instance)
     for name in database.group_names():
