@@ -38,8 +38,11 @@ async def acknowledge(server: Server, messages: list[Msg]) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
     acks = b"".join(b"PUB %b 4\r\n+ACK\r\n" % message.reply.encode() for message in messages)
     writer.write(b'CONNECT {"verbose":false,"pedantic":false}\r\n' + acks + b"PING\r\n")
-    while b"PONG" not in await reader.readline():
-        pass
+    async for line in reader:
+        if line == b"PONG\r\n":
+            break
+    else:
+        raise AssertionError("the server hung up")
     writer.close()
     await writer.wait_closed()
 

@@ -15,6 +15,11 @@ SECRET = "a-secret-that-nobody-may-see"
 GUARDED: dict[str, Any] = {"user": "nimsnats", "password": SECRET, "redial_refused": 0.02}
 
 
+def verbs(heard: bytes) -> set[bytes]:
+    """How the lines of the protocol in `heard` begin: what is inside a line, an id or a nonce, may hold any word."""
+    return {line.split()[0] for line in heard.split(b"\n") if line.strip()}
+
+
 class Impostor:
     """What is dialled. `heard` is all that any connection has said to it, `calls` how many there were."""
 
@@ -33,7 +38,7 @@ class Impostor:
     @property
     def verbs(self) -> set[bytes]:
         """The verbs that it was told."""
-        return {line.split(b" ")[0] for line in self.heard.split(b"\r\n") if line}
+        return verbs(self.heard)
 
     def said(self, verb: bytes) -> dict[str, Any]:
         """The JSON of the last line with that verb."""

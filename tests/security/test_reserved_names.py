@@ -123,10 +123,10 @@ async def test_nodes_do_not_talk_to_core_peers_and_clients(caplog: pytest.LogCap
         assert got == [b"0", b"1", b"2", b"3", b"4"]
         for client in clients:
             lines = await client.sync()
-            assert not any(b"NIMS" in line for line in lines), lines
+            assert not any(b"$NIMS." in line for line in lines), lines
             assert b"MSG other 1 4" in lines, "it does hear the rest"
         heard = await go.say()
-        assert not any(b"NIMS" in line for line in heard) and any(b"other" in line for line in heard), heard
+        assert not any(b"$NIMS." in line for line in heard) and any(b"other" in line for line in heard), heard
         texts = [record.getMessage() for record in caplog.records]
         assert sum("interest in subjects or queue groups of nodes alone is ignored" in text for text in texts) == 1
         assert a.refused == 4
