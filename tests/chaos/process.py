@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import urllib.request
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 READY = "nimsforest is ready"
 SERVER_READY = "Server is ready"
@@ -21,13 +22,6 @@ START_LIMIT = 30.0
 
 class DidNotStart(AssertionError):
     """The process ended, or said nothing useful in time; carries what it logged."""
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago, for processes that must come back on the same one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NodeProcess:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from asyncio.subprocess import Process
 
-from tests.chaos.process import free_port
+from tests.ports import free_port
 
 
 class RegistryProcess:

@@ -18,9 +18,10 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from tests.chaos.cut import Cut
-from tests.chaos.process import NodeProcess, free_port
+from tests.chaos.process import NodeProcess
 from tests.chaos.registry import RegistryProcess
 from tests.chaos.workload import STREAM, Ledger, check_stream, connect, make_order_stream, publish_orders, read_stream
+from tests.ports import free_port
 
 pytestmark = pytest.mark.extended
 

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -20,6 +19,7 @@ from nimsnats import cli, log
 from nimsnats.config import Settings
 from nimsnats.runtime import StartError
 from nimsnats.version import __version__
+from tests.ports import free_port
 
 Run = Callable[[Settings], int]
 
@@ -128,9 +128,7 @@ def test_what_is_printed(line: str, code: int, text: str, capsys: pytest.Capture
 
 
 def test_a_registry_in_its_own_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "nimsnats", "registry", "--listen", f"127.0.0.1:{port}", "--ttl", "5s"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stderr is not None

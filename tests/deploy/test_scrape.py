@@ -15,10 +15,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.chaos.process import NodeProcess, free_port
+from tests.chaos.process import NodeProcess
 from tests.chaos.registry import RegistryProcess
 from tests.chaos.workload import connect
 from tests.deploy.test_prometheus import DEPLOY, expressions
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.extended,

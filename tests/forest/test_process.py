@@ -16,6 +16,7 @@ from forest.__main__ import secrets_from
 from forest.signature import sign
 from tests.forest.conftest import stored, task_of, until
 from tests.forest.events import CHARGE_ID, succeeded
+from tests.ports import free_port
 
 
 async def start(url: str, *arguments: str, **environment: str) -> Process:
@@ -35,12 +36,9 @@ async def start(url: str, *arguments: str, **environment: str) -> Process:
 
 
 async def test_the_command_serves_and_stops(nats_url: str, client: Client) -> None:
-    import socket
     import time
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await start(nats_url, "--listen", f"127.0.0.1:{port}", FOREST_WEBHOOK_STRIPE="whsec_a,whsec_b")
     try:
         headers = {"Stripe-Signature": sign(succeeded(), "whsec_b", int(time.time()))}
