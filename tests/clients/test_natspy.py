@@ -17,7 +17,7 @@ async def test_core(nats_client: Client) -> None:
     plain = await nats_client.subscribe("greet.*")
     queue = await nats_client.subscribe("greet.>", queue="workers")
     await nats_client.publish("greet.ann", b"hello", headers={"Colour": "green"})
-    first, second = await plain.next_msg(timeout=2), await queue.next_msg(timeout=2)
+    first, second = await plain.next_msg(timeout=20), await queue.next_msg(timeout=20)
     assert (first.subject, first.data, first.headers) == ("greet.ann", b"hello", {"Colour": "green"})
     assert second.data == b"hello"
 
@@ -27,10 +27,10 @@ async def test_request_reply(nats_client: Client) -> None:
         await message.respond(b"echo " + message.data)
 
     await nats_client.subscribe("svc.echo", cb=echo)
-    answers = await asyncio.gather(*(nats_client.request("svc.echo", b"%d" % n, timeout=2) for n in range(50)))
+    answers = await asyncio.gather(*(nats_client.request("svc.echo", b"%d" % n, timeout=20) for n in range(50)))
     assert [answer.data for answer in answers] == [b"echo %d" % n for n in range(50)]
     with pytest.raises(NoRespondersError):
-        await nats_client.request("svc.nobody", b"", timeout=2)
+        await nats_client.request("svc.nobody", b"", timeout=20)
 
 
 async def test_jetstream_pull(jetstream: JetStreamContext) -> None:
@@ -43,10 +43,10 @@ async def test_jetstream_pull(jetstream: JetStreamContext) -> None:
         await jetstream.publish("events.a", b"", headers={"Nats-Expected-Last-Sequence": "3"})
     assert wrong.value.err_code == 10071
     puller = await jetstream.pull_subscribe("events.>", "puller")
-    messages = await puller.fetch(5, timeout=2)
+    messages = await puller.fetch(5, timeout=20)
     assert [message.data for message in messages] == [b"0", b"1", b"2", b"3", b"4"]
     for message in messages:
-        await message.ack_sync(timeout=2)
+        await message.ack_sync(timeout=20)
     assert (await puller.consumer_info()).num_ack_pending == 0
     assert (await jetstream.stream_info("EVENTS")).state.messages == 5
 
@@ -57,13 +57,13 @@ async def test_jetstream_push_and_ordered(jetstream: JetStreamContext) -> None:
         await jetstream.publish("push.x", b"%d" % n)
     durable = await jetstream.subscribe("push.>", durable="pusher", manual_ack=True)
     for n in range(10):
-        message = await durable.next_msg(timeout=2)
+        message = await durable.next_msg(timeout=20)
         assert message.data == b"%d" % n
         await message.ack()
     ordered = await jetstream.subscribe("push.>", ordered_consumer=True)
-    assert [(await ordered.next_msg(timeout=2)).data for _ in range(10)] == [b"%d" % n for n in range(10)]
+    assert [(await ordered.next_msg(timeout=20)).data for _ in range(10)] == [b"%d" % n for n in range(10)]
     newest = await jetstream.subscribe("push.>", config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST))
-    assert (await newest.next_msg(timeout=2)).data == b"9"
+    assert (await newest.next_msg(timeout=20)).data == b"9"
 
 
 async def test_stream_management(jetstream: JetStreamContext) -> None:
@@ -96,7 +96,7 @@ async def test_key_value(jetstream: JetStreamContext) -> None:
     assert sorted(await bucket.keys()) == ["colour", "shape"]
     assert [entry.value for entry in await bucket.history("colour")] == [b"red", b"blue"]
     watcher = await bucket.watchall()
-    seen = [await watcher.updates(timeout=2) for _ in range(2)]
+    seen = [await watcher.updates(timeout=20) for _ in range(2)]
     assert {entry.key for entry in seen if entry} == {"colour", "shape"}
     await bucket.delete("colour")
     with pytest.raises(KeyNotFoundError):

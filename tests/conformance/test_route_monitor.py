@@ -73,8 +73,8 @@ async def test_each_server_lists_the_other(tmp_path: Path) -> None:
                 inbox = client.new_inbox()
                 answers = await client.subscribe(inbox)
                 await client.publish("$SYS.REQ.SERVER.PING", b"", reply=inbox)
-                async with asyncio.timeout(3):
-                    said = [json.loads((await answers.next_msg(3)).data) for _ in range(2)]
+                async with asyncio.timeout(20):
+                    said = [json.loads((await answers.next_msg(20)).data) for _ in range(2)]
                 ours, theirs = sorted(said, key=lambda answer: answer["server"]["name"] != "ours")
                 (here,), (there, *_) = ours["statsz"]["routes"], theirs["statsz"]["routes"]
                 assert here.keys() <= there.keys()

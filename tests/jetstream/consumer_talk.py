@@ -58,7 +58,7 @@ class Talk:
 
     async def quiet(self, subject: str, body: Any = None) -> dict[str, Any]:
         """A JSON request that only prepares something."""
-        reply = await self.client.request(f"$JS.API.{subject}", json.dumps(body or {}).encode(), timeout=2)
+        reply = await self.client.request(f"$JS.API.{subject}", json.dumps(body or {}).encode(), timeout=20)
         answer = json.loads(reply.data)
         assert "error" not in answer, answer
         return answer
@@ -72,7 +72,7 @@ class Talk:
 
     async def publish(self, *subjects: str, payload: bytes = b"x") -> None:
         for subject in subjects:
-            await self.client.request(subject, payload, timeout=2)
+            await self.client.request(subject, payload, timeout=20)
 
     async def listen(self, inbox: str, queue: str = "") -> asyncio.Queue[Msg]:
         got: asyncio.Queue[Msg] = asyncio.Queue()

@@ -36,7 +36,7 @@ async def login(server: Server, user: str) -> Client:
 
 
 async def ask(client: Client, subject: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads((await client.request(subject, b"", timeout=2)).data)
+    answer: dict[str, Any] = json.loads((await client.request(subject, b"", timeout=20)).data)
     return answer
 
 

@@ -62,7 +62,7 @@ async def test_advisories_are_published_to_listeners_and_fit_their_schemas(tmp_p
         await stand.client.request("$JS.API.STREAM.CREATE.S", b'{"name":"S"}')
         await stand.client.request("$JS.API.STREAM.UPDATE.S", b'{"name":"S","description":"x"}')
         await stand.client.request("$JS.API.STREAM.DELETE.S")
-        seen = [json.loads((await events.next_msg(timeout=2)).data) for _ in range(6)]
+        seen = [json.loads((await events.next_msg(timeout=20)).data) for _ in range(6)]
     for event in seen:
         validate(event)
     actions = [event["action"] for event in seen if "action" in event]

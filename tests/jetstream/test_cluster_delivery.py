@@ -80,12 +80,12 @@ async def test_an_open_request_is_told_that_the_leader_changes(cluster: Trio) ->
     heard = await client.subscribe(inbox)
     body = {"batch": 1, "expires": 10_000_000_000, "idle_heartbeat": 200_000_000}
     await client.publish("$JS.API.CONSUMER.MSG.NEXT.B.D", json.dumps(body).encode(), reply=inbox)
-    first = await heard.next_msg(timeout=3)
+    first = await heard.next_msg(timeout=20)
     assert first.headers is not None and first.headers["Status"] == "100"
     await cluster.ask(0, "CONSUMER.LEADER.STEPDOWN.B.D")
     statuses: list[str] = []
     while "409" not in statuses:
-        message = await heard.next_msg(timeout=3)
+        message = await heard.next_msg(timeout=20)
         assert message.headers is not None
         statuses.append(message.headers["Status"])
         description = message.headers.get("Description", "")

@@ -31,7 +31,7 @@ async def test_fetch_acknowledge_and_fetch_again(client: Client) -> None:
     sub = await js.pull_subscribe("s.a", "worker")
     first = await sub.fetch(4)
     await asyncio.gather(*(message.ack_sync() for message in first))
-    rest = await sub.fetch(10, timeout=0.2)
+    rest = await sub.fetch(6, timeout=20)
     assert [message.data for message in first + rest] == [str(number).encode() for number in range(10)]
     info = await sub.consumer_info()
     assert info.ack_floor is not None

@@ -47,12 +47,12 @@ async def test_watch_sees_updates_in_order(tmp_path: Path) -> None:
         kv = await stand.client.jetstream().create_key_value(bucket="w")
         await kv.put("a", b"0")
         watcher = await kv.watch("*")
-        entry = await watcher.updates(timeout=2)
+        entry = await watcher.updates(timeout=20)
         assert entry is not None and entry.value == b"0"
-        assert await watcher.updates(timeout=2) is None
+        assert await watcher.updates(timeout=20) is None
         for n in range(1, 20):
             await kv.put("a", b"%d" % n)
-        seen = [(await watcher.updates(timeout=2)).value for _ in range(19)]  # type: ignore[union-attr]
+        seen = [(await watcher.updates(timeout=20)).value for _ in range(19)]  # type: ignore[union-attr]
         assert seen == [b"%d" % n for n in range(1, 20)]
 
 

@@ -97,7 +97,7 @@ async def test_the_conversation_is_that_of_the_go_server(tmp_path: Path) -> None
         await snapshot(client, "T")
         await ask(client, "STREAM.DELETE.T")
         await restore(client, config, small.archive)
-        heard = [await events.next_msg(timeout=2) for _ in range(6)]
+        heard = [await events.next_msg(timeout=20) for _ in range(6)]
         answers.append(sorted((m.subject, sorted(json.loads(m.data))) for m in heard if m.subject.endswith(".T")))
         return answers
 

@@ -166,4 +166,5 @@ async def test_consumers_survive_with_their_positions(tmp_path: Path, compacted:
         assert (await js.stream_info("S")).state.messages == 6
         assert (await js.consumer_info("S", "D")).num_pending == 6
         pull = await js.pull_subscribe("s.*", durable="D")
-        assert [message.data for message in await pull.fetch(10, timeout=1)] == [b"%d" % n for n in range(4, 10)]
+        assert [message.data for message in await pull.fetch(6, timeout=20)] == [b"%d" % n for n in range(4, 10)]
+        assert (await js.consumer_info("S", "D")).num_pending == 0

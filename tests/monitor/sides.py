@@ -57,7 +57,7 @@ class Side:
         """The JSON answer to one request on a fresh connection."""
         client = await nats.connect(self.url, **credentials)
         try:
-            return json.loads((await client.request(subject, body.encode(), timeout=2)).data)
+            return json.loads((await client.request(subject, body.encode(), timeout=20)).data)
         finally:
             await client.close()
 

@@ -61,7 +61,7 @@ async def answers(client: Client, subject: str, body: object = None, count: int 
     await client.publish(subject, json.dumps(body or {}).encode(), reply=inbox)
     found: dict[str, Any] = {}
     while len(found) < count:
-        answer = json.loads((await heard.next_msg(timeout=3)).data)
+        answer = json.loads((await heard.next_msg(timeout=20)).data)
         found[answer["server"]["name"]] = answer
     await heard.unsubscribe()
     return found

@@ -157,7 +157,7 @@ async def test_a_mixed_run_loses_and_doubles_nothing(ours: str) -> None:
         assert len(heard) == 50 and sum(headers == TRACED for headers in heard) == 5
         assert scene.traces is not None
         for _ in range(5):
-            await scene.traces.next_msg(timeout=2)
+            await scene.traces.next_msg(timeout=20)
         reader = scene.clients["reader"]
         (sub,) = [sub for sub in reader._subs.values() if sub.subject == "c.*"]  # pyright: ignore[reportPrivateUsage]
         await sub.unsubscribe(limit=sub._received + 1)  # pyright: ignore[reportPrivateUsage]

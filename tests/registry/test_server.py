@@ -201,7 +201,7 @@ async def test_watchers_are_bounded_and_released_when_it_stops(http: Http) -> No
     poll = asyncio.create_task(http("GET", f"{NODES}?watch=true"))
     await until(lambda: http.server._api._watchers == 1)
     assert (await http("GET", f"{NODES}?watch=true"))[0] == 503
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await http.server.stop()
         assert (await poll)[:2] == (200, [])
 
@@ -245,7 +245,7 @@ async def test_embedded_in_another_application() -> None:
             assert response.status == 404 and "error" in await response.json()
         poll = asyncio.create_task(session.get(url + NODES + "?watch=true"))
         await until(lambda: server.directory._waiters)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await runner.cleanup()
         (await poll).close()
     await server.stop()
