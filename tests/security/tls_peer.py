@@ -156,11 +156,17 @@ class TlsPeer:
         await self.pass_on()
 
     async def notify(self) -> None:
-        """Send a close_notify, and nothing else."""
+        """Send a close_notify, and nothing else.
+
+        What has come behind the handshake, and is not read yet, is kept from OpenSSL meanwhile: its shutdown goes on to
+        read, gives the connection up when it meets application data, and so this side would hear of no end any more.
+        """
+        unread = self.incoming.read()
         try:
             self.tls.unwrap()
-        except ssl.SSLError:
+        except ssl.SSLWantReadError:
             pass
+        self.incoming.write(unread)
         await self.pass_on()
 
     async def pass_on(self) -> None:
