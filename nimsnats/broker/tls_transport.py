@@ -88,6 +88,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._handshake: Handshake | None = handshake
         self._stage = _Stage.HANDSHAKE
         self._held = False
+        self._finished = False
+        """Whether the peer has ended its side; the protocol hears of it when it does not pause."""
         self._heard = False
         self._early: list[bytes] = []
         """What was written before the handshake is done."""
@@ -148,9 +150,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         if self._stage is _Stage.HANDSHAKE:
             self._fail("the connection was closed")
         elif self._stage is _Stage.UP:
+            self._finished = True
             self._pump()
-            self._end_of_input()
-        return False
+        return self._stage is _Stage.UP  # the protocol has paused: it goes on with what it has before it hears of this
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The TCP connection is gone, and with it everything that was kept for it."""
@@ -252,13 +254,10 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
                 protocol.buffer_updated(size)
             if broken is not None:
                 self._fail(reason(broken))
-            elif ended:
-                self._end_of_input()
+            self._finished = self._finished or ended
             if not more:
-                return
-
-    def _end_of_input(self) -> None:
-        if self._stage is _Stage.UP:
+                break
+        if self._finished and self._stage is _Stage.UP and not self._held:
             self._protocol.eof_received()
             self.close()
 
@@ -272,7 +271,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._held = False
         if self._stage is _Stage.UP:
             self._below.resume_reading()
-            if self._incoming.pending or (self._tls is not None and self._tls.pending()):
+            if self._finished or self._incoming.pending or (self._tls is not None and self._tls.pending()):
                 self._runtime.call_soon(self._pump)
 
     def is_reading(self) -> bool:
