@@ -62,7 +62,7 @@ class StorageOpener(Protocol):
     """Opens what a node stores its groups in; `open_database` is the one of production."""
 
     async def __call__(
-        self, path: Path, runtime: Runtime, node_name: str = "", *, sync_always: bool = True
+        self, path: Path, runtime: Runtime, node_name: str = "", *, sync_always: bool = True, sync_interval: float = 0.1
     ) -> Database: ...
 
 
@@ -228,7 +228,11 @@ class Server:
     async def _start_jetstream(self, broker: Broker, runtime: Runtime) -> None:
         options = self.settings.jetstream
         self.storage = await self._open_storage(
-            options.store_dir, runtime, broker.server_name, sync_always=options.sync_always
+            options.store_dir,
+            runtime,
+            broker.server_name,
+            sync_always=options.sync_always,
+            sync_interval=options.sync_interval,
         )
         self.log.info("Starting JetStream")
         self.log.info('  Store Directory: "%s"', options.store_dir)

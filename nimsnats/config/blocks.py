@@ -40,6 +40,8 @@ from nimsnats.config.settings import Settings, WebhookSettings
 from nimsnats.config.tls import tls_block
 from nimsnats.protocol.conf import Item
 
+_LEAST_SYNC_INTERVAL: Final = 0.001
+"""Seconds; a disk is not asked more often."""
 _MOST_TOLERANCE: Final = 6 * 3600.0
 
 
@@ -160,6 +162,8 @@ def jetstream(settings: Settings, store: Reader) -> Reader:
         options.sync_always = word == "always"
         if word not in ("always", "interval"):
             options.sync_interval = as_seconds(item, key, report)
+            if options.sync_interval < _LEAST_SYNC_INTERVAL:
+                raise FieldError(f"{key} must be at least 1ms; {key}: always syncs before each ack")
 
     def limits(item: Item, _key: str, report: Report) -> None:
         block = {

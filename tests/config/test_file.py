@@ -105,6 +105,11 @@ class TestMeaning:
         assert (settings.jetstream.sync_always, settings.jetstream.sync_interval) == (always, interval)
         assert any("before they are on disk" in text for _, text in settings.notes) is not always
 
+    @pytest.mark.parametrize("value", ["0", '"0s"', '"-1s"', "999us", "1ns"])
+    def test_a_sync_interval_that_is_none(self, value: str) -> None:
+        with pytest.raises(ConfigError, match="sync_interval must be at least 1ms; sync_interval: always syncs before"):
+            load(f"jetstream {{ store_dir: d, sync_interval: {value} }}")
+
     def test_cluster_registry_and_forest(self) -> None:
         settings = load("""
             cluster { name: c1, listen: "0.0.0.0:6333", advertise: "h:1", routes: ["nats://a:6222", b:6222]

@@ -113,7 +113,7 @@ class Machine:
         else:
             self.world.trace(self.name, "is up")
 
-    async def _open_storage(self, path: Any, runtime: Runtime, node_name: str = "", *, sync_always: bool = True) -> Any:
+    async def _open_storage(self, path: Any, runtime: Runtime, node_name: str = "", **how: Any) -> Any:
         await runtime.sleep(self.random.random() * 0.05)
         return self.disk.open(runtime)
 
