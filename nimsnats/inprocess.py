@@ -42,7 +42,7 @@ class MemoryTransport(Transport):
         raise NotImplementedError("an in-process connection has no TLS")
 
     def write(self, payload: bytes) -> None:
-        """Hand bytes to the broker, which parses them before this returns."""
+        """Hand bytes to the broker, which takes them in the turns of the loop that follow."""
         if self._connection is not None:
             self._connection.write(payload)
 
@@ -59,7 +59,9 @@ class MemoryTransport(Transport):
         return await self._reader.readline()
 
     async def drain(self) -> None:
-        """Nothing is ever left in between."""
+        """Wait while the broker is far behind with what was written."""
+        if self._connection is not None:
+            await self._connection.drain()
 
     async def wait_closed(self) -> None:
         """Closing is immediate."""

@@ -19,6 +19,7 @@ from nimsnats.broker.publisher import Publisher
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.subscription import Subscription
 from nimsnats.broker.trace import TRACE, quoted, readable
+from nimsnats.broker.turns import Halt
 from nimsnats.protocol.connect import BadConnect, ConnectOptions, parse_connect, parse_object
 from nimsnats.protocol.parser import AcksTaker, Failure, Parser, Way
 from nimsnats.protocol.subject import is_literal
@@ -200,8 +201,7 @@ class ClientConnection(Publisher):
         proven = self.trusted or self.broker.authenticator.authenticate(self.options)
         if isinstance(proven, Awaitable):
             self.parser.paused = True
-            if self.transport is not None:
-                self.transport.pause_reading()
+            self.halt(Halt.LOGIN)
             self.auth_task = self.broker.runtime.spawn(self._decide(proven), f"authenticate cid:{self.cid}")
         else:
             self._admit(proven)
@@ -219,8 +219,7 @@ class ClientConnection(Publisher):
         self._admit(identity)
         if self.closed:
             return
-        if self.transport is not None:
-            self.transport.resume_reading()
+        self.go_on(Halt.LOGIN)
         self.resume()
 
     def _admit(self, identity: Identity | None) -> None:

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from nimsnats.broker.reasons import UNFLUSHED, Reason
 from nimsnats.broker.tls import Accepting, Secured
 from nimsnats.broker.tls_transport import Handshake, TlsTransport
+from nimsnats.broker.turns import FIRST, FRONT, MOST, Halt
 
 if TYPE_CHECKING:
     from nimsnats.broker.server import Broker
     from nimsnats.protocol.parser import Parser
-
-FRONT: Final = 16 * 1024
-"""Leftovers up to that size are put in front of the next read; longer ones are collected and joined when complete."""
 
 _LARGE: Final = 2048
 """Average size of queued chunks from which they are handed to the kernel as they are, not joined first. Only on uvloop:
@@ -39,9 +37,9 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid",
-        "closed", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs", "parser",
-        "paused", "port", "queued", "reason", "room", "secured", "stalled", "stalls", "start_ns", "stop_ns",
-        "transport",
+        "closed", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs",
+        "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled", "stalls", "start_ns",
+        "stop_ns", "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -67,6 +65,10 @@ class Connection(asyncio.BufferedProtocol):
         self.paused = False
         self.closed = False
         self.reason: Reason | None = None
+        self.share = FIRST
+        """Bytes that are read from it before others have their turn; see `Turns`."""
+        self.halts = 0
+        """Why it is not read from now: the bits of `Halt`."""
         self.stalled = False
         self.stalls = 0
         self.in_msgs: int = 0
@@ -126,7 +128,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._ready = ready
         handshake = Handshake(contexts, timeout, server_hostname)
-        tls = TlsTransport(self.broker.runtime, self.transport, self, self.broker.read_view, handshake)
+        tls = TlsTransport(self.broker.runtime, self.transport, self, self.broker.turns.view[:MOST], handshake)
         self.transport = tls
         tls.begin()
 
@@ -156,30 +158,35 @@ class Connection(asyncio.BufferedProtocol):
         raise NotImplementedError
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The read buffer that all connections of the loop share: its content is consumed before the next read."""
-        view = self.broker.read_view
+        """As much of the read buffer that all connections of the loop share as this one may fill: its content is
+        consumed before the next read."""
+        view = self.broker.turns.view
         front = self.parser.front(FRONT)
         if front:
-            view[: len(front)] = front
-            return view[len(front) :]
-        return view
+            length = len(front)
+            view[:length] = front
+            return view[length : length + self.share]
+        return view[: self.share]
 
     def buffer_updated(self, nbytes: int) -> None:
+        if nbytes < self.share:
+            self._consume(nbytes)
+            return
+        clock = self.broker.runtime.boot_time_ns  # the loop's own stands still within a turn
+        began = clock()
+        self._consume(nbytes)
+        if not self.closed:
+            self.broker.turns.taken(self, clock() - began)
+
+    def _consume(self, nbytes: int) -> None:
+        """Work off what has been read."""
         try:
             front = len(self.parser.front(FRONT))
-            data = bytes(self.broker.read_view[: front + nbytes])
+            data = bytes(self.broker.turns.view[: front + nbytes])
             if front:
                 self.parser.joined(data)
             else:
                 self.parser.feed(data)
-        except Exception as error:
-            self.input_broke(error)
-        self._received()
-
-    def receive(self, data: bytes) -> None:
-        """Take input that did not come through the read buffer (in-memory connections)."""
-        try:
-            self.parser.feed(data)
         except Exception as error:
             self.input_broke(error)
         self._received()
@@ -213,9 +220,22 @@ class Connection(asyncio.BufferedProtocol):
             stats.in_bytes += self.in_bytes - self._told_in_bytes
             self._told_in_msgs = self.in_msgs
             self._told_in_bytes = self.in_bytes
-        if self.stalled and not self.closed and self.transport is not None:
-            self.transport.pause_reading()
+        if self.stalled and not self.halts & Halt.STALL and not self.closed:
+            self.halt(Halt.STALL)
             self.broker.runtime.call_later(_STALL, self._unstall)
+
+    def halt(self, why: Halt) -> None:
+        """Read nothing more until `go_on` is called for the same reason."""
+        if not self.halts and not self.closed and self.transport is not None:
+            self.transport.pause_reading()
+        self.halts |= why
+
+    def go_on(self, why: Halt) -> None:
+        """This is no reason any more not to read; nothing happens if it was none."""
+        if self.halts & why:
+            self.halts ^= why
+            if not self.halts and not self.closed and self.transport is not None:
+                self.transport.resume_reading()
 
     def active(self) -> None:
         """The peer did something that counts as activity."""
@@ -224,8 +244,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _unstall(self) -> None:
         self.stalled = False
-        if not self.closed and not self.parser.paused and self.transport is not None:
-            self.transport.resume_reading()
+        self.go_on(Halt.STALL)
 
     def eof_received(self) -> bool:
         self.close(Reason.CLIENT_CLOSED)

@@ -24,6 +24,7 @@ from nimsnats.broker.options import BrokerOptions
 from nimsnats.broker.outbox import Outbox
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.stats import BrokerStats
+from nimsnats.broker.turns import Turns
 from nimsnats.broker.wheel import Wheel
 from nimsnats.descriptors import Descriptors
 from nimsnats.protocol.info import ServerInfo
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 GLOBAL_ACCOUNT: Final = "$G"
 SYSTEM_ACCOUNT: Final = "$SYS"
 
-_READ_SIZE: Final = 256 * 1024
 _BACKLOG: Final = 1024
 _CLOSE_PATIENCE: Final = 1.0
 """Seconds that a stopping broker waits for its last words to reach the clients."""
@@ -107,7 +107,7 @@ class Broker:
         self.outbox = Outbox(runtime)
         self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
         self.deadlines: Wheel[Connection] = Wheel(runtime, lambda connection: connection.write_deadline_passed())
-        self.read_view = memoryview(bytearray(_READ_SIZE))
+        self.turns = Turns(runtime)
         self.lame_duck = False
         self.info = self._server_info()
         self._last_cid = 0

@@ -70,7 +70,11 @@ class SecuredProtocol(Protocol):
 
 
 class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
-    """One peer's TLS over `below`, whose protocol it becomes. `view` is a buffer that is free between two reads."""
+    """One peer's TLS over `below`, whose protocol it becomes. `view` is a buffer that is free between two reads.
+
+    It reads no faster than the protocol does: once in a turn of the loop, and nothing while there is something left
+    to decrypt, so that what the protocol has not taken waits in the socket.
+    """
 
     def __init__(
         self,
@@ -88,6 +92,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._handshake: Handshake | None = handshake
         self._stage = _Stage.HANDSHAKE
         self._held = False
+        """Whether the protocol reads nothing now."""
+        self._resting = False
+        """Whether nothing is read from the TCP transport now."""
         self._finished = False
         """Whether the peer has ended its side; the protocol hears of it when it does not pause."""
         self._heard = False
@@ -142,8 +149,23 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._meet(bytes(self._view[:nbytes]))
         else:
             self._incoming.write(self._view[:nbytes])
+        if nbytes == len(self._view):  # there may be more, and others wait
+            self._rest()
+            self._runtime.call_soon(self._read_on)
         if self._stage is _Stage.UP or self._shake():
             self._pump()
+
+    def _rest(self) -> None:
+        if not self._resting:
+            self._resting = True
+            self._below.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read from the TCP transport again, once the protocol has taken everything that can be decrypted."""
+        self._pump()
+        if self._resting and not self._held and self._stage is not _Stage.ENDED:
+            self._resting = False
+            self._below.resume_reading()
 
     def eof_received(self) -> bool:
         """The peer sends nothing any more, with or without a close_notify; what has come before is heard."""
@@ -224,7 +246,7 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def _pump(self) -> None:
         """Hand over what can be decrypted, in pieces of the protocol's own buffer, until it pauses or ends."""
         incoming, tls, protocol = self._incoming, self._tls, self._protocol
-        if tls is None:
+        if tls is None or self._stage is not _Stage.UP:
             return
         read = cast("Callable[[int, memoryview], int]", tls.read)
         while self._stage is _Stage.UP and not self._held:
@@ -264,15 +286,16 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def pause_reading(self) -> None:
         """See `asyncio.ReadTransport`."""
         self._held = True
-        self._below.pause_reading()
+        self._rest()
 
     def resume_reading(self) -> None:
         """See `asyncio.ReadTransport`; what has been read from the socket already comes first."""
         self._held = False
-        if self._stage is _Stage.UP:
+        if self._finished or self._incoming.pending or (self._tls is not None and self._tls.pending()):
+            self._runtime.call_soon(self._read_on)
+        elif self._resting and self._stage is not _Stage.ENDED:
+            self._resting = False
             self._below.resume_reading()
-            if self._finished or self._incoming.pending or (self._tls is not None and self._tls.pending()):
-                self._runtime.call_soon(self._pump)
 
     def is_reading(self) -> bool:
         """See `asyncio.ReadTransport`."""

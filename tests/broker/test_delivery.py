@@ -143,6 +143,6 @@ async def test_more_subjects_than_are_kept() -> None:
         await receiver.sync(b"SUB s.> 1\r\n")
         script = b"".join(b"PUB s.%d 0\r\n\r\n" % n for n in range(20_000))
         await publisher.sync(script + script)
-        lines = await receiver.sync()
+        lines = [line for line in await receiver.sync() if line != b"PING"]
         assert len(lines) == 80_000
         assert lines[::2] == [b"MSG s.%d 1 0" % n for n in range(20_000)] * 2
