@@ -522,6 +522,9 @@ class ClientConnection(Publisher):
             return
         runtime = self.broker.runtime
         options = self.broker.options
+        if self.halts & Halt.BRAKE:  # its PONG may wait behind what is not read
+            self._schedule_ping(options.ping_interval)
+            return
         idle = runtime.monotonic() - self.last_in
         now = runtime.boot_time_ns()  # uvloop's own clock counts milliseconds: too coarse for a round trip
         stale_rtt = not self.rtt or now - self._ping_sent > _RTT_AGE

@@ -18,6 +18,7 @@ from nimsnats.broker.tls_transport import Handshake, TlsTransport
 from nimsnats.broker.turns import FIRST, FRONT, MOST, Halt
 
 if TYPE_CHECKING:
+    from nimsnats.broker.brake import Brake
     from nimsnats.broker.server import Broker
     from nimsnats.protocol.parser import Parser
 
@@ -36,10 +37,10 @@ class Connection(asyncio.BufferedProtocol):
     """One peer of the broker."""
 
     __slots__ = (
-        "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "broker", "cid",
-        "closed", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes", "out_msgs",
-        "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled", "stalls", "start_ns",
-        "stop_ns", "transport",
+        "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "brakes", "broker",
+        "cid", "closed", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes",
+        "out_msgs", "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled", "stalls",
+        "start_ns", "stop_ns", "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -69,6 +70,8 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes that are read from it before others have their turn; see `Turns`."""
         self.halts = 0
         """Why it is not read from now: the bits of `Halt`."""
+        self.brakes: dict[Brake, None] | None = None
+        """Full queues that it is held for."""
         self.stalled = False
         self.stalls = 0
         self.in_msgs: int = 0
@@ -237,6 +240,21 @@ class Connection(asyncio.BufferedProtocol):
             if not self.halts and not self.closed and self.transport is not None:
                 self.transport.resume_reading()
 
+    def held_by(self, brake: Brake) -> None:
+        """A queue that this peer fills has much to do: nothing is read until `freed_by`, at latest when it closes."""
+        if self.brakes is None:
+            self.brakes = {}
+        self.brakes[brake] = None
+        self.stalls += 1
+        self.halt(Halt.BRAKE)
+
+    def freed_by(self, brake: Brake) -> None:
+        """See `held_by`; other queues may hold it still."""
+        if self.brakes is not None:
+            self.brakes.pop(brake, None)
+            if not self.brakes:
+                self.go_on(Halt.BRAKE)
+
     def active(self) -> None:
         """The peer did something that counts as activity."""
         self.last_ns = self.broker.runtime.time_ns()
@@ -370,6 +388,9 @@ class Connection(asyncio.BufferedProtocol):
         self.parser.close()
         self.out = []
         self.queued = 0
+        held, self.brakes = self.brakes, None
+        for brake in held or ():
+            brake.forget(self)
         try:
             self.ended()
         except Exception as error:

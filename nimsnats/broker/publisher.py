@@ -77,7 +77,7 @@ class Publisher(Connection):
         count = len(replies)
         lane.delivered += count
         try:
-            lane.rows(lane.subject, replies, payloads)
+            lane.rows(lane.subject, replies, payloads, self.known_as())
         except Exception as error:
             # how many of them were taken nobody knows, so none is handed over again
             for reply in replies:

@@ -398,6 +398,9 @@ class RouteConnection(Publisher):
         """Queue one message for a subscription of the peer, naming its queue; False when the route is closed."""
         if sub.queue:
             prefix, tail = marked(prefix, tail, sub.queue)
+            brakes = self.table.brakes
+            if brakes.slowed and isinstance(sub, RemoteSubscription):
+                brakes.slow(sub.account, (sub.queue,), origin)
         return self.take(sub, prefix, tail, size, origin)
 
     def take(self, sub: Subscription, prefix: bytes, tail: bytes, size: int, origin: Connection | None) -> bool:

@@ -100,6 +100,9 @@ class Outward:
             tail = message.reply + b"@" + message.subject + tail[len(message.reply) :]
         if queues:
             prefix, tail = marked(prefix, tail, queues)
+            brakes = route.table.brakes
+            if brakes.slowed:
+                brakes.slow(sub.account, queues.split(b" "), message.origin)
         return route.take(sub, prefix, tail, size, message.origin)
 
 

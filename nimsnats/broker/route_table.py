@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.route import RouteConnection, Stage
 from nimsnats.broker.route_account import AccountRouting
+from nimsnats.broker.route_brake import RouteBrakes
 from nimsnats.broker.route_dial import Solicitation, parse_route
 from nimsnats.broker.route_gossip import address_of, follow, forward
 from nimsnats.broker.route_proof import Name, Nonces, RouteProof
@@ -70,6 +71,7 @@ class RouteTable:
         self.tls = None if options.tls is None else TlsContexts.between_servers(options.tls)
         """What every connection begins with; StartError of the constructor says what is wrong with the files."""
         self.timers: Wheel[RouteConnection] = Wheel(broker.runtime, RouteConnection.timer)
+        self.brakes = RouteBrakes(broker)
         self._past = BrokerStats()
         self._dials: dict[str, Solicitation] = {}
         self._watchers: list[Watcher] = []
@@ -89,6 +91,7 @@ class RouteTable:
         for account in broker.accounts.values():
             self.adopt(account)
         broker.routes = self
+        self.brakes.listen()
         try:
             self._server = await broker.runtime.loop.create_server(
                 lambda: RouteConnection(self), options.host or None, max(options.port, 0)
@@ -107,6 +110,7 @@ class RouteTable:
     async def stop(self) -> None:
         """Hang up and dial no more; returns when the peers have been told or after a second. Idempotent."""
         self._stopping = True
+        self.brakes.close()
         if self._server is not None:
             self._server.close()
             self._server = None

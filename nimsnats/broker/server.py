@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from nimsnats import identity
 from nimsnats.broker.account import Account
 from nimsnats.broker.auth import Authenticator, ConfiguredAuthenticator, Identity
+from nimsnats.broker.brake import Brake
 from nimsnats.broker.client import ClientConnection
 from nimsnats.broker.closed import ClosedClient, ClosedClients
 from nimsnats.broker.connection import Connection
@@ -207,6 +208,15 @@ class Broker:
                 except Exception as error:
                     self.runtime.fence.caught(listener, error)
         return account
+
+    def new_brake(self, account: Account, group: bytes) -> Brake:
+        """What slows the publishers of a queue that takes messages as the queue group `group`, here and at peers."""
+
+        def tell(full: bool) -> None:
+            if self.routes is not None:
+                self.routes.brakes.tell(account.name, group.decode(), full)
+
+        return Brake(self.runtime, self.stats, tell)
 
     def tell(
         self, hook: Callable[[ClientListener], Callable[[ClientConnection], None]], client: ClientConnection

@@ -16,4 +16,10 @@ class BrokerStats:
     slow_consumers: int = 0
     stale_connections: int = 0
     stalled_clients: int = 0
+    slowed: int = 0
+    """How often a client is not read from now because it fills a queue; twice for one that fills two."""
+    slowed_total: int = 0
+    """How often that has begun."""
+    slowed_seconds: float = 0.0
+    """How long those took together that have ended."""
     total_connections: int = 0

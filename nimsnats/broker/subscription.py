@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes, ClientConnection | None], "bool | None"]
     """(subject, reply, header block or b"", payload, origin). False means: as if this subscription did not exist."""
 
-    RowsHandler: TypeAlias = Callable[[bytes, list[bytes], list[bytes]], None]
-    """(subject, replies, payloads): many messages without headers, all asking for an answer, payloads of one size."""
+    RowsHandler: TypeAlias = Callable[[bytes, list[bytes], list[bytes], ClientConnection | None], None]
+    """(subject, replies, payloads, origin): many messages without headers, all asking for an answer, payloads of one
+    size."""
 
     AcksHandler: TypeAlias = Callable[[bytes], Callable[[list[int]], None] | None]
     """What takes plain acknowledgements of `<stream>.<consumer>` as stream sequences; None: they come one by one."""

@@ -19,6 +19,7 @@ from nimsnats.jetstream.consumer.rules import traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.peers import named
+from nimsnats.jetstream.routed import publishers_group
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
 from nimsnats.protocol.overlap import Overlap
@@ -283,7 +284,8 @@ class JetStreamAccount:
     def _served(self, stream: Stream, record: StreamRecord) -> ServedStream:
         engine = self.engine
         shared = self.dispatcher if engine.clustered else None
-        served = ServedStream(stream, record, domain=engine.options.domain, shared=shared, relay=engine.relay)
+        brake = engine.broker.new_brake(self.account, publishers_group(stream.name))
+        served = ServedStream(stream, record, brake, domain=engine.options.domain, shared=shared, relay=engine.relay)
         served.ingest.full = lambda: engine.check_room(stream)
         served.on_led = lambda leading: engine.stream_led(served, leading)
         return served

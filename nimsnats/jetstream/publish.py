@@ -12,6 +12,7 @@ A replica that does not lead takes messages of its own clients, too, and sends t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Final, cast
 
 from nimsnats.broker.answers import publish_numbered
@@ -24,28 +25,33 @@ from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
 from nimsnats.jetstream.relay import Passenger
-from nimsnats.jetstream.routed import nodes_group
+from nimsnats.jetstream.routed import publishers_group
 from nimsnats.jetstream.stream import Outcome, Publication, Stream
+from nimsnats.jetstream.waiting import MAX_BATCH, MAX_BATCH_BYTES, Waiting
 from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
 from nimsnats.protocol.subject import has_empty_token
 from nimsnats.raft.machine import NotLeader
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
+    from nimsnats.broker.brake import Brake
     from nimsnats.broker.client import ClientConnection
     from nimsnats.broker.subscription import Subscription
     from nimsnats.jetstream.relay import Place, Relay
 
-MAX_BATCH: Final = 8192
-"""Messages of one entry."""
-MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 MAX_FLYING: Final = 2
 """Entries on their way to the disk before arrivals wait for a bigger batch."""
 MAX_TRAVELLING: Final = 2
 """The same for batches on their way to the leader and back."""
-QUEUE_MESSAGES: Final = 100_000
+QUEUE_MESSAGES: Final = 256 * 1024
 QUEUE_BYTES: Final = 128 * 1024 * 1024
-"""Waiting for the disk. Above these, publishes are refused (429), as in nats-server."""
+"""Waiting for the disk, or for the leader. Above these, publishes are refused (429), as in nats-server."""
+FULL_MESSAGES: Final = 24 * 1024
+FULL_BYTES: Final = 32 * 1024 * 1024
+"""Waiting from which on publishers are slowed down."""
+ROOM_MESSAGES: Final = 16 * 1024
+ROOM_BYTES: Final = 16 * 1024 * 1024
+"""Waiting below which they go on: enough for the next batches."""
 _LEADERLESS: Final = 2.5
 """Seconds that messages wait for a leader before their publishers are told that there is none."""
 _AGAIN: Final = 0.05
@@ -57,72 +63,12 @@ _FAREWELL: Final = 1.0
 _NO_LEADER: Final = b"NATS/1.0 503\r\n\r\n"
 
 
-class _Waiting:
-    """Messages in columns; `size` is the sum of their payloads' bytes."""
-
-    __slots__ = ("headers", "payloads", "replies", "size", "subjects")
-
-    def __init__(self) -> None:
-        self.subjects: list[bytes] = []
-        self.replies: list[bytes] = []
-        self.headers: list[bytes] = []
-        self.payloads: list[bytes] = []
-        self.size = 0
-
-    def __len__(self) -> int:
-        return len(self.payloads)
-
-    def first(self, count: int) -> _Waiting:
-        """The first `count` of them, taken out."""
-        taken = _Waiting()
-        taken.subjects, self.subjects = self.subjects[:count], self.subjects[count:]
-        taken.replies, self.replies = self.replies[:count], self.replies[count:]
-        taken.headers, self.headers = self.headers[:count], self.headers[count:]
-        taken.payloads, self.payloads = self.payloads[:count], self.payloads[count:]
-        taken.size = sum(map(len, taken.payloads))
-        self.size -= taken.size
-        return taken
-
-    def extend(self, later: _Waiting) -> None:
-        """Put others behind these."""
-        self.subjects += later.subjects
-        self.replies += later.replies
-        self.headers += later.headers
-        self.payloads += later.payloads
-        self.size += later.size
-
-    def put_back(self, earlier: _Waiting) -> None:
-        """Put others in front of these again."""
-        self.subjects[:0] = earlier.subjects
-        self.replies[:0] = earlier.replies
-        self.headers[:0] = earlier.headers
-        self.payloads[:0] = earlier.payloads
-        self.size += earlier.size
-
-    def realign(self) -> None:
-        """A message came half into the columns, because there was no memory: it is not one of these."""
-        columns = self.subjects, self.replies, self.headers, self.payloads
-        count = min(map(len, columns))
-        for column in columns:
-            del column[count:]
-        self.size = sum(map(len, self.payloads))
-
-    def cut(self) -> int:
-        """How many of these one batch may take: at least one."""
-        size = 0
-        for at, (headers, payload) in enumerate(zip(self.headers, self.payloads, strict=True)):
-            size += len(headers) + len(payload)
-            if at >= MAX_BATCH or (at and size > MAX_BATCH_BYTES):
-                return at
-        return len(self)
-
-
 class _Flight(Passenger):
     """A batch between proposal and commit, with the messages that it is made of and whose replies are due."""
 
     __slots__ = ("count", "ingest", "messages", "replies", "sent")
 
-    def __init__(self, ingest: Ingest, batch: Batch, messages: _Waiting, *, answered: bool) -> None:
+    def __init__(self, ingest: Ingest, batch: Batch, messages: Waiting, *, answered: bool) -> None:
         super().__init__(batch)
         self.ingest = ingest
         self.messages = messages
@@ -155,19 +101,28 @@ class _Flight(Passenger):
 
 
 class Ingest:
-    """The way into one stream; with a `relay`, also where another node leads it. `place` is its group's."""
+    """The way into one stream; with a `relay`, also where another node leads it. `group` is its group's name, `brake`
+    slows its publishers."""
 
     def __init__(
-        self, stream: Stream, account: Account, *, domain: str = "", relay: Relay | None = None, group: str = ""
+        self,
+        stream: Stream,
+        account: Account,
+        brake: Brake,
+        *,
+        domain: str = "",
+        relay: Relay | None = None,
+        group: str = "",
     ) -> None:
         self._stream = stream
         self._account = account
+        self._brake = brake
         self._relay = relay
         self._place: Place = (account.name, stream.name, group)
         self._runtime = stream.runtime
         self._domain = domain
         self._subscriptions: dict[str, Subscription] = {}
-        self._pending = _Waiting()
+        self._pending = Waiting()
         self._scheduled = False
         self._flying = 0
         self._travelling: dict[_Flight, None] = {}
@@ -206,7 +161,7 @@ class Ingest:
         self._routed = leading
         for subject in wanted:
             if subject not in self._subscriptions:
-                group = nodes_group(f"S.{self._stream.name}")
+                group = publishers_group(self._stream.name)
                 self._subscriptions[subject] = self._account.subscribe(
                     subject.encode(), self.receive, group,
                     routed=leading, rows=self.receive_rows, stream=self._stream.name,
@@ -227,7 +182,6 @@ class Ingest:
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
     ) -> None:
         """One message of a matching subject."""
-        del origin
         pending = self._pending
         if not pending.payloads:
             self._schedule()
@@ -236,16 +190,18 @@ class Ingest:
             pending.replies.append(reply)
             pending.headers.append(headers)
             pending.payloads.append(payload)
-            pending.size += len(payload)
+            pending.size += len(subject) + len(reply) + len(headers) + len(payload)
         except Exception:
             pending.realign()
             raise
-        if pending.size > QUEUE_BYTES or len(pending.payloads) > QUEUE_MESSAGES:
-            self._overflow(1)
+        if pending.size > FULL_BYTES or len(pending.payloads) > FULL_MESSAGES:
+            self._crowded(1, origin)
 
-    def receive_rows(self, subject: bytes, replies: list[bytes], payloads: list[bytes]) -> None:
+    def receive_rows(
+        self, subject: bytes, replies: list[bytes], payloads: list[bytes], origin: ClientConnection | None
+    ) -> None:
         """Many messages of one subject and one size."""
-        count, size = len(payloads), len(payloads[0])
+        count = len(payloads)
         pending = self._pending
         if not pending.payloads:
             self._schedule()
@@ -254,19 +210,28 @@ class Ingest:
             pending.replies += replies
             pending.headers += [b""] * count
             pending.payloads += payloads
-            pending.size += count * size
+            pending.size += count * (len(subject) + len(payloads[0])) + sum(map(len, replies))
         except Exception:
             pending.realign()
             raise
-        over = max(len(pending) - QUEUE_MESSAGES, (pending.size - QUEUE_BYTES + size - 1) // size if size else 0)
-        if over > 0:
-            self._overflow(min(over, count))
+        if pending.size > FULL_BYTES or len(pending.payloads) > FULL_MESSAGES:
+            self._crowded(count, origin)
 
-    def _overflow(self, count: int) -> None:
-        """The newest messages are too many."""
-        kept = self._pending.first(len(self._pending) - count)
-        refused, self._pending = self._pending, kept
-        self._refuse(refused.replies, errors.STREAM_TOO_MANY_REQUESTS())
+    def _crowded(self, count: int, origin: ClientConnection | None) -> None:
+        """Much waits, and `count` more have come: slow their publisher down, and refuse those for which there is no
+        room at all, in as many steps as these are."""
+        self._brake.hold(origin)
+        pending = self._pending
+        over = len(pending) - QUEUE_MESSAGES
+        if pending.size > QUEUE_BYTES:
+            over = max(over, ceil((pending.size - QUEUE_BYTES) / max(1, len(pending.payloads[-1]))))
+        if over > 0:
+            self._refuse(pending.drop_last(min(over, count)), errors.STREAM_TOO_MANY_REQUESTS())
+
+    def _eased(self) -> None:
+        """Something has left what waits: publishers who are held for it go on when that is not much any more."""
+        pending = self._pending
+        self._brake.moved(room=pending.size <= ROOM_BYTES and len(pending) <= ROOM_MESSAGES)
 
     def _schedule(self) -> None:
         if not self._scheduled and self._may_send():
@@ -281,7 +246,7 @@ class Ingest:
         while self._pending and self._may_send():
             pending = self._pending
             if len(pending) <= MAX_BATCH and pending.size <= MAX_BATCH_BYTES:
-                self._pending = _Waiting()
+                self._pending = Waiting()
             else:
                 pending = pending.first(pending.cut())
             if not self._send(pending):
@@ -290,8 +255,9 @@ class Ingest:
                 self._wait_for_leader()
                 return
             self._leaderless = 0.0
+            self._eased()
 
-    def _send(self, messages: _Waiting) -> bool:
+    def _send(self, messages: Waiting) -> bool:
         """Make a batch of these and propose it, here or where the leader is. False when there is no leader."""
         stream = self._stream
         if not stream.leading and self._relay is None:
@@ -312,7 +278,7 @@ class Ingest:
         flight = _Flight(self, batch, messages, answered=not stream.config.no_ack)
         return self._propose(flight, data) if stream.leading else self._pass_on(flight, data)
 
-    def _send_singly(self, messages: _Waiting) -> bool:
+    def _send_singly(self, messages: Waiting) -> bool:
         """No batch can be made of all these: whoever's message is to blame hears so, the others' are stored."""
         if len(messages) == 1:
             self._refuse(messages.replies, errors.STREAM_STORE_FAILED(err="internal error"))
@@ -423,7 +389,7 @@ class Ingest:
     def _take_back(self) -> None:
         """Once nothing travels, put what has returned in front of what waits."""
         if self._returned and not self._travelling:
-            messages = _Waiting()
+            messages = Waiting()
             for flight in self._returned:
                 messages.extend(flight.messages)
             messages.extend(self._pending)
@@ -444,7 +410,8 @@ class Ingest:
 
     def _nobody(self) -> None:
         """Tell those who wait that nobody takes their messages."""
-        refused, self._pending = self._pending, _Waiting()
+        refused, self._pending = self._pending, Waiting()
+        self._brake.release()
         for reply in filter(None, refused.replies):
             self._account.publish(reply, headers=_NO_LEADER)
 
@@ -491,7 +458,7 @@ class Ingest:
         return encode({"error": error.body(), "stream": self._stream.name, "seq": 0})
 
     def _refuse(self, replies: Sequence[bytes], error: ApiError) -> None:
-        if self._stream.config.no_ack:
+        if self._stream.config.no_ack or not any(replies):
             return
         body = self._error(error)
         headers = b"NATS/1.0 429 Too Many Requests\r\n\r\n" if error.code == 429 else b""

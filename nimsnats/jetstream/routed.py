@@ -9,3 +9,8 @@ def nodes_group(what: str) -> bytes:
     Every kind of subject, and every stream, has a group of its own: overlapping ones must not compete.
     """
     return b"$JS." + what.encode()
+
+
+def publishers_group(stream: str) -> bytes:
+    """The group in which nodes listen for what is published to a stream."""
+    return nodes_group(f"S.{stream}")

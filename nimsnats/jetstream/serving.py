@@ -22,6 +22,7 @@ from nimsnats.jetstream.stream import Stream
 from nimsnats.raft.machine import Group, NotLeader
 
 if TYPE_CHECKING:
+    from nimsnats.broker.brake import Brake
     from nimsnats.broker.subscription import Subscription
     from nimsnats.jetstream.api.dispatch import ApiDispatcher
     from nimsnats.jetstream.meta import StreamRecord
@@ -39,15 +40,16 @@ _AGAIN: Final = 1.0
 class ServedStream:
     """One stream, from opening its group to closing it. `group_name` is the name of its group.
 
-    `record` is its line in the catalogue: while this node leads, configuration and members follow it. With `shared`,
-    the account's dispatcher, other nodes have clients of this stream, and are told what only its leader answers; with a
-    `relay`, clients of this node can publish while another node leads.
+    `record` is its line in the catalogue: while this node leads, configuration and members follow it. `brake` slows its
+    publishers. With `shared`, the account's dispatcher, other nodes have clients of this stream, and are told what only
+    its leader answers; with a `relay`, clients of this node can publish while another node leads.
     """
 
     def __init__(
         self,
         stream: Stream,
         record: StreamRecord,
+        brake: Brake,
         *,
         domain: str = "",
         shared: ApiDispatcher | None = None,
@@ -56,7 +58,7 @@ class ServedStream:
         self.stream = stream
         self.record = record
         self.group_name = record.group
-        self.ingest = Ingest(stream, stream.account, domain=domain, relay=relay, group=record.group)
+        self.ingest = Ingest(stream, stream.account, brake, domain=domain, relay=relay, group=record.group)
         self.replicas: Replicas | None = None
         self.on_led: Callable[[bool], None] | None = None
         """Called when this node begins (True) or ceases to lead the stream while it is open."""

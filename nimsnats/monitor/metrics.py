@@ -113,6 +113,9 @@ def _server(view: NodeView) -> Iterator[Metric]:
     yield counter("sent_messages_total", "Messages sent to clients.", stats.out_msgs)
     yield counter("sent_bytes_total", "Payload bytes sent to clients.", stats.out_bytes)
     yield counter("slow_consumers_total", "Clients cut off because they read too slowly.", stats.slow_consumers)
+    yield gauge("publishers_slowed_now", "Clients not read from now because they fill a queue.", stats.slowed)
+    yield counter("publishers_slowed_total", "Times that this has begun.", stats.slowed_total)
+    yield counter("publishers_slowed_seconds_total", "Seconds that these took.", stats.slowed_seconds)
     yield counter(
         "stale_connections_total", "Clients closed because they did not answer pings.", stats.stale_connections
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import nats.js.errors
 import pytest
 
-from nimsnats.jetstream import errors, publish
+from nimsnats.broker import brake
+from nimsnats.jetstream import errors, publish, waiting
 from nimsnats.jetstream.clock import format_duration, format_time, parse_duration, parse_time
 from nimsnats.raft.machine import ProposalDropped
 from tests.jetstream.stand import Stand, running
@@ -132,7 +133,9 @@ async def test_a_full_node_and_an_overloaded_stream_refuse(tmp_path: Path) -> No
 
 async def test_a_disk_that_stands_still_bounds_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "QUEUE_MESSAGES", 10)
-    monkeypatch.setattr(publish, "MAX_BATCH", 4)
+    monkeypatch.setattr(publish, "FULL_MESSAGES", 6)
+    monkeypatch.setattr(brake, "HOLD", 0.01)
+    monkeypatch.setattr(waiting, "MAX_BATCH", 4)
     async with running(tmp_path) as stand:
         await stand.client.jetstream().add_stream(name="S", subjects=["s"])
         stream = stand.stream("S")

@@ -121,7 +121,7 @@ async def test_other_handlers_of_the_same_message_get_it() -> None:
 async def test_requests_in_rows_are_answered_one_by_one_when_their_handler_raises() -> None:
     async with running() as broker:
 
-        def rows(subject: bytes, replies: list[bytes], payloads: list[bytes]) -> None:
+        def rows(subject: bytes, replies: list[bytes], payloads: list[bytes], origin: object) -> None:
             raise MemoryError
 
         broker.global_account.subscribe(b"rows", raising(KeyError), rows=rows)
