@@ -14,6 +14,8 @@ from typing import Any
 import nats.errors
 from nats.aio.client import Client
 
+from tests.jetstream.silence import answer_of
+
 Step = tuple[Any, ...]
 Answer = Any
 
@@ -45,7 +47,7 @@ async def _step(client: Client, subject: str, body: Any = b"", headers: dict[str
     if "DIRECT.GET" in subject:
         return await _direct(client, subject, data, headers)
     try:
-        message = await client.request(subject, data, timeout=0.5, headers=headers)
+        message = await answer_of(client, subject, data, headers)
     except nats.errors.Error as error:
         return type(error).__name__
     if message.data:
@@ -68,7 +70,7 @@ async def _direct(client: Client, subject: str, data: bytes, headers: dict[str, 
     batch = b"batch" in data or b"multi_last" in data
     while True:
         try:
-            message = await subscription.next_msg(timeout=0.5)
+            message = await subscription.next_msg(timeout=20)
         except nats.errors.Error as error:
             answers.append(type(error).__name__)
             break

@@ -259,7 +259,7 @@ async def pedantic(talk: Talk) -> None:
 async def headers_and_levels(talk: Talk) -> None:
     await talk.stream()
     await talk.consumer(headers_only=True)
-    await talk.client.request("s.a", b"abc", headers={"Own": "1"}, timeout=2)
+    await talk.client.request("s.a", b"abc", headers={"Own": "1"}, timeout=20)
     got = await talk.listen("i")
     await talk.ask(got, "i", {"batch": 1}, 1)
     await talk.client.publish(
@@ -267,8 +267,8 @@ async def headers_and_levels(talk: Talk) -> None:
     )
     await talk.expect(got, 1)
     await talk.api("CONSUMER.INFO.S.c", headers={"Nats-Required-Api-Level": "99"})
-    await talk.api("CONSUMER.NOPE.S.c", timeout=0.2)
-    await talk.api("CONSUMER.INFO.S", timeout=0.2)
+    await talk.api("CONSUMER.NOPE.S.c")
+    await talk.api("CONSUMER.INFO.S")
 
 
 async def stream_deleted(talk: Talk) -> None:

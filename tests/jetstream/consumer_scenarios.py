@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from nats.errors import TimeoutError
 
 from tests.jetstream.consumer_talk import SECOND, Talk, comparable
+from tests.jetstream.silence import answer_of
 
 
 async def work_queue(talk: Talk) -> None:
@@ -170,7 +171,7 @@ async def acknowledgements(talk: Talk) -> None:
     again = messages[2].reply.split(".")
     again[5] = "99"
     try:
-        await talk.client.request(".".join(again), b"", timeout=0.2)
+        await answer_of(talk.client, ".".join(again), b"")
         talk.lines.append("answered")
     except TimeoutError:
         talk.lines.append("silent")

@@ -14,6 +14,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import NoRespondersError, TimeoutError
 
+from tests.jetstream.silence import answer_of
+
 SECOND = 1_000_000_000
 _TIMES = ("created", "ts", "last_active", "timestamp", "pause_until", "pinned_ts")
 
@@ -39,13 +41,11 @@ class Talk:
         self.lines: list[Any] = []
         self._inboxes: dict[str, Any] = {}
 
-    async def api(
-        self, subject: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 2
-    ) -> dict[str, Any]:
+    async def api(self, subject: str, body: Any = None, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """A JSON request whose answer is recorded."""
         payload = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         try:
-            reply = await self.client.request(f"$JS.API.{subject}", payload, timeout=timeout, headers=headers)
+            reply = await answer_of(self.client, f"$JS.API.{subject}", payload, headers)
         except (NoRespondersError, TimeoutError) as error:
             self.lines.append((subject, type(error).__name__))
             return {}
@@ -86,7 +86,7 @@ class Talk:
         await self.client.publish(f"$JS.API.CONSUMER.MSG.NEXT.S.{consumer}", payload, reply=inbox)
         return await self.expect(got, count)
 
-    async def expect(self, got: asyncio.Queue[Msg], count: int, timeout: float = 3) -> list[Msg]:
+    async def expect(self, got: asyncio.Queue[Msg], count: int, timeout: float = 20) -> list[Msg]:
         messages: list[Msg] = []
         try:
             while len(messages) < count:
@@ -109,7 +109,7 @@ class Talk:
     async def answered(self, message: Msg, payload: bytes = b"") -> None:
         """A double ack, recorded."""
         try:
-            reply = await self.client.request(message.reply, payload, timeout=0.3)
+            reply = await answer_of(self.client, message.reply, payload)
             self.lines.append(("ack", payload, reply.data, dict(reply.headers or {})))
         except (NoRespondersError, TimeoutError) as error:
             self.lines.append(("ack", payload, type(error).__name__))
