@@ -1,24 +1,58 @@
-"""What every test room shares: the Go server as oracle, and leaving long campaigns out unless asked for."""
+"""What every test room shares: the Go server as oracle, leaving long campaigns out, and who begins first."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nimsnats.fence import Fence, named
 from tests.conformance.oracle import Oracle
 
+# How fast examples are drawn and tried is no property of the code: other work on the machine decides.
+settings.register_profile("loaded machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded machine")
+
+_LONG = (
+    "simulation/test_simulation.py",
+    "acceptance/test_main_job.py",
+    "raft/test_faults.py",
+    "simulation/test_pairs.py",
+    "security/test_apply.py",
+    "jetstream/test_cluster_growth.py",
+    "jetstream/test_cluster_delivery.py",
+    "backup/test_commands.py",
+    "forest/test_poison.py",
+    "jetstream/test_cluster_api.py",
+    "security/test_requests.py",
+    "jetstream/test_cluster_leaders.py",
+    "forest/test_process.py",
+    "security/test_many_filters.py",
+    "backup/test_recover.py",
+    "jetstream/test_cluster.py",
+    "raft/test_kill.py",
+    "security/test_fence_campaign.py",
+)
+"""Files with few tests which take long, the longest first."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect `extended` tests unless a marker expression was given on the command line."""
-    if config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("extended")]
-    if long:
-        items[:] = [item for item in items if item not in long]
+    """Deselect `extended` tests unless a marker expression was given, and let several workers end together.
+
+    A file is given to one worker as a whole. The long ones come first and those with many tests next, so that what
+    is left at the end is short, and no worker waits for another.
+    """
+    if not config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("extended")]
+        items[:] = [item for item in items if item not in set(long)]
         config.hook.pytest_deselected(items=long)
+    if hasattr(config, "workerinput"):  # one process alone keeps the order in which the files are read
+        many = Counter(item.path for item in items)
+        rank = {Path(__file__).parent / name: place for place, name in enumerate(_LONG)}
+        items.sort(key=lambda item: (rank.get(item.path, len(_LONG)), -many[item.path]))
 
 
 @pytest.fixture(autouse=True)

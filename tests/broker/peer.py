@@ -80,7 +80,7 @@ async def running(**options: Any) -> AsyncIterator[Broker]:
         await broker.stop()
 
 
-async def until(condition: Any, patience: float = 30.0) -> None:
+async def until(condition: Any, patience: float = 120.0) -> None:
     """Let the loop turn until `condition()` holds. Raises TimeoutError after `patience` seconds: sooner than the
     test's own timeout, which tears the loop from under a fixture and leaves its nodes running."""
     async with asyncio.timeout(patience):

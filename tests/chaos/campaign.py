@@ -130,20 +130,20 @@ class Campaign:
         self._clients.append(client)
         return client
 
-    async def happen(self, fault: faults.Fault) -> None:
-        """Let it happen, wait until everything is whole, and for a few more acks."""
+    async def happen(self, fault: faults.Fault, patience: float = _EVENT) -> None:
+        """Let it happen, wait until everything is whole, and for a few more acks; `patience` seconds at most."""
         await self._go_home()
         event = Event(asyncio.get_running_loop().time(), fault.__name__)
         self.report.events.append(event)
         try:
-            async with asyncio.timeout(_EVENT):
+            async with asyncio.timeout(patience):
                 event.text = await fault(self.world, self.chance)
                 await self.world.whole()
                 await self.world.current(STREAM)
                 event.ended = asyncio.get_running_loop().time()
                 await self.report.ledger.published_more(100)
         except TimeoutError:
-            raise AssertionError(f"{event.text or fault.__name__}: not over in {_EVENT:g} s") from None
+            raise AssertionError(f"{event.text or fault.__name__}: not over in {patience:g} s") from None
         together, each = self.report.pauses(event)
         self._say(f"{event.text}: pause {together:.2f} s, of one client {each:.2f} s")
         self._check_work()

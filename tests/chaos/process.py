@@ -17,7 +17,7 @@ from tests.ports import free_port
 
 READY = "nimsforest is ready"
 SERVER_READY = "Server is ready"
-START_LIMIT = 30.0
+START_LIMIT = 120.0  # on a machine that does other things too
 
 
 class DidNotStart(AssertionError):

@@ -119,7 +119,9 @@ def _script(first: bytes, commands: list[bytes], repeat: int, end: bytes = b"") 
     return script.replace(b"HMSG", b"").replace(b"hmsg", b"")
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.sampled_from((b"", *_OPTIONS)), st.lists(_good, max_size=14), _repeat, _bad | st.just(b""))
 def test_any_conversation(oracle: Oracle, first: bytes, commands: list[bytes], repeat: int, end: bytes) -> None:
     _same(oracle, _script(first, commands, repeat, end))
@@ -127,7 +129,11 @@ def test_any_conversation(oracle: Oracle, first: bytes, commands: list[bytes], r
 
 @pytest.mark.extended
 @pytest.mark.timeout(1800)
-@settings(max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20_000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.sampled_from((b"", *_OPTIONS)), st.lists(st.one_of(_good, _good, _good, _bad), max_size=30), _repeat)
 def test_many_conversations(oracle: Oracle, first: bytes, commands: list[bytes], repeat: int) -> None:
     _same(oracle, _script(first, commands, repeat))
@@ -173,7 +179,9 @@ async def _play(port: int, steps: list[tuple[int, list[bytes]]]) -> list[list[by
     return [normalise(b"INFO {}\r\n" + bytes(talker.received)) for talker in talkers]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(steps=st.lists(_step, max_size=6))
 def test_several_connections_in_step(oracle: Oracle, steps: list[tuple[int, list[bytes]]]) -> None:
     # Payloads that look like PING would confuse the counting, and which member of a queue group is asked is a draw.

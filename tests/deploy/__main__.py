@@ -24,6 +24,8 @@ from tests.deploy import packages
 from tests.deploy.machines import SECRET, InstalledNode
 
 _FIRST, _SECOND = "1.0.0", "1.1.0"
+_INSTALLED = 600.0
+"""Seconds for a step at most: most of them install a release first, as fast as the machine can."""
 
 
 def main() -> int:
@@ -52,9 +54,9 @@ async def rehearse(
     """All steps, one after the other."""
     async with campaign.running(world, options.seed, 3, say, options.logs) as under_load:
         for step in (faults.quiet, campaign.one_more, campaign.one_more, *[campaign.one_less] * 3):
-            await under_load.happen(step)
+            await under_load.happen(step, _INSTALLED)
         for position in range(len(world.members)):
-            await under_load.happen(upgrade(position, second))
+            await under_load.happen(upgrade(position, second), _INSTALLED)
         return await under_load.conclude()
 
 

@@ -112,7 +112,7 @@ async def grow(nats_url: str) -> AsyncIterator[Grow]:
     await asyncio.gather(*(forest.stop() for forest in forests))
 
 
-async def until(condition: Callable[[], Awaitable[bool] | bool], what: str, limit: float = 20.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool] | bool], what: str, limit: float = 120.0) -> None:
     """Wait until `condition` holds, with a generous limit that only a failing test reaches."""
     async with asyncio.timeout(limit):
         while True:

@@ -194,7 +194,6 @@ async def until_seen(node: TrioNode, wanted: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(30)
 async def test_any_node_shows_the_whole_cluster_and_who_is_away(tmp_path: Path) -> None:
     hub = MemoryHub(Runtime.real())
     first, second = (TrioNode(tmp_path, name, hub) for name in ("n1", "n2"))
@@ -223,7 +222,6 @@ async def test_any_node_shows_the_whole_cluster_and_who_is_away(tmp_path: Path) 
         await first.kill()  # there is nobody to take leave of
 
 
-@pytest.mark.timeout(30)
 async def test_who_was_not_asked_for_long_is_waited_for_and_who_left_in_order_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +239,6 @@ async def test_who_was_not_asked_for_long_is_waited_for_and_who_left_in_order_ha
         assert (seen["status"], seen["problems"]) == ("healthy", [])
 
 
-@pytest.mark.timeout(30)
 async def test_a_node_that_returns_is_sound_only_when_it_has_its_copies_again(tmp_path: Path) -> None:
     hub, many = MemoryHub(Runtime.real()), 400
     first, second = (TrioNode(tmp_path, name, hub) for name in ("n1", "n2"))

@@ -168,7 +168,9 @@ async def test_a_mixed_run_loses_and_doubles_nothing(ours: str) -> None:
 
 @given(st.lists(st.sampled_from(_PIECES) | st.binary(max_size=6), max_size=8).map(b"".join))
 @example(b"NATS/1.0\r\nNats-Trace-Dest: t\r\nNats-Trace-Hop: \xff\r\n\r\n")
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 async def test_no_header_block_harms_the_server(ours: str, block: bytes) -> None:
     port = int(ours.rpartition(":")[2])
     peer = await Peer.connect(port, b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n')

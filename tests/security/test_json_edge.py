@@ -118,6 +118,7 @@ def test_what_is_no_text_becomes_one() -> None:
     assert decode(b'{"metadata": {"\\ud800": "a"}}', REQUEST)["metadata"] == {"\ufffd": "a"}
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "body",
     [b"{}" * 100_000, b" \n" * 400_000 + b"x", b'["' * 200_000, b'"' + b'\\"' * 400_000, b'{"a":' * 100_000,
