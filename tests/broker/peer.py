@@ -45,12 +45,15 @@ class Peer:
         return (await self.reader.readline()).rstrip(b"\r\n")
 
     async def sync(self, data: bytes = b"") -> list[bytes]:
-        """Send `data` and a PING; the lines that came before its PONG."""
+        """Send `data` and a PING; the lines that came before its PONG. PINGs, which come by the clock, are answered."""
         self.send(data + b"PING\r\n")
         lines: list[bytes] = []
         while (line := await self.reader.readline()) != b"PONG\r\n":
             assert line.endswith(b"\n"), lines
-            lines.append(line.removesuffix(b"\r\n"))
+            if line == b"PING\r\n":
+                self.send(b"PONG\r\n")
+            else:
+                lines.append(line.removesuffix(b"\r\n"))
         return lines
 
     def send(self, data: bytes) -> None:

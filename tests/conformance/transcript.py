@@ -52,8 +52,9 @@ async def converse(port: int, *pieces: bytes) -> Transcript:
 
 
 def normalise(received: bytes) -> list[bytes]:
-    """Frames without the greeting; the second INFO as a word; equal messages to several sids sorted by sid."""
-    frames = _frames(received)
+    """Frames without the greeting and PINGs, which come by the clock; the second INFO as a word; equal messages to
+    several sids sorted by sid."""
+    frames = [frame for frame in _frames(received) if frame != b"PING\r\n"]
     if frames and frames[0].startswith(b"INFO"):
         frames = frames[1:]
     frames = [_anonymous(frame) for frame in frames]

@@ -179,11 +179,13 @@ class TlsPeer:
                 pass  # what the server has said before can still be read
 
     async def line(self) -> bytes:
-        """The next line; b"" at the end."""
-        while b"\n" not in self.text and await self._read():
-            pass
-        line, mark, self.text = self.text.partition(b"\n")
-        return line + mark
+        """The next line that is no PING, which comes by the clock; b"" at the end."""
+        while True:
+            while b"\n" not in self.text and await self._read():
+                pass
+            line, mark, self.text = self.text.partition(b"\n")
+            if line != b"PING\r":
+                return line + mark
 
     async def round_trip(self) -> None:
         """A PING there and a PONG back."""
@@ -195,6 +197,7 @@ class TlsPeer:
         """Read to the very end; everything that has happened."""
         while await self._read():
             pass
+        self.text = self.text.replace(b"PING\r\n", b"")
         if self.text:
             self.events.insert(0, self.text.decode())
             self.text = b""
