@@ -49,12 +49,13 @@ async def acknowledge(server: Server, messages: list[Msg]) -> None:
 
 async def settled(js: JetStreamContext, floor: int, pending: int) -> None:
     """Wait until the consumer's acknowledgement floor and open deliveries are these."""
-    while True:
-        info = await js.consumer_info("S", "C")
-        assert info.ack_floor is not None and info.num_ack_pending is not None
-        if (info.ack_floor.stream_seq, info.num_ack_pending) == (floor, pending):
-            return
-        assert info.ack_floor.stream_seq <= floor
+    async with asyncio.timeout(120):
+        while True:
+            info = await js.consumer_info("S", "C")
+            assert info.ack_floor is not None and info.num_ack_pending is not None
+            if (info.ack_floor.stream_seq, info.num_ack_pending) == (floor, pending):
+                return
+            assert info.ack_floor.stream_seq <= floor
 
 
 @pytest.mark.parametrize("listeners", [(), ("$JS.ACK.>",), ("$JS.ACK.S.C.1.9.>",), ("literal",)])
@@ -84,9 +85,10 @@ async def test_each_acknowledgement_counts_once_and_is_seen_by_listeners(
 
 
 async def test_redelivered_and_exhausted_messages_are_acknowledged_in_a_row(tmp_path: Path) -> None:
-    async with consumer(tmp_path, ack_wait=0.2, max_deliver=2) as (server, _, js):
+    async with consumer(tmp_path, ack_wait=2, max_deliver=2) as (server, _, js):
         pull = await js.pull_subscribe_bind("C", "S")
         first = await pull.fetch(COUNT)
+        assert {message.metadata.num_delivered for message in first} == {1} and len(first) == COUNT
         again: list[Msg] = []
         while len(again) < COUNT:
             again += await pull.fetch(COUNT - len(again))
