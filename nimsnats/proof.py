@@ -90,6 +90,12 @@ def is_nonce(text: str) -> bool:
     return len(set(bytes.fromhex(text))) > 1
 
 
+def key_for(secret: str, purpose: bytes) -> bytes:
+    """A key of 32 bytes that whoever knows the secret can make, and that serves for this purpose alone. Raises
+    ValueError without a secret."""
+    return hmac.digest(_key(secret), purpose, hashlib.sha256)
+
+
 @lru_cache(maxsize=16)
 def _key(secret: str) -> bytes:
     if not secret:

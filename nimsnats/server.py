@@ -181,6 +181,8 @@ class Server:
         self.progress(f"Ready: clients on {broker.options.host}:{broker.port}")
         if settings.cluster.enabled:
             self.routes = RouteTable(broker, self._route_options())
+            if self.jetstream is not None:
+                self.routes.belong_to(self.jetstream.meta.group.name)
             await self.routes.start()
             if self.jetstream is not None and self.jetstream.cluster is not None:
                 self.jetstream.tags.others = self.routes.tags

@@ -14,7 +14,7 @@ PUBLISH: Final = (b"$NRG.", b"$GR.", b"_GR_.", NODES)
 """Beginnings of subjects that clients may not publish to, nor have a message's trace sent to."""
 REPLY: Final = (b"_R_.", b"$JS.ACK.", b"_GR_.", NODES)
 """Beginnings of replies that clients may not ask for."""
-_JETSTREAM: Final = b"$JS."
+JETSTREAM: Final = b"$JS."
 """Beginning of the queue groups in which nodes share the work (`jetstream.routed`): a member of one is sent publishes
 and API requests instead of the server, and could answer them."""
 _SYSTEM: Final = b"_sys_"
@@ -22,4 +22,4 @@ _SYSTEM: Final = b"_sys_"
 
 def is_ours(subject: bytes, queue: bytes) -> bool:
     """Whether only this server and other members may subscribe to that."""
-    return subject.startswith(NODES) or (bool(queue) and (queue.startswith(_JETSTREAM) or queue == _SYSTEM))
+    return subject.startswith(NODES) or (bool(queue) and (queue.startswith(JETSTREAM) or queue == _SYSTEM))

@@ -21,6 +21,7 @@ from nimsnats.broker.msgtrace import destination, dispatch
 from nimsnats.broker.plan import Lane, Plan
 from nimsnats.broker.publisher import Publisher
 from nimsnats.broker.reasons import Reason
+from nimsnats.broker.route_groups import inside
 from nimsnats.broker.route_outward import marked, shown_subject
 from nimsnats.broker.subscription import RemoteSubscription, Subscription
 from nimsnats.broker.trace import quoted, readable
@@ -327,8 +328,10 @@ class RouteConnection(Publisher):
         """See `RouteCommands.arrival`."""
         if self.stage is not Stage.UP or (reply[:1] == b"$" and shown_subject(reply) is not None):
             return None
-        if not self.member and (subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES)):
-            return None
+        if not self.member:
+            if subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES):
+                return None
+            queues = inside(queues)
         routing = self.table.routings.get(account)
         plan = routing.known_plan(subject, queues) if routing is not None else None
         if plan is None:
@@ -353,9 +356,11 @@ class RouteConnection(Publisher):
     def _routed(
         self, routing: AccountRouting, subject: bytes, queues: tuple[bytes, ...], reply: bytes, header: int, body: bytes
     ) -> None:
-        if not self.member and (subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES)):
-            self.table.complain(self, "messages that only nodes may send are dropped")
-            return
+        if not self.member:
+            if subject.startswith(reserved.NODES) or reply.startswith(reserved.NODES):
+                self.table.complain(self, "messages that only nodes may send are dropped")
+                return
+            queues = inside(queues)
         plan = routing.plan(subject, queues)
         shown = shown_subject(reply) if reply[:1] == b"$" else None
         if shown is not None:

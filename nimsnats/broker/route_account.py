@@ -6,7 +6,6 @@ of arriving messages, which end at this server. It knows no connection; what has
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.plan import Lane, Plan
@@ -15,6 +14,7 @@ from nimsnats.protocol.parser import Line
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
+    from nimsnats.broker.route_groups import GroupNames, OwnGroups, Tell
 
 _PLANS_KEPT: Final = 16384
 _SEEN_KEPT: Final = 8192
@@ -26,10 +26,11 @@ class AccountRouting:
     """See the module. `lines` are the known control lines of all routes, which its changes of interest empty."""
 
     def __init__(
-        self, account: Account, tell: Callable[[bytes], None], lines: tuple[dict[bytes, Line[Lane]], ...]
+        self, account: Account, groups: OwnGroups, tell: Tell, lines: tuple[dict[bytes, Line[Lane]], ...]
     ) -> None:
         self.account = account
         self.name = account.name.encode()
+        self._groups = groups
         self._tell = tell
         self._lines = lines
         self._plain: dict[bytes, int] = {}
@@ -47,27 +48,47 @@ class AccountRouting:
         """A subscription that concerns peers has come."""
         count = self._count(sub, 1)
         if sub.queue:
-            self._tell(self._weight(sub.subject, sub.queue, count))
+            self._tell_weight(sub, count)
         elif count == 1:
-            self._tell(b"RS+ %b %b\r\n" % (self.name, sub.subject))
+            line = b"RS+ %b %b\r\n" % (self.name, sub.subject)
+            self._tell(line, line)
 
     def removed(self, sub: Subscription) -> None:
         """A subscription that concerned peers has gone."""
         count = self._count(sub, -1)
         if sub.queue:
-            if count:
-                self._tell(self._weight(sub.subject, sub.queue, count))
-            else:
-                self._tell(b"RS- %b %b %b\r\n" % (self.name, sub.subject, sub.queue))
+            self._tell_weight(sub, count)
         elif not count:
-            self._tell(b"RS- %b %b\r\n" % (self.name, sub.subject))
+            line = b"RS- %b %b\r\n" % (self.name, sub.subject)
+            self._tell(line, line)
 
-    def everything(self) -> list[bytes]:
+    def everything(self, *, member: bool) -> list[bytes]:
         """The lines that a new peer is told."""
-        plain = [b"RS+ %b %b\r\n" % (self.name, subject) for subject in self._plain]
-        return plain + [self._weight(subject, queue, count) for (subject, queue), count in self._queues.items()]
+        lines = [b"RS+ %b %b\r\n" % (self.name, subject) for subject in self._plain]
+        outside = self._groups.names.outside
+        for (subject, queue), count in self._queues.items():
+            lines.append(self._weight(subject, queue if member else outside(queue), count))
+        return lines
+
+    def renamed(self, before: GroupNames, now: GroupNames) -> bytes:
+        """What core peers are told when our own groups have other names. The new ones come first: no message finds
+        nobody, and one that meets both names comes here once."""
+        begin: list[bytes] = []
+        end: list[bytes] = []
+        for (subject, queue), count in self._queues.items():
+            old, new = before.outside(queue), now.outside(queue)
+            if old != new:
+                begin.append(self._weight(subject, new, count))
+                end.append(self._weight(subject, old, 0))
+        return b"".join(begin + end)
+
+    def _tell_weight(self, sub: Subscription, count: int) -> None:
+        outside = self._groups.names.outside(sub.queue)
+        self._tell(self._weight(sub.subject, sub.queue, count), self._weight(sub.subject, outside, count))
 
     def _weight(self, subject: bytes, queue: bytes, count: int) -> bytes:
+        if not count:
+            return b"RS- %b %b %b\r\n" % (self.name, subject, queue)
         return b"RS+ %b %b %b %d\r\n" % (self.name, subject, queue, count)
 
     def _count(self, sub: Subscription, change: int) -> int:

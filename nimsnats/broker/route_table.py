@@ -21,6 +21,7 @@ from nimsnats.broker.route_account import AccountRouting
 from nimsnats.broker.route_brake import RouteBrakes
 from nimsnats.broker.route_dial import Solicitation, parse_route
 from nimsnats.broker.route_gossip import address_of, follow, forward
+from nimsnats.broker.route_groups import OwnGroups, tell
 from nimsnats.broker.route_proof import Name, Nonces, RouteProof
 from nimsnats.broker.route_strangers import Strangers
 from nimsnats.broker.server import Broker, ListenError
@@ -28,7 +29,7 @@ from nimsnats.broker.stats import BrokerStats
 from nimsnats.broker.tls import TlsContexts, TlsOptions
 from nimsnats.broker.trace import quoted
 from nimsnats.broker.wheel import Wheel
-from nimsnats.protocol.route_info import AUTH, PROTOCOL, RouteInfo, encode_info
+from nimsnats.protocol.route_info import AUTH, PROTOCOL, TAGS_GROUPS, RouteInfo, encode_info
 from nimsnats.version import NATS_VERSION
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class RouteTable:
         self.open: dict[RouteConnection, None] = {}
         """Every connection that is not closed."""
         self.routings: dict[bytes, AccountRouting] = {}
+        self.groups = OwnGroups(broker, options.secret, broker.runtime.random)
         self.lines: dict[bytes, Line[Lane]] = {}
         """Known control lines of all routes to members; see `protocol.parser.Commands.lines`."""
         self.core_lines: dict[bytes, Line[Lane]] = {}
@@ -139,10 +141,10 @@ class RouteTable:
 
     def adopt(self, account: Account) -> None:
         """An account exists: it takes part in routing, with what peers have said of it already."""
-        routing = AccountRouting(account, self._tell, (self.lines, self.core_lines))
+        routing = AccountRouting(account, self.groups, self._tell, (self.lines, self.core_lines))
         self.routings[routing.name] = account.routing = routing
         for route in self.routes.values():
-            route.send(b"".join(routing.everything()))
+            route.send(b"".join(routing.everything(member=route.member)))
             route.adopt(routing.name)
 
     # -- what the cluster asks for (nimsnats.cluster.routes.Routes) -----------------------------------------------
@@ -202,6 +204,10 @@ class RouteTable:
                 self._watchers.remove(listener)
 
         return unwatch
+
+    def belong_to(self, cluster: str) -> None:
+        """Our JetStream is part of the cluster with that id; see `route_groups`."""
+        self.groups.belong_to(cluster, list(self.routes.values()), self.routings.values())
 
     # -- what connections ask for -------------------------------------------------------------------------------
 
@@ -316,8 +322,9 @@ class RouteTable:
         self._strangers.forget(route)
         self.routes[info.server_id] = route
         route.up()
+        self._review_groups()
         for routing in self.routings.values():
-            lines = routing.everything()
+            lines = routing.everything(member=route.member)
             if lines:
                 route.send(b"".join(lines))
         route.log(logging.INFO, "Route connection created")
@@ -338,6 +345,7 @@ class RouteTable:
             return
         del self.routes[info.server_id]
         route.drop_interest()
+        self._review_groups()
         assert route.reason is not None
         route.log(logging.INFO, "Router connection closed: %s", route.reason.value)
         self._tell_urls()
@@ -421,6 +429,7 @@ class RouteTable:
                 "ldm": broker.lame_duck,
                 "gossip_mode": gossip_mode,
                 "nimsnats": options.node if whole else None,
+                TAGS_GROUPS: whole,
                 AUTH: auth,
             }
         )
@@ -468,12 +477,12 @@ class RouteTable:
                 urls.update(dict.fromkeys(route.peer.connect_urls))
         self.broker.set_connect_urls(list(urls))
 
-    def _tell(self, line: bytes) -> None:
-        for route in list(self.routes.values()):  # one that cannot take more ends at that
-            try:
-                route.send(line)
-            except Exception as error:
-                route.output_broke(error)
+    def _tell(self, line: bytes, outside: bytes) -> None:
+        for route in list(self.routes.values()):
+            tell(route, line if route.member else outside)
+
+    def _review_groups(self) -> None:
+        self.groups.review(self.routes.values(), self.routings.values())
 
     def _notify(self, name: str, address: str, *, up: bool) -> None:
         for watcher in list(self._watchers):

@@ -155,6 +155,8 @@ class JetStream:
         meta.on_leadership = partial(self._catalogue_led, meta)
         meta.opened(await self.host.open_group(name, meta, members=founders))
         self.meta = meta
+        if self.broker.routes is not None:
+            self.broker.routes.belong_to(name)
         meta.on_change = self.follow
         if self.cluster is not None:
             self.cluster.opened()

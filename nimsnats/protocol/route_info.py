@@ -17,13 +17,17 @@ PROTOCOL = 3
 AUTH = "nimsnats_auth"
 """The field that carries the proof of a shared secret; see `broker.route_proof`."""
 
+TAGS_GROUPS = "nimsnats_groups"
+"""The field of a node that gives core peers other names of the server's queue groups; see `broker.route_groups`."""
+
 
 @dataclass(slots=True)
 class RouteInfo:
     """What a server tells its peers about itself, or another one about a newcomer (`ip` is where that is).
 
     `node` is set for servers that run this software: `instance` (the data behind it) and `http` (its HTTP port).
-    `auth` is its part of a proof.
+    `tags_groups` is set for those that keep the names of their queue groups from core peers. `auth` is its part of a
+    proof.
     `raw` is the object as it came, for passing it on.
     """
 
@@ -42,6 +46,7 @@ class RouteInfo:
     route_account: str = ""
     gossip_mode: int = 0
     node: dict[str, str] | None = None
+    tags_groups: bool = False
     auth: dict[str, str] = field(default_factory=dict[str, str])
     raw: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -68,6 +73,7 @@ class RouteInfo:
             route_account=fields.text("route_account"),
             gossip_mode=fields.number("gossip_mode"),
             node=_texts(cast("dict[object, object]", node)) if isinstance(node, dict) else None,
+            tags_groups=fields.flag(TAGS_GROUPS),
             auth=_texts(cast("dict[object, object]", auth)) if isinstance(auth, dict) else {},
             raw=raw,
         )
