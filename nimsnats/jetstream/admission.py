@@ -12,7 +12,7 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_early_ttl, parse_ttl
-from nimsnats.jetstream.search import describe
+from nimsnats.jetstream.search import describe, last_of
 from nimsnats.jetstream.store import LAST_SEQUENCE, MessageStore
 from nimsnats.protocol.gotext import quoted
 
@@ -160,7 +160,7 @@ def _valid_ttl(text: bytes, rules: int) -> bool:
 def _check_expected(store: MessageStore, subject: bytes, named: NatsHeaders) -> ApiError | None:
     if named.get(_EXPECTED_SUBJECT_LAST):
         pattern = named.get(_EXPECTED_SUBJECT) or subject
-        last = max(map(store.index.last, store.index.subjects((pattern,))), default=0)
+        last = last_of(store, (pattern,))
         if named[_EXPECTED_SUBJECT_LAST] != b"%d" % last and _number(named[_EXPECTED_SUBJECT_LAST]) != last:
             return errors.STREAM_WRONG_LAST_SEQUENCE(seq=last)
     elif named.get(_EXPECTED_SUBJECT):

@@ -1,8 +1,8 @@
 """Which live sequences each subject of a stream has.
 
-Owns the per-subject sequence lists and the answers to "next, last, how many" for filters. It holds no message bytes and
-never looks at the disk. A subject with one message, the usual case in a key-value bucket, costs one integer; longer
-lists are `SeqList`s of eight bytes a message.
+Owns the per-subject sequence lists and the answers to "next, last, how many" for one subject, and with `order.py` which
+subjects a set of filters selects. It holds no message bytes and never looks at the disk. A subject with one message,
+the usual case in a key-value bucket, costs one integer; longer lists are `SeqList`s of eight bytes a message.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
+from nimsnats.jetstream.order import SubjectOrder
 from nimsnats.jetstream.source import Filters
 from nimsnats.protocol.subject import any_matcher, has_wildcard, is_subset
 
@@ -71,6 +72,8 @@ class SubjectIndex:
     def __init__(self) -> None:
         self._lists: dict[bytes, int | SeqList] = {}
         self._cache: dict[Filters, _Matched] = {}
+        self.order = SubjectOrder()
+        """The subjects, for whoever looks for those that match."""
 
     def __len__(self) -> int:
         return len(self._lists)
@@ -82,14 +85,14 @@ class SubjectIndex:
         """Forget everything."""
         self._lists.clear()
         self._cache.clear()
+        self.order.clear()
 
     def add(self, subject: bytes, seq: int) -> None:
         """Add one sequence, higher than all of its subject."""
         held = self._lists.get(subject)
         if held is None:
             self._lists[subject] = seq
-            if self._cache:
-                self._appeared(subject)
+            self._appeared(subject)
         elif isinstance(held, int):
             self._lists[subject] = SeqList((held, seq))
         else:
@@ -113,12 +116,12 @@ class SubjectIndex:
         """Add one sequence to each subject in turn; the loop of every mixed batch."""
         lists = self._lists
         get = lists.get
+        appeared = self._appeared if self._cache else self.order.add
         for subject, seq in zip(subjects, seqs, strict=False):
             held = get(subject)
             if held is None:
                 lists[subject] = seq
-                if self._cache:
-                    self._appeared(subject)
+                appeared(subject)
             elif isinstance(held, int):
                 lists[subject] = SeqList((held, seq))
             else:
@@ -152,17 +155,23 @@ class SubjectIndex:
             held.drop_front(count)
 
     def _appeared(self, subject: bytes) -> None:
+        self.order.add(subject)
         for matched in self._cache.values():
             if matched.test(subject):
                 matched.subjects[subject] = None
 
     def _vanished(self, subject: bytes) -> None:
         del self._lists[subject]
+        if self._lists:
+            self.order.remove(subject)
+        else:
+            self.order.clear()
         for matched in self._cache.values():
             matched.subjects.pop(subject, None)
 
     def subjects(self, filters: Filters = ()) -> Collection[bytes]:
-        """The subjects that have messages and match; a live view, not to be kept."""
+        """The subjects that have messages and match; a live view, not to be kept. For filters that will be asked for
+        again: the answer is kept up to date for a while."""
         if not filters:
             return self._lists.keys()
         if len(filters) == 1 and not has_wildcard(filters[0]):
@@ -171,12 +180,46 @@ class SubjectIndex:
         if matched is None:
             if any(f == b">" for f in filters):
                 return self._lists.keys()
-            test = any_matcher(filters)
-            matched = _Matched(test, dict.fromkeys(filter(test, self._lists)))
-            if len(self._cache) >= _CACHED_FILTERS:
-                del self._cache[next(iter(self._cache))]
-            self._cache[filters] = matched
+            matched = self.keep(filters, self.find(filters))
         return matched.subjects
+
+    def keep(self, filters: Filters, subjects: Iterable[bytes]) -> _Matched:
+        """Have these at hand, which are all that the filters select now."""
+        if len(self._cache) >= _CACHED_FILTERS:
+            del self._cache[next(iter(self._cache))]
+        matched = self._cache[filters] = _Matched(any_matcher(filters), dict.fromkeys(subjects))
+        return matched
+
+    def find(self, filters: Filters) -> Collection[bytes]:
+        """The same for filters that are asked for once. Literal ones are looked up."""
+        if not filters or b">" in filters:
+            return self._lists.keys()
+        lists = self._lists
+        found = [subject for subject in filters if subject in lists and not has_wildcard(subject)]
+        wild = tuple(filter(has_wildcard, filters))
+        for part in self.order.parts(wild, 0):
+            found += part
+        return found if len(filters) == 1 else dict.fromkeys(found)
+
+    def parts(self, filters: Filters, looks: int) -> Iterator[list[bytes]]:
+        """The same a part at a time, each subject once: each part takes about `looks` looks at subjects, so that others
+        may have their turn between two of them. What comes or goes meanwhile may or may not be among them. Of a single
+        filter they come in ascending order."""
+        filters = filters or (b">",)
+        found = [subject for subject in dict.fromkeys(filters) if not has_wildcard(subject) and subject in self._lists]
+        wild = tuple(filter(has_wildcard, filters))
+        if found or not wild:
+            yield found
+        seen = set(found)
+        for part in self.order.parts(wild, looks):
+            if len(filters) > 1:
+                part = [subject for subject in part if subject not in seen]
+                seen.update(part)
+            yield part
+
+    def at_most(self, filters: Filters) -> int:
+        """A number that no fewer subjects match, roughly, at the price of a look-up for each filter."""
+        return sum(self.order.among(f) if has_wildcard(f) else 1 for f in filters) if filters else len(self._lists)
 
     def knows(self, filters: Filters) -> bool:
         """Whether `subjects` has its answer for these filters at hand, without testing every subject."""

@@ -5,15 +5,23 @@ Owns the shape only; it changes nothing.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from nimsnats.jetstream import search
-from nimsnats.jetstream.api.decode import JsonObject
+from nimsnats.jetstream.api.decode import Encoded, JsonObject, encode
 from nimsnats.jetstream.clock import format_time
 from nimsnats.jetstream.stream import Stream
 
 MAX_SUBJECTS: Final = 100_000
 """Subjects in one page of details."""
+_LOOKS: Final = 4096
+"""Subjects that are looked at for a page before others have their turn."""
+_PART: Final = 4096
+"""Items of details that are encoded before others have their turn."""
+T = TypeVar("T")
 
 
 def stream_info(stream: Stream, *, dynamic: bool = True) -> JsonObject:
@@ -49,19 +57,43 @@ def stream_state(stream: Stream) -> JsonObject:
     return state
 
 
-def detailed_info(stream: Stream, params: JsonObject) -> JsonObject:
-    """StreamInfo with what STREAM.INFO was asked for besides."""
-    info = stream_info(stream)
-    state: dict[str, Any] = info["state"]
+async def detailed_info(stream: Stream, params: JsonObject) -> JsonObject:
+    """StreamInfo with what STREAM.INFO was asked for besides. Others have their turn while it is put together."""
+    details: JsonObject = {}
     page: JsonObject = {"total": 0, "offset": 0, "limit": 0}
     if params.get("deleted_details") and (gone := search.missing(stream.store)):
-        state["deleted"] = gone
+        details["deleted"] = await _encoded(b"[%b]", [gone[at : at + _PART] for at in range(0, len(gone), _PART)], list)
     wanted = params.get("subjects_filter", "").encode()
     if wanted:
-        counts = {s.decode("utf-8", "replace"): n for s, n in stream.store.index.counts((wanted,))}
-        if counts:
-            offset = min(max(params.get("offset", 0), 0), len(counts))
-            names = sorted(counts)[offset : offset + MAX_SUBJECTS]
-            page = {"total": len(counts), "offset": offset, "limit": MAX_SUBJECTS}
-            state["subjects"] = {name: counts[name] for name in names}
+        total, offset, names = await _page(stream, wanted, params.get("offset", 0))
+        if total:
+            page = {"total": total, "offset": offset, "limit": MAX_SUBJECTS}
+            parts = [names[at : at + _PART] for at in range(0, len(names), _PART)]
+            details["subjects"] = await _encoded(b"{%b}", parts, partial(_counts, stream))
+    info = stream_info(stream)
+    info["state"] |= details
     return {**page, **info}
+
+
+async def _page(stream: Stream, wanted: bytes, asked: int) -> tuple[int, int, list[bytes]]:
+    """How many subjects match, the offset that a page from `asked` on has, and its subjects."""
+    total, offset, names = 0, max(asked, 0), list[bytes]()
+    for part in stream.store.index.parts((wanted,), _LOOKS):
+        names += part[max(offset - total, 0) : max(offset + MAX_SUBJECTS - total, 0)]
+        total += len(part)
+        await asyncio.sleep(0)
+    return total, min(offset, total), names
+
+
+def _counts(stream: Stream, names: list[bytes]) -> dict[str, int]:
+    index = stream.store.index
+    return {name.decode("utf-8", "replace"): count for name in names if (count := index.count(name))}
+
+
+async def _encoded(form: bytes, parts: list[list[T]], value: Callable[[list[T]], Any]) -> Encoded:
+    """One JSON value out of the items of several, each of which is made in a turn of its own."""
+    items: list[bytes] = []
+    for part in parts:
+        items.append(encode(value(part))[1:-1])
+        await asyncio.sleep(0)
+    return Encoded(form % b",".join(filter(None, items)))

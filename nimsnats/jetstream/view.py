@@ -5,7 +5,8 @@ Owns the reading half of `MessageSource`. Nothing here changes the stream; `stre
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
 
 from nimsnats.jetstream import search
 from nimsnats.jetstream.config import StreamConfig
@@ -52,9 +53,48 @@ class StreamView:
         """Highest live sequence whose subject matches, or 0."""
         return search.last_match(self.store, filters, self.subjects)
 
+    async def seek_next(self, filters: Filters, start: int) -> int:
+        """`next_match` for a client, giving way to others."""
+        if search.covers_all(filters, self.subjects):
+            return self.next_match(filters, start)
+        return await self._sought(lambda: search.next_in_steps(self.store, filters, start))
+
+    async def seek_last(self, filters: Filters) -> int:
+        """`last_match` for a client, giving way to others."""
+        if search.covers_all(filters, self.subjects):
+            return self.last_match(filters)
+        return await self._sought(lambda: search.last_in_steps(self.store, filters))
+
+    async def _sought(self, steps: Callable[[], search.Steps[int]]) -> int:
+        """The answer of a search. What it found may have gone before it was done: then it looks again."""
+        while True:
+            found = await self._in_turns(steps())
+            if not found or self.live(found):
+                return found
+
+    async def tally(self, filters: Filters, start: int) -> int:
+        """`count_match` for a client, giving way to others."""
+        if search.covers_all(filters, self.subjects):
+            return self.count_match(filters, start)
+        return await self._in_turns(search.count_in_steps(self.store, filters, start))
+
+    async def last_of_each(self, filters: Filters, end: int, most: int) -> list[int]:
+        """The newest live sequence <= `end` of every matching subject, ascending; when they are more than `most`, some
+        of them."""
+        return sorted(await self._in_turns(search.last_of_each_in_steps(self.store, filters, end, most)))
+
+    @staticmethod
+    async def _in_turns(steps: search.Steps[search.T]) -> search.T:
+        """The answer of a search in which others have their turn between two steps."""
+        for found in steps:
+            if found is not None:
+                return found
+            await asyncio.sleep(0)
+        raise AssertionError("a search without an answer")
+
     def last_per_subject(self, filters: Filters) -> list[int]:
         """The newest live sequence of every matching subject, ascending."""
-        return search.last_per_subject(self.store, filters)
+        return search.last_per_subject(self.store, filters, self.subjects)
 
     def count_match(self, filters: Filters, start: int) -> int:
         """How many live messages at or after `start` match."""

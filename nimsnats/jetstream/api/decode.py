@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from nimsnats.jetstream import errors
@@ -219,13 +220,38 @@ def _decode(body: bytes, struct: Struct) -> JsonObject:
     return result
 
 
+class Encoded:
+    """A value that is JSON already, made by `encode` a part at a time."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+
 def encode(value: JsonObject) -> bytes:
     """Compact JSON as Go writes it: `<`, `>`, `&` and the two line separators escaped."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    parts: list[Encoded] = []
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=partial(_set_aside, parts))
     for char, escape in _ESCAPES:
         if char in text:
             text = text.replace(char, escape)
-    return text.encode("utf-8", "replace")
+    if not parts:
+        return text.encode("utf-8", "replace")
+    around = [piece.encode("utf-8", "replace") for piece in text.split(f'"{_PLACE}"')]
+    return b"".join(piece for pair in zip(around, (*(part.text for part in parts), b""), strict=True) for piece in pair)
+
+
+_PLACE: Final = "\ud800"
+"""Where a value belongs that is put in at the end: half of a pair, which no text from outside holds
+(`protocol/json.py`)."""
+
+
+def _set_aside(parts: list[Encoded], value: object) -> str:
+    if not isinstance(value, Encoded):
+        raise TypeError(f"{type(value).__name__} is no JSON")
+    parts.append(value)
+    return _PLACE
 
 
 _ESCAPES: Final = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream.api.decode import JsonObject, decode
 from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint, level_too_high
-from nimsnats.jetstream.api.message import GET, conflicting, select, selects, start_of
+from nimsnats.jetstream.api.message import GET, conflicting, searches, seek, select, selects, start_of
 from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.message import StoredMessage
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_SUBJECTS: Final = 1024
 MAX_BYTES: Final = 64 * 1024 * 1024
+_BREATH: Final = 64
+"""Messages of an answer between which others have their turn."""
 
 Pairs = tuple[tuple[bytes, bytes], ...]
 
@@ -34,7 +36,7 @@ class _Batch:
 
     def __init__(self, pending: int, params: JsonObject) -> None:
         self.pending = pending
-        self.last = 0
+        self.last = self.sent = 0
         self.room = params.get("max_bytes") or MAX_BYTES
         self.headers = not params.get("no_hdr")
 
@@ -88,9 +90,13 @@ class DirectApi:
         if conflicting(params) or (params.get("up_to_seq") and params.get("up_to_time")):
             return self._status(request, 408, "Bad Request")
         if params.get("multi_last"):
-            return self._multi(request, stream, params)
+            self._run(request, self._send_multi(request, stream, params))
+            return None
         if params.get("batch"):
             self._run(request, self._send_batch(request, stream, params))
+            return None
+        if searches(params):
+            self._run(request, self._seek_one(request, stream, params))
             return None
         return self._one(request, stream, select(stream, params), params)
 
@@ -107,8 +113,11 @@ class DirectApi:
             return self._status(request, 408, "Malformed Request")
         if any(params.get(key) for key in params if key != "no_hdr"):
             return self._status(request, 408, "Bad Request")
-        subject = ".".join(request.tokens[3:]).encode()
-        return self._one(request, stream, stream.last_match((subject,)), params)
+        params["last_by_subj"] = ".".join(request.tokens[3:])
+        if searches(params):
+            self._run(request, self._seek_one(request, stream, params))
+            return None
+        return self._one(request, stream, select(stream, params), params)
 
     def _too_old(self, request: ApiRequest) -> bool:
         if not request.headers or not level_too_high(request.headers):
@@ -142,8 +151,15 @@ class DirectApi:
             self._send(request, stream, message, not params.get("no_hdr"))
         return None
 
+    async def _seek_one(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
+        seq = await seek(stream, params)
+        if seq:
+            await self._load_one(request, stream, seq, params)
+        else:
+            self._status(request, 404, "Message Not Found")
+
     async def _load_one(self, request: ApiRequest, stream: Stream, seq: int, params: JsonObject) -> None:
-        message = await stream.load(seq)
+        message = stream.get(seq) or await stream.load(seq)
         if message is None:
             self._status(request, 404, "Message Not Found")
         else:
@@ -166,46 +182,44 @@ class DirectApi:
     async def _send_batch(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
         """Up to `batch` messages from a sequence, subject or time on, then the end of batch."""
         filters = (params["next_by_subj"].encode(),) if params.get("next_by_subj") else ()
-        seq = stream.next_match(filters, start_of(stream, params))
+        seq = await stream.seek_next(filters, start_of(stream, params))
         if not seq:
             self._status(request, 404, "Message Not Found")
             return
-        batch = _Batch(stream.count_match(filters, seq), params)
+        batch = _Batch(await stream.tally(filters, seq), params)
         left: int = params["batch"]
         while seq and left > 0 and batch.room > 0:
             message = stream.get(seq) or await stream.load(seq)
             if message is not None:
                 left -= 1
-                self._send_of(request, stream, message, batch)
-            seq = stream.next_match(filters, seq + 1)
+                await self._send_of(request, stream, message, batch)
+            seq = await stream.seek_next(filters, seq + 1)
         self._status(request, 204, "EOB", batch.pairs())
 
-    def _send_of(self, request: ApiRequest, stream: Stream, message: StoredMessage, batch: _Batch) -> None:
+    async def _send_of(self, request: ApiRequest, stream: Stream, message: StoredMessage, batch: _Batch) -> None:
         batch.pending -= 1
         self._send(request, stream, message, batch.headers, batch.pairs())
         batch.last = message.seq
         batch.room -= len(message.payload) + len(message.headers)
+        batch.sent += 1
+        if batch.sent % _BREATH == 0:
+            await asyncio.sleep(0)
 
-    def _multi(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
+    async def _send_multi(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
         """The last message of each subject, as of a sequence or time."""
         end = params.get("up_to_seq", 0) or stream.last_seq
         if params.get("up_to_time"):
             end = stream.seq_at_time(parse_time(params["up_to_time"])) - 1
         filters = tuple(subject.encode() for subject in params["multi_last"])
-        index = stream.store.index
         start: int = params.get("seq", 0)
-        subjects = index.subjects(filters)
-        if len(subjects) > MAX_SUBJECTS:
-            return self._status(request, 413, "Too Many Results")
-        seqs = sorted(seq for seq in (index.before(s, end + 1) for s in subjects) if seq and seq >= start)
+        found = await stream.last_of_each(filters, end, MAX_SUBJECTS)
+        if len(found) > MAX_SUBJECTS:
+            self._status(request, 413, "Too Many Results")
+            return
+        seqs = [seq for seq in found if seq >= start]
         if not seqs:
-            return self._status(request, 404, "No Results")
-        self._run(request, self._send_multi(request, stream, params, seqs, end))
-        return None
-
-    async def _send_multi(
-        self, request: ApiRequest, stream: Stream, params: JsonObject, seqs: list[int], end: int
-    ) -> None:
+            self._status(request, 404, "No Results")
+            return
         batch = _Batch(len(seqs), params)
         left: int = params.get("batch") or len(seqs)
         for seq in seqs:
@@ -214,5 +228,5 @@ class DirectApi:
             message = stream.get(seq) or await stream.load(seq)
             if message is not None:
                 left -= 1
-                self._send_of(request, stream, message, batch)
+                await self._send_of(request, stream, message, batch)
         self._status(request, 204, "EOB", (*batch.pairs(), (b"Nats-UpTo-Sequence", b"%d" % end)))

@@ -15,6 +15,7 @@ from nimsnats.jetstream.clock import format_time, parse_time
 from nimsnats.jetstream.kinds import STREAM_DELETE_MESSAGE
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.stream import Stream
+from nimsnats.protocol.subject import has_wildcard
 from nimsnats.storage import StorageError
 
 if TYPE_CHECKING:
@@ -72,6 +73,18 @@ def select(stream: Stream, params: JsonObject) -> int:
     return seq if stream.live(seq) else 0
 
 
+def searches(params: JsonObject) -> bool:
+    """Whether a request names its message by a wildcard: then `seek` finds it, without keeping others waiting."""
+    return has_wildcard((params.get("next_by_subj") or params.get("last_by_subj") or "").encode())
+
+
+async def seek(stream: Stream, params: JsonObject) -> int:
+    """`select` by a wildcard."""
+    if params.get("next_by_subj"):
+        return await stream.seek_next((params["next_by_subj"].encode(),), start_of(stream, params))
+    return await stream.seek_last((params["last_by_subj"].encode(),))
+
+
 class MessageApi:
     """The message endpoints of one account."""
 
@@ -93,7 +106,7 @@ class MessageApi:
             raise errors.BAD_REQUEST()
         if not selects(params) or conflicting(params):
             raise errors.BAD_REQUEST()
-        seq = select(stream, params)
+        seq = await seek(stream, params) if searches(params) else select(stream, params)
         try:
             message = (stream.get(seq) or await stream.load(seq)) if seq else None
         except StorageError as error:

@@ -5,14 +5,15 @@ Owns what these requests mean and the shape of the answers. Changes go through `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import BOOL, INT, STRING, UINT64, JsonObject, Struct
 from nimsnats.jetstream.api.dispatch import ApiRequest, Body, Endpoint
 from nimsnats.jetstream.config import REQUEST, StreamConfig, asks_for_unsupported
 from nimsnats.jetstream.config_rules import invalid, name_required
-from nimsnats.jetstream.info import detailed_info
+from nimsnats.jetstream.info import detailed_info, stream_info
 from nimsnats.jetstream.kinds import STREAM_PURGE
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.peers import STEP_DOWN
@@ -21,6 +22,7 @@ from nimsnats.protocol.subject import collide
 if TYPE_CHECKING:
     from nimsnats.jetstream.account import JetStreamAccount
     from nimsnats.jetstream.leaders import Leaders
+    from nimsnats.jetstream.serving import ServedStream
 
 NAMES_LIMIT: Final = 1024
 LIST_LIMIT: Final = 256
@@ -99,10 +101,17 @@ class StreamApi:
         missing = [record.name for record, info in zip(page, found, strict=True) if info is None]
         return {**body, "missing": missing} if missing else body
 
-    def info(self, request: ApiRequest) -> JsonObject:
+    def info(self, request: ApiRequest) -> JsonObject | Coroutine[Any, Any, JsonObject]:
         """`STREAM.INFO.<stream>`."""
         served = self._account.served(request.tokens[2])
-        body = detailed_info(served.stream, request.params)
+        if request.params.get("deleted_details") or request.params.get("subjects_filter"):
+            return self._detailed(served, request.params)
+        return self._placed(served, {**_PAGE, **stream_info(served.stream)})
+
+    async def _detailed(self, served: ServedStream, params: JsonObject) -> JsonObject:
+        return self._placed(served, await detailed_info(served.stream, params))
+
+    def _placed(self, served: ServedStream, body: JsonObject) -> JsonObject:
         moment = body.pop("ts")
         return {**body, "cluster": self._account.engine.leaders.cluster_info(served), "ts": moment}
 
