@@ -201,7 +201,7 @@ class Consumer:
         if isinstance(self.side, PushSide):
             self.side.configure(now)
         elif self.side is not None:
-            self.side.groups.configure()
+            self.side.configure()
         self.wake(now)
 
     def mark(self) -> None:

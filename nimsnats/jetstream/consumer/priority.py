@@ -6,14 +6,15 @@ the first of the configuration. Lives on the leader only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, cast
 
 from nimsnats.identity import nuid
 from nimsnats.jetstream.clock import ZERO_TIME, format_time
 from nimsnats.jetstream.consumer import request as statuses
 from nimsnats.jetstream.consumer.delivery import NEVER
 from nimsnats.jetstream.consumer.request import PullRequest
+from nimsnats.jetstream.consumer.waiting import ALIKE, Waiting
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer
@@ -35,7 +36,6 @@ class Groups:
         self.free = policy in ("none", "prioritized")
         """Whether the first request may always be served."""
         self.absent = policy == "none"
-        self.prioritized = policy == "prioritized"
         self._policy = policy
         if policy != "pinned_client":
             self._pin = ""
@@ -62,30 +62,43 @@ class Groups:
             self._restart(now)
         return b""
 
-    def choose(self, waiting: Iterable[PullRequest], now: int) -> PullRequest | None:
+    def lane(self, request: PullRequest) -> Hashable:
+        """Requests of one lane are alike to the policy: the first of them goes before the others."""
+        if self.absent:
+            return ALIKE
+        match self._policy:
+            case "prioritized":
+                return request.priority
+            case "overflow":
+                return request.min_pending, request.min_ack_pending
+            case _:
+                return request.pin_id, request.plain
+
+    def choose(self, waiting: Waiting) -> PullRequest | None:
         """The request to serve next under `overflow` and `pinned_client`."""
         if self._policy == "overflow":
-            return next((request for request in waiting if self._overflows(request)), None)
-        if self._pin:
-            for request in list(waiting):
-                if request.pin_id == self._pin:
-                    return request
-                if request.pin_id:
-                    self._consumer.pull.drop(request, request.status(statuses.WRONG_PIN))
-            return next((request for request in waiting if request.plain), None)
-        for request in list(waiting):
-            if not request.pin_id:
-                return request
-            self._consumer.pull.drop(request, request.status(statuses.WRONG_PIN))
-        return None
+            lanes = [lane for lane in waiting.lanes() if self._overflows(*cast("tuple[int, int]", lane))]
+        else:
+            lanes = self._pinned_lanes(waiting)
+        firsts = [first for lane in lanes if (first := waiting.first(lane)) is not None]
+        return min(firsts, key=lambda request: request.turn, default=None)
 
-    def _overflows(self, request: PullRequest) -> bool:
-        if not request.min_pending and not request.min_ack_pending:
+    def _pinned_lanes(self, waiting: Waiting) -> list[Hashable]:
+        """Whom the pin, or that there is none, lets in; who has a pin that is none any more is sent away."""
+        for lane in waiting.lanes():
+            pin, _ = cast("tuple[str, bool]", lane)
+            if pin and pin != self._pin:
+                for request in waiting.of(lane):
+                    self._consumer.pull.drop(request, request.status(statuses.WRONG_PIN))
+        if not self._pin:
+            return [("", False), ("", True)]
+        return [(self._pin, False)] if waiting.first((self._pin, False)) is not None else [("", True)]
+
+    def _overflows(self, min_pending: int, min_ack_pending: int) -> bool:
+        if not min_pending and not min_ack_pending:
             return True
         delivery = self._consumer.leading
-        return (0 < request.min_pending <= delivery.remaining()) or (
-            0 < request.min_ack_pending <= delivery.outstanding
-        )
+        return (0 < min_pending <= delivery.remaining()) or (0 < min_ack_pending <= delivery.outstanding)
 
     def header(self, request: PullRequest, now: int) -> tuple[bytes, bytes] | None:
         """The header to add to a message for this request; pins the first one that is served."""

@@ -9,7 +9,6 @@ chunks so that one backlog does not hold up the loop.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from nimsnats.jetstream.consumer import request as statuses
 from nimsnats.jetstream.consumer.delivery import NEVER, Delivery
 from nimsnats.jetstream.consumer.priority import Groups
 from nimsnats.jetstream.consumer.request import BadRequest, PullRequest, heartbeat, read_request
+from nimsnats.jetstream.consumer.waiting import Waiting
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.protocol.headers import status_block
 
@@ -31,20 +31,16 @@ class PullSide:
     def __init__(self, consumer: Consumer, delivery: Delivery) -> None:
         self._consumer = consumer
         self._delivery = delivery
-        self._waiting: deque[PullRequest] = deque()
-        self._checked = -1
         self.groups = Groups(consumer)
+        self._waiting = Waiting(self.groups.lane)
 
     def count(self) -> int:
         """How many requests are open; those whose inbox nobody listens to are dropped first."""
         account = self._consumer.account
-        removes = account.interest.removes
-        if self._checked != removes:  # nobody stops listening without a subscription that ends
-            interested = account.has_interest
-            gone = [request for request in self._waiting if not interested(request.reply)]
-            for request in gone:
-                self._waiting.remove(request)
-            self._checked = removes
+        for request in self._waiting.unlistened(
+            account.interest.removes, account.has_interest, self._consumer.owner.now()
+        ):
+            self._waiting.remove(request)
         return len(self._waiting)
 
     @property
@@ -55,6 +51,12 @@ class PullSide:
     def take_over(self, before: PullSide) -> None:
         """Go on with the requests of the side that this one replaces."""
         self._waiting = before._waiting
+        self._waiting.sort(self.groups.lane)
+
+    def configure(self) -> None:
+        """Take over the consumer's configuration."""
+        self.groups.configure()
+        self._waiting.sort(self.groups.lane)
 
     # --- requests
 
@@ -86,33 +88,23 @@ class PullSide:
         if backlog == 0 and not request.expires:
             self._status(request.reply, statuses.NO_MESSAGES)
             return False
-        self._drop_expired(now)
-        if backlog > 0 and backlog < sum(other.left for other in self._waiting):
+        self._look(now)
+        if 0 < backlog < self._waiting.left:
             self._status(request.reply, statuses.REQUESTS_PENDING)
             return False
         return True
 
     def _enqueue(self, request: PullRequest, now: int) -> None:
         if len(self._waiting) >= self._consumer.config.max_waiting:
-            self._drop_expired(now)
+            self._look(now)
             if self.count() >= self._consumer.config.max_waiting:
                 if not request.heartbeat:
                     self._status(request.reply, statuses.MAX_WAITING)
                 return
-        self._queue(request)
-        self._checked = -1  # whether anybody listens for this one has not been asked
+        self._waiting.add(request)
         self._consumer.serve(now)
         if request.expires_at or request.heartbeat_at:
             self._consumer.wake(min(request.expires_at or NEVER, request.heartbeat_at or NEVER))
-
-    def _queue(self, request: PullRequest) -> None:
-        """To the back; with priorities, behind the last one that is at least as urgent."""
-        waiting = self._waiting
-        if self.groups.prioritized and waiting and waiting[-1].priority > request.priority:
-            at = next(i for i, other in enumerate(waiting) if other.priority > request.priority)
-            waiting.insert(at, request)
-        else:
-            waiting.append(request)
 
     # --- serving
 
@@ -121,7 +113,7 @@ class PullSide:
         delivery, waiting = self._delivery, self._waiting
         budget = delivery.chunk()
         while waiting:
-            want = waiting[0].left if len(waiting) == 1 else budget
+            want = waiting.head().left if len(waiting) == 1 else budget
             picked = delivery.pick(min(want, budget))
             if not picked:
                 if delivery.wanted:
@@ -146,7 +138,7 @@ class PullSide:
         again = delivery.picked_again
         number, left = delivery.next_number, delivery.remaining()
         if not again and len(self._waiting) == 1 and self.groups.absent and not delivery.replaying:
-            request = self._waiting[0]
+            request = self._waiting.head()
             if not request.limited and (not request.expires_at or request.expires_at > now):
                 return self._deliver_run(request, picked, number, left, now)
         served = 0
@@ -167,12 +159,11 @@ class PullSide:
         """Deliver to the only request there is, which wants at least as many messages as were picked."""
         served = self._consumer.send_run(request.reply, picked, number, left)
         self._delivery.sent(picked if served == len(picked) else picked[:served], now)
-        request.left -= served
-        request.delivered += served
+        self._waiting.served(request, served)
         if request.heartbeat:
             request.heartbeat_at = now + request.heartbeat
         if served < len(picked) or request.left <= 0:
-            self._waiting.clear()
+            self._waiting.remove(request)
         return served
 
     def _deliver_one(
@@ -181,7 +172,7 @@ class PullSide:
         """Deliver to the next request that can take it; False when there is none."""
         waiting, groups = self._waiting, self.groups
         while waiting:
-            request = waiting[0] if groups.free else groups.choose(waiting, now)
+            request = waiting.head() if groups.free else groups.choose(waiting)
             if request is None:
                 return False
             if request.expires_at and request.expires_at <= now:
@@ -202,21 +193,19 @@ class PullSide:
 
     def _served(self, request: PullRequest, now: int) -> None:
         waiting = self._waiting
-        request.left -= 1
-        request.delivered += 1
+        waiting.served(request, 1)
         if request.heartbeat:
             request.heartbeat_at = now + request.heartbeat
         if request.left <= 0:
             waiting.remove(request)
             if request.limited and request.bytes_left > 0:
                 self._status(request.reply, request.status(statuses.COMPLETED))
-        elif len(waiting) > 1:
-            waiting.remove(request)
-            self._queue(request)
+        elif len(waiting) > 1 or not self.groups.absent:
+            waiting.requeue(request)
 
     def _nothing_left(self) -> None:
         """The backlog is empty: close what does not want to wait for more."""
-        for request in [r for r in self._waiting if r.no_wait and (r.delivered or not r.expires)]:
+        for request in self._waiting.impatient():
             if self._delivery.remaining() == 0:
                 self._close(request, statuses.NO_MESSAGES)
 
@@ -224,22 +213,22 @@ class PullSide:
 
     def tick(self, now: int) -> int:
         """Expire requests and send heartbeats that are due; when to look again."""
-        self._drop_expired(now)
-        when = self.groups.tick(now)
-        interested = self._consumer.account.has_interest
-        for request in list(self._waiting):
-            if request.heartbeat_at and request.heartbeat_at <= now:
-                if not interested(request.reply):
-                    self._waiting.remove(request)
-                    continue
-                request.heartbeat_at = now + request.heartbeat
-                self._status(request.reply, heartbeat(*self._consumer.position()))
-            when = min(when, request.expires_at or NEVER, request.heartbeat_at or NEVER)
-        return when
+        self._look(now)
+        return min(self.groups.tick(now), self._waiting.next_due())
 
-    def _drop_expired(self, now: int) -> None:
-        for request in [r for r in self._waiting if r.expires_at and r.expires_at <= now]:
-            self._close(request, request.status(statuses.TIMEOUT))
+    def _look(self, now: int) -> None:
+        """See after the requests whose time has come."""
+        waiting = self._waiting
+        interested = self._consumer.account.has_interest
+        while (request := waiting.due(now)) is not None:
+            if request.expires_at and request.expires_at <= now:
+                self._close(request, request.status(statuses.TIMEOUT))
+            elif not interested(request.reply):
+                waiting.remove(request)
+            else:
+                request.heartbeat_at = now + request.heartbeat
+                waiting.watch(request)
+                self._status(request.reply, heartbeat(*self._consumer.position()))
 
     def close(self, block: bytes) -> None:
         """End every open request with this status (empty: with the pending headers of a shutdown)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Final
 
 from nimsnats.jetstream import errors
@@ -67,6 +68,7 @@ class PullRequest:
     """An open request. Times in nanoseconds on the consumer's clock, 0 for none."""
 
     __slots__ = (
+        "asked",
         "bytes_left",
         "delivered",
         "expires",
@@ -74,6 +76,7 @@ class PullRequest:
         "group",
         "heartbeat",
         "heartbeat_at",
+        "lane",
         "left",
         "limited",
         "min_ack_pending",
@@ -83,6 +86,7 @@ class PullRequest:
         "plain",
         "priority",
         "reply",
+        "turn",
     )
 
     def __init__(self, reply: bytes, fields: dict[str, Any], plain: bool, now: int) -> None:
@@ -104,6 +108,10 @@ class PullRequest:
         self.pin_id = str(fields.get("id", ""))
         self.priority = int(fields.get("priority", 0))
         self.delivered = 0
+        self.lane: Hashable = None
+        self.turn = self.asked = 0
+        """Where it waits, since when, and for which count of ended subscriptions it was last asked whether anybody
+        listens: all of these are `waiting.py`'s."""
 
     def status(self, status: tuple[int, str]) -> bytes:
         """A status block that tells what the request did not get."""
