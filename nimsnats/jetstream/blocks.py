@@ -98,6 +98,12 @@ class Block:
         """Stored size of a position."""
         return self.sizes if isinstance(self.sizes, int) else self.sizes[at]
 
+    def position_from(self, seq: int) -> int:
+        """Position of the first message, live or not, with a sequence >= `seq`; `count` when there is none."""
+        if self.seqs is None:
+            return min(max(seq - self.first, 0), self.count)
+        return bisect_left(self.seqs, seq)
+
     def next_live(self, seq: int) -> int:
         """Position of the first live message with a sequence >= `seq`, -1 when there is none."""
         at = max(seq - self.first, 0) if self.seqs is None else bisect_left(self.seqs, seq)

@@ -330,6 +330,25 @@ def _count_by_message(store: MessageStore, filters: Filters, start: int) -> Step
         yield None
 
 
+def arrivals(store: MessageStore, first: int) -> list[tuple[int, bytes]]:
+    """Which subjects were stored from sequence `first` on: each once, with the lowest of its sequences, ascending.
+    Messages that are gone again may be among them."""
+    found: dict[bytes, int] = {}
+    for block in store.blocks.ascending(first):
+        if block.last < first:
+            continue
+        if block.numbers is None:
+            found.setdefault(block.table[0], max(first, block.first))
+            continue
+        start = block.position_from(first)
+        numbers = block.numbers[start:]
+        numbers.reverse()
+        lowest = dict(zip(numbers, range(block.count - 1, -1, -1), strict=False))
+        for number, at in lowest.items():
+            found.setdefault(block.table[number], block.seq_at(at))
+    return sorted((seq, subject) for subject, seq in found.items())
+
+
 def seq_at_time(store: MessageStore, time_ns: int) -> int:
     """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""
     if not store.messages or time_ns > store.last_time:

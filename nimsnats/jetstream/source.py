@@ -60,6 +60,19 @@ class MessageSource(Protocol):
         """The message if it is live and its block is in memory; None otherwise (see `live` and `load`)."""
         ...
 
+    def subject(self, seq: int) -> bytes | None:
+        """The subject of a live message; None when there is none."""
+        ...
+
+    def arrivals(self, first: int) -> list[tuple[int, bytes]]:
+        """Which subjects were stored from sequence `first` on, the end of the stream: each once, with the lowest of its
+        sequences, ascending."""
+        ...
+
+    def take_struck(self, more: bool) -> dict[int, bytes]:
+        """Subjects of the messages that have been removed since the last call, as far as that asked for `more`."""
+        ...
+
     def live(self, seq: int) -> bool:
         """Whether the stream still holds this sequence."""
         ...

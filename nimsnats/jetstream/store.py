@@ -42,6 +42,9 @@ class MessageStore:
         """Their stored size, as far as it is known."""
         self.withheld: list[int] = []
         """Log indexes of blocks without a live message that snapshots under way still read."""
+        self.struck: dict[int, bytes] | None = None
+        """Subjects of the messages that have been removed, by sequence, until somebody takes note of them; None while
+        nobody wants to know."""
         self._holders: list[set[int]] = []
         self.id = next(_store_ids)
         """Tells this store's blocks apart in the node's cache."""
@@ -336,7 +339,10 @@ class MessageStore:
         return True
 
     def _kill(self, block: Block, at: int, seq: int) -> None:
-        self.index.remove(block.subject_at(at), seq)
+        subject = block.subject_at(at)
+        self.index.remove(subject, seq)
+        if self.struck is not None:
+            self.struck[seq] = subject
         self.messages -= 1
         self.bytes -= block.size_at(at)
         block.kill(at)
@@ -391,6 +397,8 @@ class MessageStore:
         """Drop a block whose messages are the lowest of their subjects: work per subject, not per message."""
         positions = block.live_positions()
         removed.extend(map(block.seq_at, positions))
+        if self.struck is not None:
+            self.struck.update((block.seq_at(at), block.subject_at(at)) for at in positions)
         if block.numbers is None:
             self.index.remove_front(block.table[0], block.live)
         else:

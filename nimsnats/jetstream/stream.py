@@ -523,6 +523,8 @@ class Stream(StreamState):
         """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""
         for seq in seqs:
             self.store.remove(seq)
+        if self.store.struck:
+            self.store.struck.clear()  # no consumer counts them any more
 
 
 _FIELDS: Final[dict[int, dict[str, typed.Test]]] = {

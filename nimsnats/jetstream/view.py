@@ -108,6 +108,20 @@ class StreamView:
         """The message if it is live and in memory."""
         return self.reader.get(seq)
 
+    def subject(self, seq: int) -> bytes | None:
+        """The subject of a live message; None when there is none."""
+        found = search.describe(self.store, seq)
+        return None if found is None else found[0]
+
+    def arrivals(self, first: int) -> list[tuple[int, bytes]]:
+        """Which subjects were stored from sequence `first` on, with the lowest of their sequences, ascending."""
+        return search.arrivals(self.store, first)
+
+    def take_struck(self, more: bool) -> dict[int, bytes]:
+        """Subjects of the messages that have been removed since the last call, as far as that asked for `more`."""
+        struck, self.store.struck = self.store.struck, {} if more else None
+        return struck or {}
+
     def live(self, seq: int) -> bool:
         """Whether the stream still holds this sequence."""
         return search.live(self.store, seq)

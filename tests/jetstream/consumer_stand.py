@@ -100,6 +100,7 @@ class Stream:
         self.retention = retention
         self.messages: dict[int, StoredMessage] = {}
         self.last_seq = 0
+        self.struck: dict[int, bytes] | None = None
         self.cold: set[int] = set()
         self.entries: list[Entry] = []
         self.history: list[tuple[str, Any]] = []
@@ -134,6 +135,25 @@ class Stream:
 
     def get(self, seq: int) -> StoredMessage | None:
         return None if seq in self.cold else self.messages.get(seq)
+
+    def subject(self, seq: int) -> bytes | None:
+        return self.messages[seq].subject if seq in self.messages else None
+
+    def arrivals(self, first: int) -> list[tuple[int, bytes]]:
+        lowest: dict[bytes, int] = {}
+        for seq in range(self.last_seq, first - 1, -1):
+            if seq in self.messages:
+                lowest[self.messages[seq].subject] = seq
+        return sorted((seq, subject) for subject, seq in lowest.items())
+
+    def strike(self, seq: int) -> None:
+        message = self.messages.pop(seq, None)
+        if message is not None and self.struck is not None:
+            self.struck[seq] = message.subject
+
+    def take_struck(self, more: bool) -> dict[int, bytes]:
+        struck, self.struck = self.struck, {} if more else None
+        return struck or {}
 
     def live(self, seq: int) -> bool:
         return seq in self.messages
@@ -170,7 +190,7 @@ class Stream:
 
     def settled(self, seqs: list[int]) -> None:
         for seq in seqs:
-            self.messages.pop(seq, None)
+            self.strike(seq)
         self._stand.consumers.removed(seqs)
 
 
@@ -232,7 +252,7 @@ class Stand:
 
     def remove(self, *seqs: int) -> None:
         for seq in seqs:
-            self.stream.messages.pop(seq)
+            self.stream.strike(seq)
         self.stream.history.append(("removed", seqs))
         self.consumers.removed(seqs)
         self.loop.settle()

@@ -168,6 +168,8 @@ class Consumer:
         self._pause_told = self.state.paused_until > self.runtime.time_ns()
         self.wake_at = NEVER
         self.wake(now)
+        if self.delivery.caught_up:
+            self.owner.audience.wait(self)
 
     def follow(self, status: bytes | None) -> None:
         """Stop to deliver; open requests end with `status` (empty: server shutdown, None: silently)."""
@@ -190,7 +192,7 @@ class Consumer:
     def waits(self) -> bool:
         """Whether new messages could be delivered at once."""
         side = self.side
-        return side is not None and (side.bound if isinstance(side, PushSide) else side.active)
+        return side is not None and (side.ready if isinstance(side, PushSide) else side.active)
 
     def reconfigured(self, now: int) -> None:
         """The configuration changed while leading."""
@@ -228,6 +230,7 @@ class Consumer:
             return False
         if self.outbox is not None and self.outbox.full:
             return False  # the next entry that is applied goes on
+        self.owner.expose(self)
         before, exhausted = delivery.next_number, len(delivery.exhausted)
         more = side.serve(now)
         if delivery.next_number != before:
@@ -237,9 +240,19 @@ class Consumer:
                 self.wake(now + delivery.wait(1))
         elif len(delivery.exhausted) != exhausted:
             self.mark()  # only for news: what is marked already may have to wait until it can be written
-        if not more and self.waits:
+        if delivery.caught_up:
+            self.owner.audience.wait(self)
+        elif not more and self.waits and not delivery.full:
             self.owner.journal.hunger(self)
         return more
+
+    def num_pending(self) -> int:
+        """Matching messages that were not delivered yet."""
+        delivery = self.delivery
+        if delivery is None:
+            return 0
+        self.owner.expose(self)
+        return delivery.remaining()
 
     @property
     def paused(self) -> bool:

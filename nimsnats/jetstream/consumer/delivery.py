@@ -25,6 +25,7 @@ from nimsnats.jetstream.consumer.redelivery import Redeliveries
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters, MessageSource
+from nimsnats.protocol.subject import any_matcher
 
 NEVER = FARTHEST
 """A time that does not come."""
@@ -46,6 +47,7 @@ class Delivery:
         "_initial",
         "_initial_at",
         "_loaded",
+        "_matches",
         "_remaining",
         "_replay",
         "_replay_to",
@@ -54,11 +56,13 @@ class Delivery:
         "acking",
         "again",
         "attempts",
+        "caught_up",
         "config",
         "exhausted",
         "filters",
         "flying",
         "fresh",
+        "hears",
         "last_acked_at",
         "last_sent",
         "last_sent_at",
@@ -80,6 +84,10 @@ class Delivery:
     def __init__(self, config: ConsumerConfig, filters: Filters, state: ConsumerState, source: MessageSource) -> None:
         self._source = source
         self.state = state
+        self.caught_up = False
+        """Whether all that is stored and matches has been seen; always False without filters, where it is no secret."""
+        self.hears = False
+        """Whether somebody tells it which messages the stream loses: without that, counts hold for one moment only."""
         self.configure(config, filters)
         self.next_number = state.delivered_number + 1
         self.next_seq = state.delivered_seq + 1
@@ -118,14 +126,18 @@ class Delivery:
         self._replay: tuple[int, int] | None = None
         self._replay_to = source.last_seq if config.replay_policy == "original" else 0
         self._schedule_restored()
+        if self.next_seq > source.last_seq:
+            self._catch_up()
 
     def configure(self, config: ConsumerConfig, filters: Filters) -> None:
         """Take over a new configuration (positions stay)."""
         self.config = config
         self.filters = filters
+        self._matches = any_matcher(filters)
         self.tracked = config.ack_policy in ACKNOWLEDGED
         self.noted = self.tracked or self._source.retention != "limits"
         """Whether the entry must name each message: for acknowledgements, or because delivery removes it."""
+        self.caught_up = False
         self._remaining = -1
 
     def _schedule_restored(self) -> None:
@@ -143,12 +155,17 @@ class Delivery:
     def remaining(self) -> int:
         """Matching messages that were not delivered yet."""
         source = self._source
+        if self.caught_up:
+            return len(self._initial) - self._initial_at
         if self._remaining < 0:
             self._remaining = source.count_match(self.filters, self.next_seq) if self.next_seq <= source.last_seq else 0
         elif source.last_seq > self._counted_to:
             self._remaining += self._count_new(max(self._counted_to + 1, self.next_seq))
         self._counted_to = source.last_seq
-        return self._remaining + len(self._initial) - self._initial_at
+        remaining = self._remaining + len(self._initial) - self._initial_at
+        if not self.hears:
+            self._remaining = -1
+        return remaining
 
     def _count_new(self, start: int) -> int:
         """Matching messages from `start` on; a few are looked at one by one, whatever number of subjects there is."""
@@ -160,6 +177,19 @@ class Delivery:
             count += 1
             start = seq + 1
         return count
+
+    @property
+    def exposed(self) -> bool:
+        """Whether it would matter to this consumer that a message is removed."""
+        return bool(
+            (self._remaining > 0 and not self.caught_up)
+            or self.fresh
+            or self.flying
+            or self.attempts
+            or self.acking
+            or self.spent
+            or self.redeliveries.planned
+        )
 
     def chunk(self) -> int:
         """How many messages may go out before others get a turn: many small ones, few large ones."""
@@ -178,7 +208,9 @@ class Delivery:
                     return record
         return record
 
-    def _full(self) -> bool:
+    @property
+    def full(self) -> bool:
+        """Whether max_ack_pending admits no new message."""
         limit = self.config.max_ack_pending
         return self.tracked and 0 < limit <= self.outstanding
 
@@ -277,12 +309,14 @@ class Delivery:
     def _pick_new(self, want: int) -> list[StoredMessage]:
         source, filters = self._source, self.filters
         picked: list[StoredMessage] = []
+        if self.caught_up:
+            return picked  # who stores the next one that matches says so (`arrived`)
         seq = self.next_seq
         while len(picked) < want:
             found = source.next_match(filters, seq)
             if found == 0:
                 if not picked:
-                    self._caught_up()
+                    self._catch_up()
                 break
             message = self._cached(found)
             if message is None:
@@ -294,8 +328,17 @@ class Delivery:
             seq = found + 1
         return picked
 
-    def _caught_up(self) -> None:
+    def arrived(self, seq: int) -> None:
+        """While this consumer was caught up, the first message that matches was stored."""
+        if self.caught_up:
+            self.caught_up = False
+            self.next_seq = max(self.next_seq, seq)
+            self._remaining = 0
+            self._counted_to = self.next_seq - 1
+
+    def _catch_up(self) -> None:
         """Nothing more matches: never look at these sequences again."""
+        self.caught_up = bool(self.filters)
         self.next_seq = max(self.next_seq, self._source.last_seq + 1)
         self._remaining = 0
         self._counted_to = self._source.last_seq
@@ -431,15 +474,18 @@ class Delivery:
         self.touched += (seq, now)
         return True
 
-    def lost(self, seqs: Sequence[int], forgotten: dict[int, Delivered]) -> list[tuple[int, int, int]]:
-        """The stream lost single messages; the replicated state has forgotten some of them already.
+    def lost(
+        self, seqs: Sequence[int], forgotten: dict[int, Delivered], struck: dict[int, bytes]
+    ) -> list[tuple[int, int, int]]:
+        """The stream lost single messages; the replicated state has forgotten some of them already. `struck` tells the
+        subjects that matter.
 
         Returns (stream sequence, consumer sequence, deliveries) of those that were outstanding.
         """
         gone: list[tuple[int, int, int]] = []
         for seq in seqs:
             if seq >= self.next_seq:
-                self._remaining = -1
+                self._lost_ahead(seq, struck)
                 continue
             record = forgotten.get(seq) or self.record(seq)
             if record is None:
@@ -450,6 +496,16 @@ class Delivery:
                 gone.append((seq, record[0], self.attempts.get(seq, 1)))
             self._drop(seq)
         return gone
+
+    def _lost_ahead(self, seq: int, struck: dict[int, bytes]) -> None:
+        """A message is gone that was not delivered: it is not counted any more, if it was."""
+        if self.caught_up or self._remaining < 0 or seq > self._counted_to:
+            return
+        subject = struck.get(seq)
+        if self.filters and subject is None:
+            self._remaining = -1
+        elif subject is None or not self.filters or self._matches(subject):
+            self._remaining -= 1
 
     def _drop(self, seq: int) -> None:
         self.fresh.pop(seq, None)

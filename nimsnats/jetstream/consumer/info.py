@@ -27,7 +27,7 @@ def consumer_info(consumer: Consumer, *, listed: bool = False) -> dict[str, Any]
         "num_ack_pending": pending,
         "num_redelivered": 0 if consumer.config.max_deliver == 1 else len(again),
         "num_waiting": side.count() if isinstance(side, PullSide) else 0,
-        "num_pending": delivery.remaining() if delivery is not None else 0,
+        "num_pending": consumer.num_pending(),
     }
     if (cluster := consumer.owner.cluster()) is not None:
         body["cluster"] = cluster

@@ -34,6 +34,8 @@ class Listening:
         self._streams: dict[bytes, Mapping[bytes, Consumer]] = {}
         self._subscriptions: list[Subscription] = []
         self._pushes: dict[bytes, dict[Consumer, None]] = {}
+        """Push consumers by deliver subject."""
+        self._subjects: dict[Consumer, bytes] = {}
         self._unwatch: Callable[[], None] | None = None
 
     def add(self, stream: str, by_token: Mapping[bytes, Consumer]) -> None:
@@ -61,17 +63,20 @@ class Listening:
         self.forget(consumer)
         if not consumer.config.push:
             return
-        self._pushes.setdefault(consumer.config.deliver_subject.encode(), {})[consumer] = None
+        subject = self._subjects[consumer] = consumer.config.deliver_subject.encode()
+        self._pushes.setdefault(subject, {})[consumer] = None
         if self._unwatch is None:
             self._unwatch = self._account.watch_interest(self._interest_changed)
 
     def forget(self, consumer: Consumer) -> None:
         """A consumer is gone, or its deliver subject has changed."""
-        for subject, consumers in list(self._pushes.items()) if consumer.side is not None else ():
-            if consumer in consumers:
-                del consumers[consumer]
-                if not consumers:
-                    del self._pushes[subject]
+        subject = self._subjects.pop(consumer, None)
+        if subject is None:
+            return
+        consumers = self._pushes[subject]
+        del consumers[consumer]
+        if not consumers:
+            del self._pushes[subject]
         if not self._pushes and self._unwatch is not None:
             self._unwatch()
             self._unwatch = None

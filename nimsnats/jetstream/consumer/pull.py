@@ -84,7 +84,7 @@ class PullSide:
         return b""
 
     def _admit_no_wait(self, request: PullRequest, now: int) -> bool:
-        backlog = self._delivery.remaining() + len(self._delivery.redeliveries)
+        backlog = self._consumer.num_pending() + len(self._delivery.redeliveries)
         if backlog == 0 and not request.expires:
             self._status(request.reply, statuses.NO_MESSAGES)
             return False

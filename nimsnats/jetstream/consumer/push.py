@@ -57,6 +57,11 @@ class PushSide:
         self.bound = bound
         return changed
 
+    @property
+    def ready(self) -> bool:
+        """Whether somebody listens and has answered for enough of what was sent."""
+        return self.bound and not (self._consumer.config.flow_control and self._unanswered > self._window)
+
     # --- serving
 
     def serve(self, now: int) -> bool:
@@ -64,7 +69,7 @@ class PushSide:
         delivery, consumer = self._delivery, self._consumer
         budget = delivery.chunk()
         while budget > 0:
-            if not self.bound or (consumer.config.flow_control and self._unanswered > self._window):
+            if not self.ready:
                 return False
             if self._free_at > now:
                 consumer.wake(self._free_at)

@@ -5,9 +5,9 @@ Called while entries are applied, so everything here is deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nimsnats.jetstream.consumer.audience import Audience
 from nimsnats.jetstream.consumer.state import ConsumerState
 from nimsnats.jetstream.source import Filters, MessageSource
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Retention:
     """Decides for all consumers of one stream."""
 
-    def __init__(self, source: MessageSource, consumers: Mapping[str, Consumer]) -> None:
+    def __init__(self, source: MessageSource, audience: Audience) -> None:
         self._source = source
-        self._consumers = consumers
+        self._audience = audience
 
     def settle(self, consumer: Consumer, seqs: list[int]) -> None:
         """A consumer has finished with these messages."""
@@ -28,9 +28,7 @@ class Retention:
         if not seqs or retention == "limits":
             return
         if retention == "interest":
-            others = [other for other in self._consumers.values() if other is not consumer]
-            if others:
-                seqs = [seq for seq in seqs if not any(self._needs(other, seq) for other in others)]
+            seqs = [seq for seq in seqs if not self._needed(seq, consumer)]
         if seqs:
             self._source.settled(seqs)
 
@@ -42,13 +40,12 @@ class Retention:
         unneeded: list[int] = []
         seq = source.next_match(filters, max(state.floor_seq + 1, 1))
         while seq:
-            if not state.done(seq) and not any(self._needs(other, seq) for other in self._consumers.values()):
+            if not state.done(seq) and not self._needed(seq):
                 unneeded.append(seq)
             seq = source.next_match(filters, seq + 1)
         if unneeded:
             source.settled(unneeded)
 
-    def _needs(self, consumer: Consumer, seq: int) -> bool:
-        if consumer.state.done(seq):
-            return False
-        return not consumer.filters or self._source.next_match(consumer.filters, seq) == seq
+    def _needed(self, seq: int, besides: Consumer | None = None) -> bool:
+        subject = self._source.subject(seq)
+        return subject is not None and self._audience.needed(subject, seq, besides)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.consumer.alarm import Alarm
+from nimsnats.jetstream.consumer.audience import Audience
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.delivery import Delivery
@@ -56,7 +57,6 @@ from nimsnats.jetstream.kinds import (
 )
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.source import MessageSource
-from nimsnats.protocol.subject import matcher
 from nimsnats.raft.machine import BadEntry, Entry, EntryRefused, NotLeader
 from nimsnats.runtime import Runtime
 from nimsnats.storage import StorageError
@@ -97,7 +97,12 @@ class ConsumerSet:
         """What infos say about leader and replicas; None where there is but one node."""
         self._consumers: dict[str, Consumer] = {}
         self._by_id: dict[int, Consumer] = {}
-        self._retention = Retention(source, self._consumers)
+        self.audience = Audience()
+        self._retention = Retention(source, self.audience)
+        self._exposed: dict[Consumer, None] = {}
+        """Consumers that may have something to do with messages that are removed."""
+        self._noting = False
+        """Whether subjects of removed messages are noted, because consumers with filters count what is left."""
         self.journal = Journal(self, log)
         self._loads: dict[Delivery, asyncio.Task[None]] = {}
         """Messages that are being read, by who waits for them."""
@@ -121,10 +126,7 @@ class ConsumerSet:
 
     def interested(self, subject: bytes) -> bool:
         """Whether any consumer's filter matches (deterministic, for interest retention)."""
-        return any(
-            not consumer.filters or any(matcher(pattern)(subject) for pattern in consumer.filters)
-            for consumer in self._consumers.values()
-        )
+        return self.audience.wanted(subject)
 
     def now(self) -> int:
         """The consumers' clock: nanoseconds since the epoch that advance steadily with the loop's clock."""
@@ -281,6 +283,7 @@ class ConsumerSet:
         before = consumer.filters
         consumer.configure(config)
         if before != consumer.filters:
+            self.audience.add(consumer, consumer.filters)
             self._retention.unneeded(before, consumer.state)
         if self.leading:
             self.runtime.fence.run(consumer.reconfigured, self.now())
@@ -291,6 +294,8 @@ class ConsumerSet:
         del self._consumers[consumer.name]
         self._by_id.pop(consumer.id, None)
         del self._by_token[consumer.name.encode()]
+        self.audience.remove(consumer)
+        self._exposed.pop(consumer, None)
         self.runtime.fence.run(self._listening.forget, consumer)
         self.runtime.fence.run(self.journal.forget, consumer)
         if self.leading:
@@ -323,6 +328,7 @@ class ConsumerSet:
                 self._retention.settle(consumer, list(fresh))
                 continue
             state.deliver(last_number, last_seq, fresh, time)
+            self._exposed[consumer] = None
             for seq, deliveries in again:
                 state.redeliver(seq, deliveries, time)
             if exhausted:
@@ -374,29 +380,64 @@ class ConsumerSet:
     # --- what the stream tells
 
     def stored(self, first: int, last: int) -> None:
-        """Messages were added: consumers that wait for new ones have work."""
+        """Messages were added: consumers that wait for new ones, and for these subjects, have work."""
+        del last
         self.journal.feed()
+        if self.audience.waiting:
+            for seq, subject in self.source.arrivals(first):
+                for consumer in self.audience.arrived(subject):
+                    if consumer.delivery is not None:
+                        consumer.delivery.arrived(seq)
+                        if consumer.waits:
+                            self.journal.mark(consumer)
+
+    def expose(self, consumer: Consumer) -> None:
+        """A consumer has to hear from now on which messages are removed."""
+        self._exposed[consumer] = None
+        if consumer.delivery is not None:
+            consumer.delivery.hears = True
+            if consumer.filters and not self._noting:
+                self._noting = True
+                self.source.take_struck(True)
 
     def removed(self, seqs: Sequence[int]) -> None:
         """Single messages are gone."""
-        for consumer in self._consumers.values():
+        struck = self.source.take_struck(True) if self._noting else {}
+        counting = False
+        for consumer in list(self._exposed):
             gone = consumer.state.forget(seqs) if consumer.state.pending else {}
             delivery = consumer.delivery
-            if delivery is None:
-                continue
-            self.runtime.fence.run(self._lost, consumer, delivery, seqs, gone)
+            if delivery is not None:
+                self.runtime.fence.run(self._lost, consumer, delivery, seqs, gone, struck)
+            if not consumer.state.pending and (delivery is None or not delivery.exposed):
+                del self._exposed[consumer]
+                if delivery is not None:
+                    delivery.hears = False
+            elif consumer.filters and delivery is not None:
+                counting = True
+        if self._noting and not counting:
+            self._noting = False
+            self.source.take_struck(False)
 
     def _lost(
-        self, consumer: Consumer, delivery: Delivery, seqs: Sequence[int], forgotten: dict[int, Delivered]
+        self,
+        consumer: Consumer,
+        delivery: Delivery,
+        seqs: Sequence[int],
+        forgotten: dict[int, Delivered],
+        struck: dict[int, bytes],
     ) -> None:
-        told = delivery.lost(seqs, forgotten)
+        told = delivery.lost(seqs, forgotten, struck)
         if told:
             delivery.last_acked_at = self.now()
+            self.journal.mark(consumer)
         for seq, number, deliveries in told:
             consumer.terminated(seq, number, deliveries, "Unacknowledged message was deleted")
 
     def purged(self) -> None:
         """Many messages are gone: compare everything with the stream."""
+        if self._noting:
+            self.source.take_struck(True)
         for consumer in self._consumers.values():
             consumer.state.purge(self.source.first_seq, self.source.live)
             if consumer.delivery is not None:
@@ -454,8 +495,9 @@ class ConsumerSet:
     def restore(self, snapshot: Any) -> list[str]:
         """Become what `snapshot` returned. Consumers that an earlier version let in and that cannot be read are left
         out, and the rest is kept; returns what is wrong with each of them."""
-        for known in (self._consumers, self._by_id, self._by_token):
+        for known in (self._consumers, self._by_id, self._by_token, self._exposed):
             known.clear()
+        self.audience.clear()
         left_out: list[str] = []
         for each in cast("list[Any]", snapshot):
             try:
@@ -472,6 +514,9 @@ class ConsumerSet:
         self._consumers[consumer.name] = consumer
         self._by_id[consumer.id] = consumer
         self._by_token[consumer.name.encode()] = consumer
+        self.audience.add(consumer, consumer.filters)
+        if consumer.state.pending:
+            self._exposed[consumer] = None
 
     def add_restored(self, index: int, body: Any) -> None:
         """Apply a consumer of an archive, with its state; the stream is not served yet. Raises BadEntry."""

@@ -207,7 +207,7 @@ def _progress(consumer: Consumer) -> JsonObject:
     return {
         "pull": pull,
         "delivered": consumer.position()[0],
-        "pending": delivery.remaining() if delivery is not None else 0,
+        "pending": consumer.num_pending(),
         "ack_pending": delivery.outstanding if delivery is not None else 0,
         "redelivered": len(delivery.attempts) if delivery is not None else 0,
         "waiting": side.count() if isinstance(side, PullSide) else 0,
