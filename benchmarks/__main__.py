@@ -16,7 +16,7 @@ from benchmarks.servers import KINDS, add_base
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (1 when a scenario failed)."""
     options = _parser().parse_args(argv)
-    scenarios = runner.select(options.only)
+    scenarios = runner.select(options.only, options.families)
     if options.list:
         for scenario in scenarios:
             print(f"{scenario.name:28} {scenario.title}")
@@ -47,6 +47,7 @@ def _run(scenarios: list[Scenario], kinds: list[str], options: argparse.Namespac
 def _settings(options: argparse.Namespace) -> Settings:
     settings = QUICK if options.quick else Settings()
     given = {"duration": options.duration, "rounds": options.rounds, "scale": options.scale}
+    given["patience"] = options.patience
     return replace(settings, **{key: value for key, value in given.items() if value is not None})
 
 
@@ -62,8 +63,17 @@ def _kinds(text: str) -> list[str]:
     return kinds
 
 
+def _family(text: str) -> str:
+    if text not in runner.FAMILIES:
+        raise argparse.ArgumentTypeError(f"unknown family {text!r}: choose from {', '.join(runner.FAMILIES)}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="nimsnats beside nats-server, in ratios")
+    parser.add_argument(
+        "families", nargs="*", type=_family, help=f"{', '.join(runner.FAMILIES)}: only these; without, everything else"
+    )
     parser.add_argument("--quick", action="store_true", help="shorter measurements, under three minutes for everything")
     parser.add_argument("--only", type=_words, default=[], help="parts of scenario names, comma separated")
     parser.add_argument("--list", action="store_true", help="name the scenarios and stop")
@@ -74,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--duration", type=float, help="seconds of each measurement")
     parser.add_argument("--rounds", type=int, help="measurements of each server in each scenario")
     parser.add_argument("--scale", type=float, help="shrinks fixed amounts of messages and connections")
+    parser.add_argument("--patience", type=float, help="seconds after which a flood or a request is given up")
     parser.add_argument(
         "--store", type=Path, help="where the servers keep their data (default: the temporary directory)"
     )

@@ -59,6 +59,18 @@ class Cluster:
         """Resident memory of all members."""
         return sum(node.resident_bytes() for node in self.nodes)
 
+    def peak_bytes(self) -> int:
+        """The most resident memory that each member has had, summed."""
+        return sum(node.peak_bytes() for node in self.nodes)
+
+    def terms(self) -> dict[str, int]:
+        """The newest term of each Raft group."""
+        newest: dict[str, int] = {}
+        for node in self.nodes:
+            for group, term in node.terms().items():
+                newest[group] = max(term, newest.get(group, 0))
+        return newest
+
     def create_stream(self, name: str, subject: str, patience: float = 10.0) -> None:
         """A file-backed stream with three replicas, all of them current; `patience` is for the request."""
         config = {"name": name, "subjects": [subject], "storage": "file", "num_replicas": SIZE}

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.runner import OURS, Outcome
+from benchmarks import sheet
+from benchmarks.outcome import OURS, Outcome
 from benchmarks.scenario import Aim, Metric, Settings
 from benchmarks.servers import KINDS, ServerError
 
@@ -61,6 +62,7 @@ def document(outcomes: Sequence[Outcome], kinds: Sequence[str], settings: Settin
             "warm": settings.warm,
             "rounds": settings.rounds,
             "scale": settings.scale,
+            "patience": settings.patience,
         },
         "scenarios": scenarios,
     }
@@ -93,13 +95,14 @@ def markdown(outcomes: Sequence[Outcome], run: dict[str, Any], kinds: Sequence[s
     lines = [
         f"{run['time'][:10]}, commit {run['commit']}, {where['cores']} cores, Linux {where['kernel']} "
         f"{where['machine']}, Python {where['python']}, {versions}, median of {run['settings']['rounds']} rounds of "
-        f"{run['settings']['duration']} s",
-        "",
-        "| scenario | times as good as | ratio | lowest to highest | aim |",
-        "|---|---|---:|---:|---|",
+        f"{run['settings']['duration']} s, scale {run['settings']['scale']:g}",
     ]
-    for outcome in outcomes:
+    ratios = [outcome for outcome in outcomes if outcome.scenario.layout == "ratios"]
+    if ratios:
+        lines += ["", "| scenario | times as good as | ratio | lowest to highest | aim |", "|---|---|---:|---:|---|"]
+    for outcome in ratios:
         lines.extend(_rows(outcome, kinds))
+    lines.extend(sheet.tables([outcome for outcome in outcomes if outcome.scenario.layout == "servers"], kinds))
     return "\n".join(lines) + "\n"
 
 

@@ -7,17 +7,16 @@ A B A B …, so that drift of the machine hits all of them alike.
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, core, footprint, jetstream, latency, scale
-from benchmarks.scenario import Metric, Scenario, Settings
+from benchmarks import cluster, core, floods, footprint, jetstream, latency, scale, sheet
+from benchmarks.outcome import OURS, Outcome
+from benchmarks.scenario import Scenario, Settings
 from benchmarks.servers import KINDS, Server
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -27,40 +26,20 @@ SCENARIOS: tuple[Scenario, ...] = (
     *footprint.SCENARIOS,
     *cluster.SCENARIOS,
     *scale.SCENARIOS,
+    *floods.SCENARIOS,
 )
 
-OURS: tuple[str, ...] = ("nims", "base", "go-again")
-"""Whom the ratios are about: the first of these that is measured."""
+FAMILIES: tuple[str, ...] = ("floods",)
+"""Groups that are measured only when they are asked for: each takes long."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """All rounds of one scenario: server kind -> one dictionary of metric values a round."""
+def select(only: Sequence[str], families: Sequence[str] = ()) -> list[Scenario]:
+    """Scenarios of `families` whose name contains one of `only`, or every one of them when `only` is empty.
 
-    scenario: Scenario
-    rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict[str, list[dict[str, float]]])
-    failures: dict[str, str] = field(default_factory=dict[str, str])
-
-    def median(self, kind: str, key: str) -> float | None:
-        """Median over the rounds; None when the kind was not measured."""
-        values = [round_[key] for round_ in self.rounds.get(kind, ())]
-        return statistics.median(values) if values else None
-
-    def ratio(self, metric: Metric, ours: str, theirs: str) -> float | None:
-        """How many times as good `ours` is as `theirs`, from the medians."""
-        mine, other = self.median(ours, metric.key), self.median(theirs, metric.key)
-        return None if mine is None or other is None else metric.ratio(mine, other)
-
-    def spread(self, metric: Metric, ours: str, theirs: str) -> tuple[float, float] | None:
-        """Smallest and largest ratio of any two measurements that followed each other."""
-        pairs = zip(self.rounds.get(ours, ()), self.rounds.get(theirs, ()), strict=False)
-        ratios = [metric.ratio(mine[metric.key], other[metric.key]) for mine, other in pairs]
-        return (min(ratios), max(ratios)) if ratios else None
-
-
-def select(only: Sequence[str]) -> list[Scenario]:
-    """Scenarios whose name contains one of `only`; all of them when it is empty."""
-    return [s for s in SCENARIOS if not only or any(word in s.name for word in only)]
+    Without families it is all scenarios that `only` names, or those that belong to no family.
+    """
+    chosen = [s for s in SCENARIOS if s.group in families or (not families and (only or s.group not in FAMILIES))]
+    return [s for s in chosen if not only or any(word in s.name for word in only)]
 
 
 def run(
@@ -127,7 +106,9 @@ def _run_one(scenario: Scenario, kinds: Sequence[str], settings: Settings, stand
 
 
 def _summary(outcome: Outcome, kinds: Sequence[str]) -> str:
-    """The ratios of the first kind that is not a baseline, or what failed."""
+    """The ratios of the first kind that is not a baseline, or what failed; of a row for each server, the rows."""
+    if outcome.scenario.layout == "servers":
+        return "\n" + "\n".join(sheet.rows(outcome, kinds))
     parts = [f"{kind} FAILED: {reason.strip().splitlines()[-1]}" for kind, reason in outcome.failures.items()]
     ours = next((kind for kind in OURS if outcome.rounds.get(kind)), "")
     for theirs in kinds:

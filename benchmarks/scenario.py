@@ -21,9 +21,11 @@ class Settings:
     duration: float = 2.5
     rounds: int = 3
     scale: float = 1.0
+    patience: float = 45.0
+    """Seconds after which a flood or a request that a server does not get done with is given up, reported as open."""
 
 
-QUICK: Final = Settings(warm=0.25, duration=1.0, rounds=3, scale=0.5)
+QUICK: Final = Settings(warm=0.25, duration=1.0, rounds=3, scale=0.5, patience=12.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,15 @@ class Metric:
     aims: tuple[Aim, ...] = ()
     table: bool = True
     """False keeps the metric out of the Markdown table; the JSON file has it."""
+    show: Literal["ratio", "wait", "share", "count", "times"] = "ratio"
+    """How a table with a row for each server tells it: as a ratio to the first server, or by itself."""
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """What heads its column."""
+        unit = ", ms" if self.show == "wait" else ""
+        return f"{self.title or self.key}{unit}"
 
     def ratio(self, ours: float, theirs: float) -> float:
         """How many times as good as `theirs` `ours` is."""
@@ -63,7 +74,7 @@ class Scenario:
     `measure` gets a running server, or, with `fresh`, starts nothing but a kind's own servers: then it is called with a
     new server each round. `servers` are the kinds it is worth running on. `start` starts one, or a cluster of them that
     counts as one and stands until a scenario starts something else. `rounds` bounds the number of measurements where
-    one takes long.
+    one takes long. `layout` chooses between a row for each ratio and a row for each server.
     """
 
     name: str
@@ -74,6 +85,7 @@ class Scenario:
     fresh: bool = False
     start: Callable[[Kind, Path | None], Any] = Server
     rounds: int = 99
+    layout: Literal["ratios", "servers"] = "ratios"
 
     @property
     def group(self) -> str:

@@ -6,7 +6,9 @@ Owns the child processes and the temporary store directories. Only what was star
 from __future__ import annotations
 
 import io
+import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,13 +18,15 @@ import sysconfig
 import tarfile
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from benchmarks.wire import Address, Connection, WireError
 
 HOST: Final = "127.0.0.1"
+_PORTS: Final = (15_000, 32_000)
 
 
 class ServerError(Exception):
@@ -91,6 +95,7 @@ class Kind:
         file.write_text(
             f'listen: "{HOST}:{port}"\nserver_name: {member.name}\njetstream {{ store_dir: "{directory}"{sync} }}\n'
             f'cluster {{ name: bench, listen: "{HOST}:{member.cluster_port}", routes: [{routes}] }}\n'
+            f'http: "{HOST}:{member.http_port}"\n'
         )
         return [str(go_binary()), "-c", str(file)]
 
@@ -138,10 +143,15 @@ def go_binary() -> Path:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """A port that was free a moment ago, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randrange(*_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
 
 
 class Server:
@@ -183,6 +193,11 @@ class Server:
         self.stop()
 
     @property
+    def nodes(self) -> list[Server]:
+        """The server as a list, for what is measured on single servers and clusters alike."""
+        return [self]
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -194,6 +209,23 @@ class Server:
         """Resident memory of the process."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def peak_bytes(self) -> int:
+        """The most resident memory that the process has had."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    def terms(self) -> dict[str, int]:
+        """The term of each Raft group that the server is in, by the group's name; empty outside a cluster."""
+        if self.member is None:
+            return {}
+        found: dict[str, int] = {}
+        for query in ("", "?acc=$G"):
+            url = f"http://{HOST}:{self.member.http_port}/raftz{query}"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                accounts: dict[str, dict[str, Any]] = json.load(answer)
+            found |= {name: group["term"] for groups in accounts.values() for name, group in groups.items()}
+        return found
 
     def cpu_seconds(self) -> float:
         """Processor time the process has used so far."""

@@ -12,7 +12,8 @@ import pytest
 from benchmarks import report
 from benchmarks.__main__ import main
 from benchmarks.core import Traffic
-from benchmarks.runner import Outcome, select
+from benchmarks.outcome import Outcome
+from benchmarks.runner import select
 from benchmarks.scenario import Metric, Scenario
 
 _SCRIPTS = sysconfig.get_path("scripts")
