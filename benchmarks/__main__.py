@@ -46,6 +46,8 @@ def _run(scenarios: list[Scenario], kinds: list[str], options: argparse.Namespac
 
 def _settings(options: argparse.Namespace) -> Settings:
     settings = QUICK if options.quick else Settings()
+    if options.families:
+        settings = replace(settings, rounds=1)  # of waits the longest counts, and each round takes long
     given = {"duration": options.duration, "rounds": options.rounds, "scale": options.scale}
     given["patience"] = options.patience
     return replace(settings, **{key: value for key, value in given.items() if value is not None})

@@ -1,7 +1,8 @@
 """What the rounds of one scenario have brought, kind by kind: medians, the worst of them, ratios.
 
 Owns the arithmetic between the dictionaries that a measurement returns and what the tables show. A wait that had not
-ended when the measurement stopped is stored with a second key that ends in `OPEN`: the value is then a lower bound, and a rate an upper one.
+ended when the measurement stopped is stored with a second key that ends in `OPEN`: the value is then a lower bound, and
+a rate an upper one.
 """
 
 from __future__ import annotations

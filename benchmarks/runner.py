@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, core, floods, footprint, jetstream, latency, scale, sheet
+from benchmarks import cluster, collector, core, floods, footprint, jetstream, latency, requests, scale, sheet
 from benchmarks.outcome import OURS, Outcome
 from benchmarks.scenario import Scenario, Settings
 from benchmarks.servers import KINDS, Server
@@ -27,9 +27,11 @@ SCENARIOS: tuple[Scenario, ...] = (
     *cluster.SCENARIOS,
     *scale.SCENARIOS,
     *floods.SCENARIOS,
+    *requests.SCENARIOS,
+    *collector.SCENARIOS,
 )
 
-FAMILIES: tuple[str, ...] = ("floods",)
+FAMILIES: tuple[str, ...] = ("floods", "requests")
 """Groups that are measured only when they are asked for: each takes long."""
 
 

@@ -21,11 +21,13 @@ class Settings:
     duration: float = 2.5
     rounds: int = 3
     scale: float = 1.0
+    subjects: int = 1_000_000
+    """How many are stored before requests are measured."""
     patience: float = 45.0
     """Seconds after which a flood or a request that a server does not get done with is given up, reported as open."""
 
 
-QUICK: Final = Settings(warm=0.25, duration=1.0, rounds=3, scale=0.5, patience=12.0)
+QUICK: Final = Settings(warm=0.25, duration=1.0, rounds=3, scale=0.5, subjects=100_000, patience=12.0)
 
 
 @dataclass(frozen=True, slots=True)

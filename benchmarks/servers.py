@@ -174,6 +174,7 @@ class Server:
             self._process = subprocess.Popen(
                 command,
                 cwd=kind.source,
+                env={**os.environ, **self.environment()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -185,6 +186,10 @@ class Server:
             self.stop()
             raise
         self.start_seconds = time.perf_counter() - began
+
+    def environment(self) -> dict[str, str]:
+        """Further variables of the program's environment."""
+        return {}
 
     def __enter__(self) -> Self:
         return self
