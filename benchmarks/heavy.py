@@ -200,7 +200,7 @@ ASKED: Final = (
             "W",
             {
                 "deliver_policy": "last_per_subject",
-                "deliver_subject": f"{INBOX}.w",
+                "deliver_subject": "_INBOX.watch",  # subscribed to literally, because nats-server asks for that
                 "filter_subjects": _watched(),
                 "ack_policy": "none",
                 "mem_storage": True,
@@ -208,7 +208,7 @@ ASKED: Final = (
             BUCKET,
         ),
         lambda s: 1000,
-        Setup(after=(f"CONSUMER.DELETE.{BUCKET}.W",)),
+        Setup(after=(f"CONSUMER.DELETE.{BUCKET}.W",), before=lambda s: b"SUB _INBOX.watch w\r\n"),
         "$KV.BIG.",
     ),
     Request(
