@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, collector, core, floods, footprint, jetstream, latency, requests, scale, sheet
+from benchmarks import cluster, collector, core, crowds, floods, footprint, jetstream, latency, requests, scale, sheet
 from benchmarks.outcome import OURS, Outcome
 from benchmarks.scenario import Scenario, Settings
 from benchmarks.servers import KINDS, Server
@@ -29,9 +29,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *floods.SCENARIOS,
     *requests.SCENARIOS,
     *collector.SCENARIOS,
+    *crowds.SCENARIOS,
 )
 
-FAMILIES: tuple[str, ...] = ("floods", "requests")
+FAMILIES: tuple[str, ...] = ("floods", "requests", "crowds")
 """Groups that are measured only when they are asked for: each takes long."""
 
 

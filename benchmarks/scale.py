@@ -37,7 +37,7 @@ _LIMIT: Final = b'"err_code":10026'
 _FAILED: Final = re.compile(rb'"error":\{[^}]*\}')
 
 
-def _create(connection: Connection, requests: list[tuple[str, dict[str, Any]]]) -> tuple[int, float]:
+def create_many(connection: Connection, requests: list[tuple[str, dict[str, Any]]]) -> tuple[int, float]:
     """Send API requests with a number of them in flight; how many were granted, and in how many seconds.
 
     Once the server takes no more (nats-server has a limit of consumers), or it takes too long, no more are sent; what
@@ -77,7 +77,7 @@ def _many(cluster: Cluster, settings: Settings, requests: list[tuple[str, dict[s
     base = cluster.resident_bytes()
     with cluster.connect() as connection:
         connection.socket.settimeout(30)
-        made, seconds = _create(connection, requests)
+        made, seconds = create_many(connection, requests)
         cpu = _at_rest(cluster, settings)
     size = (cluster.resident_bytes() - base) / SIZE / made
     return {"rate": made / seconds, "idle": cpu, "each": cpu / made, "bytes": size, "made": made}

@@ -57,12 +57,16 @@ def cell(outcome: Outcome, metric: Metric, kind: str, first: str) -> str:
         case "count":
             return f"{value:,.0f}"
         case "times":
-            return f"{value:.1f}"
+            text = f"{value:.1f}"
+            return f"**{text}**" if _missed(metric, value) else text
         case "wait":
             parts = [part for part in NODES[1:] if outcome.value(metric, kind, part) is not None] or [""]
             text = " / ".join(_wait(outcome, metric, kind, part) for part in parts)
-            missed = any(aim.limit and value > aim.limit for aim in metric.aims)
-            return f"**{text}**" if missed else text
+            return f"**{text}**" if _missed(metric, value) else text
+
+
+def _missed(metric: Metric, value: float) -> bool:
+    return any(aim.limit and value > aim.limit for aim in metric.aims)
 
 
 def _wait(outcome: Outcome, metric: Metric, kind: str, part: str) -> str:
