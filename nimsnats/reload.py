@@ -53,7 +53,7 @@ def reload(broker: Broker, running: Settings, wanted: Settings) -> list[str]:
     lines = [f"{name} = {getattr(new, name)}" for name in changed if name not in _SECRET]
     lines += [f"authorization {name}" for name in changed if name in _SECRET]
     if _IDENTITY & set(changed):
-        broker.authenticator = ConfiguredAuthenticator(old, broker.runtime)
+        broker.authenticator = ConfiguredAuthenticator(old, broker.passwords)
     output = current_output()
     if wanted.log != running.log and output is not None:
         output.apply(wanted.log)

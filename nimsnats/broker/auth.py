@@ -11,12 +11,10 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import bcrypt
-
 if TYPE_CHECKING:
     from nimsnats.broker.options import BrokerOptions, User
+    from nimsnats.broker.passwords import Passwords
     from nimsnats.protocol.connect import ConnectOptions
-    from nimsnats.runtime import Runtime
 
 _BCRYPT = ("$2a$", "$2b$", "$2x$", "$2y$")
 
@@ -42,18 +40,19 @@ class Authenticator(Protocol):
         """Who a connection without credentials is (no_auth_user, or everybody when nothing is required)."""
         ...
 
-    def authenticate(self, connect: ConnectOptions) -> Identity | Awaitable[Identity | None] | None:
-        """The identity that these credentials prove, or None. Slow checks (bcrypt) come back as an awaitable."""
+    def authenticate(self, connect: ConnectOptions, address: str) -> Identity | Awaitable[Identity | None] | None:
+        """The identity that these credentials prove, or None. Slow checks (bcrypt) come back as an awaitable.
+        `address` is where the client is, without its port."""
         ...
 
 
 class ConfiguredAuthenticator:
     """Authentication from `BrokerOptions`: users, else a token, else none."""
 
-    def __init__(self, options: BrokerOptions, runtime: Runtime) -> None:
+    def __init__(self, options: BrokerOptions, passwords: Passwords) -> None:
         self._users = {user.name: user for user in options.users}
         self._token = options.token
-        self._runtime = runtime
+        self._passwords = passwords
         self._global = "$G"
         self.required = bool(self._users or self._token)
         self.default: Identity | None = None
@@ -68,7 +67,7 @@ class ConfiguredAuthenticator:
             # users of the system account alone close no door that was open before (as in nats-server)
             self.default = Identity(self._global)
 
-    def authenticate(self, connect: ConnectOptions) -> Identity | Awaitable[Identity | None] | None:
+    def authenticate(self, connect: ConnectOptions, address: str) -> Identity | Awaitable[Identity | None] | None:
         """See `Authenticator.authenticate`."""
         if not self.required:
             return Identity(self._global)
@@ -76,27 +75,21 @@ class ConfiguredAuthenticator:
         if self.default is not None and anonymous:
             return self.default
         if self._users:
-            return self._user(self._users.get(connect.user), connect.password)
-        return self._compare(self._token, connect.auth_token, Identity(self._global, "[REDACTED]"))
+            return self._user(self._users.get(connect.user), connect.password, address)
+        return self._compare(self._token, connect.auth_token, Identity(self._global, "[REDACTED]"), address)
 
-    def _user(self, user: User | None, password: str) -> Identity | Awaitable[Identity | None] | None:
+    def _user(self, user: User | None, password: str, address: str) -> Identity | Awaitable[Identity | None] | None:
         if user is None:
             return None
-        return self._compare(user.password, password, Identity(user.account, user.name))
+        return self._compare(user.password, password, Identity(user.account, user.name), address)
 
-    def _compare(self, secret: str, given: str, identity: Identity) -> Identity | Awaitable[Identity | None] | None:
+    def _compare(
+        self, secret: str, given: str, identity: Identity, address: str
+    ) -> Identity | Awaitable[Identity | None] | None:
         if not secret.startswith(_BCRYPT):
             return identity if hmac.compare_digest(secret.encode(), given.encode()) else None
-        return self._hashed(secret, given, identity)
+        return self._hashed(secret, given, identity, address)
 
-    async def _hashed(self, secret: str, given: str, identity: Identity) -> Identity | None:
+    async def _hashed(self, secret: str, given: str, identity: Identity, address: str) -> Identity | None:
         """Compare with a bcrypt hash on another thread: it takes tens of milliseconds by design."""
-        proven = await self._runtime.loop.run_in_executor(None, _check_hash, secret.encode(), given.encode())
-        return identity if proven else None
-
-
-def _check_hash(secret: bytes, given: bytes) -> bool:
-    try:
-        return bcrypt.checkpw(given[:72], secret)
-    except ValueError:
-        return False  # not a hash that bcrypt can read: nobody gets in with it
+        return identity if await self._passwords.fits(secret, given, address) else None

@@ -198,7 +198,7 @@ class ClientConnection(Publisher):
         if self.options.account or self.options.new_account:
             self._refuse()
             return
-        proven = self.trusted or self.broker.authenticator.authenticate(self.options)
+        proven = self.trusted or self.broker.authenticator.authenticate(self.options, self.ip)
         if isinstance(proven, Awaitable):
             self.parser.paused = True
             self.halt(Halt.LOGIN)
@@ -516,9 +516,8 @@ class ClientConnection(Publisher):
     def timer(self) -> None:
         """This connection's deadline passed: authentication is late, or it is time for a PING."""
         if self.parser.awaiting_connect:
-            if self.auth_task is None:
-                self.log(logging.DEBUG, "Authentication Timeout")
-                self._error("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
+            self.log(logging.DEBUG, "Authentication Timeout")
+            self._error("Authentication Timeout", Reason.AUTHENTICATION_TIMEOUT)
             return
         runtime = self.broker.runtime
         options = self.broker.options

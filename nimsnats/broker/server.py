@@ -23,6 +23,7 @@ from nimsnats.broker.connection import Connection
 from nimsnats.broker.local import LocalConnection
 from nimsnats.broker.options import BrokerOptions
 from nimsnats.broker.outbox import Outbox
+from nimsnats.broker.passwords import Passwords
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.stats import BrokerStats
 from nimsnats.broker.turns import Turns
@@ -102,7 +103,8 @@ class Broker:
             self.account(user.account)
         self.clients: dict[int, ClientConnection] = {}
         self.closed = ClosedClients(options.max_closed_clients)
-        self.authenticator = authenticator or ConfiguredAuthenticator(options, runtime)
+        self.passwords = Passwords(runtime)
+        self.authenticator = authenticator or ConfiguredAuthenticator(options, self.passwords)
         self.tls = None if options.tls is None else options.tls.accepting(verify=options.tls.verify)
         """What clients' connections change to; StartError of the constructor says what is wrong with the files."""
         self.outbox = Outbox(runtime)
@@ -142,6 +144,7 @@ class Broker:
         for client in clients:
             client.close(Reason.SERVER_SHUTDOWN)
         await asyncio.gather(*checks, return_exceptions=True)
+        self.passwords.close()
         if any(client.transport is not None for client in clients):
             await self._wait_gone(clients)
         self.keepalive.close()

@@ -155,7 +155,7 @@ class Ingest:
         told to other servers."""
         leading = self._stream.leading
         serving = not self._closed and (leading or self._relay is not None)
-        wanted = self._stream.config.subjects if serving else []
+        wanted = dict.fromkeys(self._stream.config.subjects if serving else ())
         for subject in [subject for subject in self._subscriptions if subject not in wanted or leading != self._routed]:
             self._account.unsubscribe(self._subscriptions.pop(subject))
         self._routed = leading

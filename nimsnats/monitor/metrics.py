@@ -119,6 +119,11 @@ def _server(view: NodeView) -> Iterator[Metric]:
     yield counter(
         "stale_connections_total", "Clients closed because they did not answer pings.", stats.stale_connections
     )
+    yield counter(
+        "logins_refused_unseen_total",
+        "Logins refused because too many waited for the check of a hashed password.",
+        broker.passwords.refused,
+    )
     refused = CounterMetricFamily(
         _PREFIX + "peer_refused_total", "What other servers sent that was not accepted.", labels=["kind"]
     )

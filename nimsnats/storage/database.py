@@ -15,7 +15,9 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,6 +139,8 @@ class Database:
         self._checkpointer = Checkpointer(connections.checkpointing, connections.writing, wal_bytes)
         wal = directory.database.with_name(directory.database.name + "-wal")
         self._runway = Runway(wal, wal_bytes)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="storage")
+        """What blocks runs here, for the loop's own threads may all be busy with something else."""
         self._checkpoint: asyncio.Task[None] | None = None
         self._finish_checkpoint = False
         self._syncing: asyncio.Task[None] | None = None
@@ -176,6 +180,10 @@ class Database:
         await asyncio.sleep(0)  # the last commit's callbacks are still on their way
         self.failure = self.failure or StorageFailed(f"{self.path} is closed")
         await self._opened.close()
+        self._threads.shutdown(wait=False)  # nothing is left to run there
+
+    async def _blocking(self, work: Callable[[], None]) -> None:
+        await self._runtime.loop.run_in_executor(self._threads, work)
 
     # Queueing -------------------------------------------------------------------------------------
 
@@ -309,7 +317,7 @@ class Database:
             elif self._reaper and not self._reaping_rests and self.failure is None and not self._closing:
                 self._reaper.bite(self._gathering, self._newest_group)
             elif self._runway.short(self._checkpointer.written) and self.failure is None and not self._closing:
-                await asyncio.to_thread(self._runway.extend)
+                await self._blocking(self._runway.extend)
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -422,7 +430,7 @@ class Database:
         while True:
             await self._runtime.sleep(interval)
             try:
-                await asyncio.to_thread(os.fdatasync, self._opened.wal)
+                await self._blocking(partial(os.fdatasync, self._opened.wal))
             except OSError as error:
                 self._stop_for_good(StorageFailed(f"syncing {self.path} failed: {error.strerror}"))
                 return

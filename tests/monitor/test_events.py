@@ -96,7 +96,7 @@ async def test_connections_are_told_again(monkeypatch: pytest.MonkeyPatch) -> No
 
         server.broker.system_account.subscribe(b"$SYS.SERVER.ACCOUNT.A.CONNS", take)
         server.settings.broker.users.append(User("a", "a", "A"))
-        server.broker.authenticator = ConfiguredAuthenticator(server.settings.broker, server.runtime)
+        server.broker.authenticator = ConfiguredAuthenticator(server.settings.broker, server.broker.passwords)
         client = await nats.connect(server.url, user="a", password="a")
         counts = [json.loads(await told.get())["conns"] for _ in range(3)]
         assert counts == [1, 1, 1], "once when it comes, then again and again"
