@@ -161,8 +161,13 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._below.pause_reading()
 
     def _read_on(self) -> None:
-        """Read from the TCP transport again, once the protocol has taken everything that can be decrypted."""
+        """Hand over what is left, and read from the TCP transport again once the protocol has taken all of it; in the
+        next turn, because this one has had its read."""
         self._pump()
+        if self._resting and not self._held:
+            self._runtime.call_soon(self._wake)
+
+    def _wake(self) -> None:
         if self._resting and not self._held and self._stage is not _Stage.ENDED:
             self._resting = False
             self._below.resume_reading()
@@ -293,9 +298,8 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
         self._held = False
         if self._finished or self._incoming.pending or (self._tls is not None and self._tls.pending()):
             self._runtime.call_soon(self._read_on)
-        elif self._resting and self._stage is not _Stage.ENDED:
-            self._resting = False
-            self._below.resume_reading()
+        else:
+            self._wake()
 
     def is_reading(self) -> bool:
         """See `asyncio.ReadTransport`."""

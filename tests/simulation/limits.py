@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 from unittest.mock import patch
 
-from nimsnats.jetstream import compaction
+from nimsnats.jetstream import compaction, publish
 from nimsnats.raft import group, host, recovery, replica, transfer
 from nimsnats.raft.core import Settings
 
@@ -30,6 +30,7 @@ def small_limits(random: Random, latency: float) -> Iterator[None]:
         (transfer, "_BLOCKS_ASKED", [2, 64]),
         (recovery, "_CHUNK_BYTES", [500, 4 << 20]),
         (compaction, "FULL_MESSAGES", [40, 4096]),
+        (publish, "FULL_MESSAGES", [0, 24 * 1024]),  # 0: every publisher is held until its message has left the queue
     )
     far = latency >= _FAR
     with ExitStack() as stack:
