@@ -135,7 +135,8 @@ async def test_a_disk_that_stands_still_bounds_the_queue(tmp_path: Path, monkeyp
     monkeypatch.setattr(publish, "QUEUE_MESSAGES", 10)
     monkeypatch.setattr(publish, "FULL_MESSAGES", 6)
     monkeypatch.setattr(brake, "HOLD", 0.01)
-    monkeypatch.setattr(waiting, "MAX_BATCH", 4)
+    for module in (publish, waiting):
+        monkeypatch.setattr(module, "MAX_BATCH", 4)
     async with running(tmp_path) as stand:
         await stand.client.jetstream().add_stream(name="S", subjects=["s"])
         stream = stand.stream("S")
