@@ -256,6 +256,13 @@ class SubjectIndex:
             return int(held >= start)
         return len(held.items) - held.at(start)
 
+    def within(self, subject: bytes, start: int, end: int) -> Sequence[int]:
+        """The sequences of a subject from `start` on and below `end`, ascending (a copy)."""
+        held = self._lists.get(subject, 0)
+        if isinstance(held, int):
+            return (held,) if start <= held < end else ()
+        return held.items[held.at(start) : held.at(end)]
+
     def next(self, subject: bytes, start: int) -> int:
         """The lowest sequence >= `start` of a subject, 0 when there is none."""
         held = self._lists.get(subject, 0)

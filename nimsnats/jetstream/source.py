@@ -6,7 +6,7 @@ for it. Filters are tuples of subjects (wildcards allowed); the empty tuple matc
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from nimsnats.jetstream.message import StoredMessage
@@ -48,8 +48,23 @@ class MessageSource(Protocol):
         """The newest live sequence of every matching subject, ascending."""
         ...
 
-    def count_match(self, filters: Filters, start: int) -> int:
-        """How many live messages at or after `start` match."""
+    def covers(self, filters: Filters) -> bool:
+        """Whether the filters select all that the stream can hold."""
+        ...
+
+    def count(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        """How many live messages match from `start` on, and up to which sequence (not with it) they are counted:
+        beyond last_seq unless that takes more than about so many looks. Without filters every message counts."""
+        ...
+
+    def seek(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        """The lowest live sequence from `start` on that matches, and where to go on when it is 0: beyond last_seq
+        unless that takes more than about so many looks."""
+        ...
+
+    def upcoming(self, filters: Filters, start: int) -> tuple[Sequence[int], int] | None:
+        """Live sequences from `start` on that match, ascending, and up to which (with it) these are all. None where
+        `seek` is the shorter way."""
         ...
 
     def seq_at_time(self, time_ns: int) -> int:

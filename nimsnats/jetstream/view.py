@@ -6,10 +6,11 @@ Owns the reading half of `MessageSource`. Nothing here changes the stream; `stre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from nimsnats.jetstream import search
+from nimsnats.jetstream import search, seeking
 from nimsnats.jetstream.config import StreamConfig
+from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.reading import BlockReader
 from nimsnats.jetstream.source import Filters
@@ -99,6 +100,22 @@ class StreamView:
     def count_match(self, filters: Filters, start: int) -> int:
         """How many live messages at or after `start` match."""
         return search.count_match(self.store, filters, start, self.subjects)
+
+    def covers(self, filters: Filters) -> bool:
+        """Whether the filters select all that the stream can hold."""
+        return covers_all(filters, self.subjects)
+
+    def count(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        """How many live messages match from `start` on, and up to which sequence (not with it) they are counted."""
+        return seeking.count(self.store, filters, start, looks)
+
+    def seek(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        """The lowest live sequence from `start` on that matches, and where to go on when it is 0."""
+        return seeking.seek(self.store, filters, start, looks)
+
+    def upcoming(self, filters: Filters, start: int) -> tuple[Sequence[int], int] | None:
+        """Live sequences from `start` on that match, and up to which these are all; None where `seek` is shorter."""
+        return seeking.upcoming(self.store, filters, start)
 
     def seq_at_time(self, time_ns: int) -> int:
         """Lowest live sequence stored at or after `time_ns`; last_seq + 1 when there is none."""

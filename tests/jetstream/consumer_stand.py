@@ -101,6 +101,10 @@ class Stream:
         self.messages: dict[int, StoredMessage] = {}
         self.last_seq = 0
         self.struck: dict[int, bytes] | None = None
+        self.most = 1 << 62
+        """Messages that are looked at, at most, before others have their turn."""
+        self.lists = False
+        """Whether matching messages are listed beforehand."""
         self.cold: set[int] = set()
         self.entries: list[Entry] = []
         self.history: list[tuple[str, Any]] = []
@@ -129,6 +133,25 @@ class Stream:
 
     def count_match(self, filters: Filters, start: int) -> int:
         return sum(seq >= start for seq in self._matching(filters))
+
+    def covers(self, filters: Filters) -> bool:
+        return not filters
+
+    def count(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        seqs = range(start, min(self.last_seq + 1, start + min(looks, self.most)))
+        matching = set(self._matching(filters))
+        return sum(seq in matching for seq in seqs), max(seqs.stop, start)
+
+    def seek(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
+        end = min(self.last_seq + 1, start + min(looks, self.most))
+        found = self.next_match(filters, start)
+        return (found, end) if found < end else (0, max(end, start))
+
+    def upcoming(self, filters: Filters, start: int) -> tuple[list[int], int] | None:
+        if not self.lists:
+            return None
+        end = min(self.last_seq, start + self.most)
+        return [seq for seq in self._matching(filters) if start <= seq <= end], end
 
     def seq_at_time(self, time_ns: int) -> int:
         return next((s for s, m in sorted(self.messages.items()) if m.time >= time_ns), self.last_seq + 1)

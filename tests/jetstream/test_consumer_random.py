@@ -22,6 +22,8 @@ class Life:
     def __init__(self, seed: int, retention: str) -> None:
         self.random = random.Random(seed)
         self.stand = Stand(retention)
+        self.stand.stream.most = self.random.choice([2, 5, 1 << 62])
+        self.stand.stream.lists = self.random.random() < 0.5
         self.inbox: dict[str, list[Message]] = {}
         self.seen: dict[str, int] = {}
         self.confirmed: dict[str, set[int]] = {}

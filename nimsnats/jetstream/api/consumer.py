@@ -159,9 +159,11 @@ class ConsumerApi:
 
     # --- look
 
-    def info(self, request: ApiRequest) -> JsonObject:
+    def info(self, request: ApiRequest) -> JsonObject | Awaitable[JsonObject]:
         """`INFO.<stream>.<consumer>`."""
-        return self._consumer(request.tokens[2], request.tokens[3]).info()
+        consumer = self._consumer(request.tokens[2], request.tokens[3])
+        counted = consumer.owner.counted(consumer)
+        return consumer.info() if counted is None else _once(counted, consumer.info)
 
     def names(self, request: ApiRequest) -> JsonObject:
         """`NAMES.<stream>`: names, a page at a time."""
@@ -170,13 +172,18 @@ class ConsumerApi:
         page = names[offset : offset + NAMES_LIMIT]
         return {"total": len(names), "offset": offset, "limit": NAMES_LIMIT, "consumers": page}
 
-    def list(self, request: ApiRequest) -> JsonObject:
+    async def list(self, request: ApiRequest) -> JsonObject:
         """`LIST.<stream>`: infos, a page at a time."""
         consumers = self._consumers(request.tokens[2])
         names = consumers.names()
         offset = min(max(request.params.get("offset", 0), 0), len(names))
         found = [consumers.get(name) for name in names[offset : offset + LIST_LIMIT]]
-        page = [consumer.info(listed=True) for consumer in found if consumer is not None]
+        page: list[JsonObject] = []
+        for consumer in found:
+            if consumer is not None:
+                if (counted := consumers.counted(consumer)) is not None:
+                    await counted
+                page.append(consumer.info(listed=True))
         return {"total": len(names), "offset": offset, "limit": LIST_LIMIT, "consumers": page}
 
     # --- change
@@ -279,6 +286,11 @@ class ConsumerApi:
         if consumer is None:
             raise errors.CONSUMER_NOT_FOUND()
         return consumer
+
+
+async def _once(counted: Awaitable[None], told: Callable[[], JsonObject]) -> JsonObject:
+    await counted
+    return told()
 
 
 _NOT_PAUSED: Final[JsonObject] = {"paused": False, "pause_until": ZERO_TIME}

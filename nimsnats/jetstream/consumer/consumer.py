@@ -168,7 +168,7 @@ class Consumer:
         self._pause_told = self.state.paused_until > self.runtime.time_ns()
         self.wake_at = NEVER
         self.wake(now)
-        if self.delivery.caught_up:
+        if self.delivery.backlog.caught_up:
             self.owner.audience.wait(self)
 
     def follow(self, status: bytes | None) -> None:
@@ -231,6 +231,9 @@ class Consumer:
         if self.outbox is not None and self.outbox.full:
             return False  # the next entry that is applied goes on
         self.owner.expose(self)
+        if not delivery.backlog.count(delivery.next_seq):
+            self.owner.tallies.ask(self, self.mark)
+            return False  # every delivery tells how many are left
         before, exhausted = delivery.next_number, len(delivery.exhausted)
         more = side.serve(now)
         if delivery.next_number != before:
@@ -240,11 +243,25 @@ class Consumer:
                 self.wake(now + delivery.wait(1))
         elif len(delivery.exhausted) != exhausted:
             self.mark()  # only for news: what is marked already may have to wait until it can be written
-        if delivery.caught_up:
+        if delivery.backlog.caught_up:
             self.owner.audience.wait(self)
         elif not more and self.waits and not delivery.full:
             self.owner.journal.hunger(self)
         return more
+
+    def count(self) -> bool:
+        """Go on counting what has yet to be delivered. False when others should have their turn before it is known."""
+        delivery = self.delivery
+        if delivery is None:
+            return True
+        self.owner.expose(self)
+        return delivery.backlog.count(delivery.next_seq)
+
+    @property
+    def worked(self) -> int:
+        """What has been done for this consumer so far, about: one for each delivery or every few looks."""
+        delivery = self.delivery
+        return 0 if delivery is None else delivery.next_number + delivery.backlog.looks // 8
 
     def num_pending(self) -> int:
         """Matching messages that were not delivered yet."""

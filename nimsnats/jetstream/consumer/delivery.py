@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 
 from nimsnats.jetstream.clock import FARTHEST
+from nimsnats.jetstream.consumer.backlog import LOOKS, Backlog
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.redelivery import Redeliveries
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.jetstream.source import Filters, MessageSource
-from nimsnats.protocol.subject import any_matcher
 
 NEVER = FARTHEST
 """A time that does not come."""
@@ -33,7 +33,6 @@ SHORTEST_WAIT = 10_000_000
 """Nanoseconds that a delivery waits for its acknowledgement, at least."""
 
 ACKNOWLEDGED = ("explicit", "all")
-FEW = 64
 CHUNK = 256
 CHUNK_LEAST = 16
 CHUNK_BYTES = 512 * 1024
@@ -43,12 +42,9 @@ class Delivery:
     """See the module. `wanted` is a sequence that must be loaded before `pick` can go on (0: none)."""
 
     __slots__ = (
-        "_counted_to",
         "_initial",
         "_initial_at",
         "_loaded",
-        "_matches",
-        "_remaining",
         "_replay",
         "_replay_to",
         "_source",
@@ -56,13 +52,11 @@ class Delivery:
         "acking",
         "again",
         "attempts",
-        "caught_up",
+        "backlog",
         "config",
         "exhausted",
-        "filters",
         "flying",
         "fresh",
-        "hears",
         "last_acked_at",
         "last_sent",
         "last_sent_at",
@@ -73,6 +67,7 @@ class Delivery:
         "outstanding",
         "picked_again",
         "redeliveries",
+        "searching",
         "spent",
         "state",
         "touched",
@@ -84,10 +79,7 @@ class Delivery:
     def __init__(self, config: ConsumerConfig, filters: Filters, state: ConsumerState, source: MessageSource) -> None:
         self._source = source
         self.state = state
-        self.caught_up = False
-        """Whether all that is stored and matches has been seen; always False without filters, where it is no secret."""
-        self.hears = False
-        """Whether somebody tells it which messages the stream loses: without that, counts hold for one moment only."""
+        self.backlog = Backlog(source, filters)
         self.configure(config, filters)
         self.next_number = state.delivered_number + 1
         self.next_seq = state.delivered_seq + 1
@@ -118,10 +110,10 @@ class Delivery:
         self.redeliveries = Redeliveries()
         self.outstanding = len(state.pending) - len(state.exhausted)
         self.wanted = 0
+        self.searching = False
+        """Whether the last pick has ended before it knew whether there is more."""
         self._loaded: StoredMessage | None = None
         self.picked_again = False
-        self._remaining = -1
-        self._counted_to = 0
         self._typical = 256
         self._replay: tuple[int, int] | None = None
         self._replay_to = source.last_seq if config.replay_policy == "original" else 0
@@ -132,13 +124,10 @@ class Delivery:
     def configure(self, config: ConsumerConfig, filters: Filters) -> None:
         """Take over a new configuration (positions stay)."""
         self.config = config
-        self.filters = filters
-        self._matches = any_matcher(filters)
         self.tracked = config.ack_policy in ACKNOWLEDGED
         self.noted = self.tracked or self._source.retention != "limits"
         """Whether the entry must name each message: for acknowledgements, or because delivery removes it."""
-        self.caught_up = False
-        self._remaining = -1
+        self.backlog.configure(filters)
 
     def _schedule_restored(self) -> None:
         """Give an explicit time to what is not in order of delivery, so that the front of `pending` can be trusted."""
@@ -154,35 +143,13 @@ class Delivery:
 
     def remaining(self) -> int:
         """Matching messages that were not delivered yet."""
-        source = self._source
-        if self.caught_up:
-            return len(self._initial) - self._initial_at
-        if self._remaining < 0:
-            self._remaining = source.count_match(self.filters, self.next_seq) if self.next_seq <= source.last_seq else 0
-        elif source.last_seq > self._counted_to:
-            self._remaining += self._count_new(max(self._counted_to + 1, self.next_seq))
-        self._counted_to = source.last_seq
-        remaining = self._remaining + len(self._initial) - self._initial_at
-        if not self.hears:
-            self._remaining = -1
-        return remaining
-
-    def _count_new(self, start: int) -> int:
-        """Matching messages from `start` on; a few are looked at one by one, whatever number of subjects there is."""
-        source, filters = self._source, self.filters
-        if not filters or source.last_seq - start >= FEW:
-            return source.count_match(filters, start)
-        count = 0
-        while seq := source.next_match(filters, start):
-            count += 1
-            start = seq + 1
-        return count
+        return self.backlog.remaining(self.next_seq) + len(self._initial) - self._initial_at
 
     @property
     def exposed(self) -> bool:
         """Whether it would matter to this consumer that a message is removed."""
         return bool(
-            (self._remaining > 0 and not self.caught_up)
+            self.backlog.counting
             or self.fresh
             or self.flying
             or self.attempts
@@ -228,6 +195,7 @@ class Delivery:
         `wanted` names it and the pick ends there. Tell `sent` what was really delivered.
         """
         self.wanted = 0
+        self.searching = False
         if self.redeliveries:
             again = self._pick_again()
             if again is not None:
@@ -241,7 +209,7 @@ class Delivery:
             return []
         if self._initial_at < len(self._initial):
             return self._pick_initial()
-        return self._pick_new(want) if self.filters else self._pick_unfiltered(want)
+        return self._pick_new(want) if self.backlog.filters else self._pick_unfiltered(want)
 
     def _cached(self, seq: int) -> StoredMessage | None:
         message = self._source.get(seq)
@@ -307,16 +275,17 @@ class Delivery:
         return self._pick_new(want)
 
     def _pick_new(self, want: int) -> list[StoredMessage]:
-        source, filters = self._source, self.filters
+        backlog = self.backlog
         picked: list[StoredMessage] = []
-        if self.caught_up:
+        if backlog.caught_up:
             return picked  # who stores the next one that matches says so (`arrived`)
-        seq = self.next_seq
+        seq, enough = self.next_seq, backlog.looks + LOOKS
         while len(picked) < want:
-            found = source.next_match(filters, seq)
-            if found == 0:
+            found = backlog.find(seq, LOOKS)
+            if found <= 0:
+                self.searching = found < 0
                 if not picked:
-                    self._catch_up()
+                    self._pass_over(found)
                 break
             message = self._cached(found)
             if message is None:
@@ -326,22 +295,28 @@ class Delivery:
                 break
             picked.append(message)
             seq = found + 1
+            if backlog.looks >= enough:
+                self.searching = True
+                break
         return picked
+
+    def _pass_over(self, found: int) -> None:
+        """Never look again at what does not match: all that there is, or what has been looked at so far."""
+        if found:
+            self.next_seq = max(self.next_seq, self.backlog.reached)
+        else:
+            self._catch_up()
 
     def arrived(self, seq: int) -> None:
         """While this consumer was caught up, the first message that matches was stored."""
-        if self.caught_up:
-            self.caught_up = False
+        if self.backlog.caught_up:
             self.next_seq = max(self.next_seq, seq)
-            self._remaining = 0
-            self._counted_to = self.next_seq - 1
+            self.backlog.arrived(self.next_seq)
 
     def _catch_up(self) -> None:
         """Nothing more matches: never look at these sequences again."""
-        self.caught_up = bool(self.filters)
+        self.backlog.catch_up()
         self.next_seq = max(self.next_seq, self._source.last_seq + 1)
-        self._remaining = 0
-        self._counted_to = self._source.last_seq
 
     def loaded(self, seq: int, message: StoredMessage | None, now: int) -> None:
         """The answer to `wanted`. None: the message is gone or damaged, and is passed over (for now)."""
@@ -354,7 +329,7 @@ class Delivery:
             self._initial_at += 1
         elif self.next_seq == seq:
             self.next_seq = seq + 1
-            self._remaining = -1
+            self.backlog.forget()
 
     def landed(self, batch: dict[int, Delivered]) -> None:
         """An entry was applied: its deliveries are in the replicated state now."""
@@ -382,8 +357,7 @@ class Delivery:
             self._initial_at += 1
         else:
             self.next_seq = last + 1
-            if self._remaining >= count:
-                self._remaining -= count
+            self.backlog.sent(count)
         self.last_sent = last
         self._typical = max(len(messages[0].payload), len(messages[-1].payload))
         if self.tracked:
@@ -485,7 +459,7 @@ class Delivery:
         gone: list[tuple[int, int, int]] = []
         for seq in seqs:
             if seq >= self.next_seq:
-                self._lost_ahead(seq, struck)
+                self.backlog.lost(seq, struck)
                 continue
             record = forgotten.get(seq) or self.record(seq)
             if record is None:
@@ -496,16 +470,6 @@ class Delivery:
                 gone.append((seq, record[0], self.attempts.get(seq, 1)))
             self._drop(seq)
         return gone
-
-    def _lost_ahead(self, seq: int, struck: dict[int, bytes]) -> None:
-        """A message is gone that was not delivered: it is not counted any more, if it was."""
-        if self.caught_up or self._remaining < 0 or seq > self._counted_to:
-            return
-        subject = struck.get(seq)
-        if self.filters and subject is None:
-            self._remaining = -1
-        elif subject is None or not self.filters or self._matches(subject):
-            self._remaining -= 1
 
     def _drop(self, seq: int) -> None:
         self.fresh.pop(seq, None)
@@ -521,7 +485,7 @@ class Delivery:
         live = self._source.live
         for seq in [seq for seq in chain(self.fresh, *self.flying) if not live(seq)]:
             self._drop(seq)
-        self._remaining = -1
+        self.backlog.forget()
         self.next_seq = max(self.next_seq, self._source.first_seq)
         self.last_sent = max(self.last_sent, self._source.first_seq - 1)
         self.outstanding = sum(1 for seq in self._in_order() if seq not in self.acking and seq not in self.spent)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFERRED: Final = 0.005
 """Seconds that deliveries may wait for acknowledgements before they are written down on their own."""
+TURN: Final = 1024
+"""Consumers and messages that are seen to, about, before others than this stream's consumers have their turn."""
 PAUSE: Final = 0.02
 """Seconds until the next look while the stream takes no proposals."""
 RETRY: Final = 0.25
@@ -96,11 +98,23 @@ class Journal:
             return
         now = self._owner.now()
         marked, self.marked = self.marked, {}
-        more = [consumer for consumer in marked.values() if self._serve(consumer, now)]
+        more: list[Consumer] = []
+        work = 0
+        for count, consumer in enumerate(marked.values(), 1):
+            before = consumer.worked
+            if self._serve(consumer, now):
+                more.append(consumer)
+            work += 1 + consumer.worked - before
+            if work >= TURN and count < len(marked):
+                rest = list(marked.values())[count:]
+                more = rest + more
+                for each in rest:
+                    del marked[each.id]
+                break
         marked.update(self.marked)
         self.marked.clear()
         if self._refused:
-            self.marked = marked
+            self.marked = marked | {consumer.id: consumer for consumer in more}
             return
         self._write(marked.values(), now)
         for consumer in more:

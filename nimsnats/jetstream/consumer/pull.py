@@ -84,6 +84,8 @@ class PullSide:
         return b""
 
     def _admit_no_wait(self, request: PullRequest, now: int) -> bool:
+        if not self._consumer.count():
+            return True  # it ends as soon as it is known that there is nothing
         backlog = self._consumer.num_pending() + len(self._delivery.redeliveries)
         if backlog == 0 and not request.expires:
             self._status(request.reply, statuses.NO_MESSAGES)
@@ -118,9 +120,9 @@ class PullSide:
             if not picked:
                 if delivery.wanted:
                     self._consumer.load(delivery.wanted)
-                else:
+                elif not delivery.searching:
                     self._nothing_left()
-                return False
+                return delivery.searching
             if (at := delivery.not_before(picked[0])) > now:
                 self._consumer.wake(at)
                 return False
@@ -128,7 +130,7 @@ class PullSide:
             if served == 0 and waiting:
                 return False
             budget -= served
-            if budget <= 0:
+            if budget <= 0 or delivery.searching:
                 return True
         return False
 

@@ -78,12 +78,14 @@ class PushSide:
             if not picked:
                 if delivery.wanted:
                     consumer.load(delivery.wanted)
-                return False
+                return delivery.searching
             if (at := delivery.not_before(picked[0])) > now:
                 consumer.wake(at)
                 return False
             sent = self._deliver(picked, now)
             budget -= sent
+            if delivery.searching:
+                return True
             if sent == 0:
                 return False
         return True

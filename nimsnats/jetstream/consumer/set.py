@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from nimsnats.jetstream import errors
@@ -46,6 +47,7 @@ from nimsnats.jetstream.consumer.rules import (
 )
 from nimsnats.jetstream.consumer.start import Beginning, place
 from nimsnats.jetstream.consumer.state import ConsumerState, Delivered
+from nimsnats.jetstream.consumer.tallies import Tallies
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.kinds import (
     CONSUMER_ACKS,
@@ -104,6 +106,7 @@ class ConsumerSet:
         self._noting = False
         """Whether subjects of removed messages are noted, because consumers with filters count what is left."""
         self.journal = Journal(self, log)
+        self.tallies = Tallies(runtime)
         self._loads: dict[Delivery, asyncio.Task[None]] = {}
         """Messages that are being read, by who waits for them."""
         self._by_token: dict[bytes, Consumer] = {}
@@ -219,6 +222,13 @@ class ConsumerSet:
                 consumer.mark()
 
     def _succeeded(self, operation: Operation, consumer: Consumer) -> None:
+        """An operation is done: its answer tells how many messages the consumer has yet to deliver."""
+        if consumer.count():
+            self._answer(operation, consumer)
+        else:
+            self.tallies.ask(consumer, partial(self._answer, operation, consumer))
+
+    def _answer(self, operation: Operation, consumer: Consumer) -> None:
         try:
             operation.succeed(consumer.info())
         except Exception:
@@ -395,10 +405,18 @@ class ConsumerSet:
         """A consumer has to hear from now on which messages are removed."""
         self._exposed[consumer] = None
         if consumer.delivery is not None:
-            consumer.delivery.hears = True
+            consumer.delivery.backlog.hears = True
             if consumer.filters and not self._noting:
                 self._noting = True
                 self.source.take_struck(True)
+
+    def counted(self, consumer: Consumer) -> asyncio.Future[None] | None:
+        """What to wait for until it is counted how many messages the consumer has yet to deliver; None when it is."""
+        if consumer.count():
+            return None
+        done: asyncio.Future[None] = self.runtime.loop.create_future()
+        self.tallies.ask(consumer, lambda: None if done.done() else done.set_result(None))
+        return done
 
     def removed(self, seqs: Sequence[int]) -> None:
         """Single messages are gone."""
@@ -412,7 +430,7 @@ class ConsumerSet:
             if not consumer.state.pending and (delivery is None or not delivery.exposed):
                 del self._exposed[consumer]
                 if delivery is not None:
-                    delivery.hears = False
+                    delivery.backlog.hears = False
             elif consumer.filters and delivery is not None:
                 counting = True
         if self._noting and not counting:
@@ -469,6 +487,7 @@ class ConsumerSet:
             self.runtime.fence.run(consumer.follow, status)
         self.alarm.stop()
         self.journal.stop()
+        self.tallies.stop()
         for task in self._loads.values():
             task.cancel()
         self._loads.clear()  # one that is cancelled before its first step does not tidy up itself
