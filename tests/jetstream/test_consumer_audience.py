@@ -134,3 +134,24 @@ def test_removed_messages_concern_those_alone_that_have_something_to_lose() -> N
         stand.ack(message)
     stand.remove(10)
     assert busy.info()["num_pending"] == 0 and behind.info()["num_pending"] == 8
+
+
+def test_who_comes_and_goes_is_told_to_the_consumers_that_deliver_there() -> None:
+    stand = Stand()
+    consumers = [stand.create(f"p{n}", filter_subject=f"s.{n}", deliver_subject=f"d.{n % 50}.{n}") for n in range(300)]
+    interest = stand.account.interest
+
+    def asked(subject: str) -> int:
+        before = interest.matches
+        stand.listen(subject)
+        stand.silence(subject)
+        return interest.matches - before
+
+    assert asked("other.*") == asked("d.*") == asked("*.7.none") == 0
+    assert 0 < asked("d.7.*") <= 2 * 6 and 0 < asked("*.7.>") <= 2 * 6
+    stand.listen("d.7.*")
+    assert [one.name for one in consumers if one.info().get("push_bound")] == [f"p{n}" for n in range(7, 300, 50)]
+    stand.silence("d.7.*")
+    assert not any(one.info().get("push_bound") for one in consumers)
+    stand.create("p7", action="update", filter_subject="s.7", deliver_subject="e.7")
+    assert 0 < asked("e.*") <= 2 and 0 < asked("d.7.*") <= 2 * 5

@@ -1,7 +1,8 @@
 """What a consumer has yet to be given of what is stored: how many messages, and which one is next.
 
 Owns the count, which is kept up to date while messages come, go and are delivered, and what is known of the way ahead.
-Lives on the leader only. What takes long is done a part at a time: others have their turn between two parts.
+Lives on the leader only, but what it finds is the same everywhere. What takes long is done a part at a time: others
+have their turn between two parts.
 
 The count holds for matching messages from the next one to be delivered up to `_counted_to`. What comes above is counted
 when somebody asks; what is removed below has to be told.

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from nimsnats.broker.subscription import nobody
 from nimsnats.identity import node_hash
 from nimsnats.jetstream.consumer.push import PushSide
+from nimsnats.jetstream.order import SubjectOrder
 from nimsnats.jetstream.routed import nodes_group
 from nimsnats.protocol.acks import ACK_DIGITS, ack_number
+from nimsnats.protocol.subject import has_wildcard
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -35,6 +37,8 @@ class Listening:
         self._subscriptions: list[Subscription] = []
         self._pushes: dict[bytes, dict[Consumer, None]] = {}
         """Push consumers by deliver subject."""
+        self._order = SubjectOrder()
+        """Their deliver subjects, for subscriptions with wildcards."""
         self._subjects: dict[Consumer, bytes] = {}
         self._unwatch: Callable[[], None] | None = None
 
@@ -64,7 +68,10 @@ class Listening:
         if not consumer.config.push:
             return
         subject = self._subjects[consumer] = consumer.config.deliver_subject.encode()
-        self._pushes.setdefault(subject, {})[consumer] = None
+        if subject not in self._pushes:
+            self._pushes[subject] = {}
+            self._order.add(subject)
+        self._pushes[subject][consumer] = None
         if self._unwatch is None:
             self._unwatch = self._account.watch_interest(self._interest_changed)
 
@@ -77,6 +84,7 @@ class Listening:
         del consumers[consumer]
         if not consumers:
             del self._pushes[subject]
+            self._order.remove(subject)
         if not self._pushes and self._unwatch is not None:
             self._unwatch()
             self._unwatch = None
@@ -124,10 +132,8 @@ class Listening:
         return None
 
     def _interest_changed(self, subject: bytes, queue: bytes, added: bool) -> None:
-        if b"*" in subject or b">" in subject:
-            concerned = [consumer for consumers in self._pushes.values() for consumer in consumers]
-        else:
-            concerned = list(self._pushes.get(subject, ()))
+        matching = self._order.select(subject)[0] if has_wildcard(subject) else (subject,)
+        concerned = [consumer for each in matching for consumer in self._pushes.get(each, ())]
         for consumer in concerned:
             try:
                 _interest_changed(consumer)

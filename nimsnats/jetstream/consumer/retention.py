@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nimsnats.jetstream.consumer.audience import Audience
+from nimsnats.jetstream.consumer.backlog import LOOKS, Backlog
 from nimsnats.jetstream.consumer.state import ConsumerState
 from nimsnats.jetstream.source import Filters, MessageSource
 
@@ -38,11 +39,11 @@ class Retention:
         if source.retention != "interest":
             return
         unneeded: list[int] = []
-        seq = source.next_match(filters, max(state.floor_seq + 1, 1))
-        while seq:
-            if not state.done(seq) and not self._needed(seq):
+        backlog, start = Backlog(source, filters), max(state.floor_seq + 1, 1)
+        while seq := backlog.find(start, LOOKS):
+            start = seq + 1 if seq > 0 else backlog.reached
+            if seq > 0 and not state.done(seq) and not self._needed(seq):
                 unneeded.append(seq)
-            seq = source.next_match(filters, seq + 1)
         if unneeded:
             source.settled(unneeded)
 
