@@ -9,5 +9,7 @@ How it measures, so that the server is what is measured and not the client:
   what comes back by bytes, by line feeds, or by one regular expression per read, never by parsing message by message;
 - the servers are measured in turn (A B A B …) within one scenario, each number is a median over the rounds, and only
   ratios are quoted: absolute figures depend on the machine and stay in the JSON file;
+- waits are taken by a process of its own that pings every node while another one floods it or asks for something heavy;
+  they are told in milliseconds, never without the other server's in the same run, and bounded where a server stalls;
 - dirty pages are flushed before each measurement, so that what one server left unsynced is not paid for by the next.
 """

@@ -7,8 +7,10 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import report, runner
+from benchmarks.outcome import Outcome
 from benchmarks.scenario import QUICK, Scenario, Settings
 from benchmarks.servers import KINDS, add_base
 
@@ -39,9 +41,17 @@ def _run(scenarios: list[Scenario], kinds: list[str], options: argparse.Namespac
     if options.compare:
         print(report.compare(run, json.loads(options.compare.read_text())))
     if options.record:
-        report.record(table)
+        _record(outcomes, run, kinds)
     print(f"absolute figures: {path}")
     return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+def _record(outcomes: list[Outcome], run: dict[str, Any], kinds: list[str]) -> None:
+    """Each family has a section of the record; everything else is one table."""
+    for section in ("", *runner.FAMILIES):
+        part = [o for o in outcomes if (o.scenario.group if o.scenario.group in runner.FAMILIES else "") == section]
+        if part:
+            report.record(report.markdown(part, run, kinds), section=section)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -49,6 +59,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     if options.families:
         settings = replace(settings, rounds=1)  # of waits the longest counts, and each round takes long
     given = {"duration": options.duration, "rounds": options.rounds, "scale": options.scale}
+    given["subjects"] = options.subjects
     given["patience"] = options.patience
     return replace(settings, **{key: value for key, value in given.items() if value is not None})
 
@@ -86,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--duration", type=float, help="seconds of each measurement")
     parser.add_argument("--rounds", type=int, help="measurements of each server in each scenario")
     parser.add_argument("--scale", type=float, help="shrinks fixed amounts of messages and connections")
+    parser.add_argument("--subjects", type=int, help="subjects that are stored before requests are measured")
     parser.add_argument("--patience", type=float, help="seconds after which a flood or a request is given up")
     parser.add_argument(
         "--store", type=Path, help="where the servers keep their data (default: the temporary directory)"

@@ -62,6 +62,7 @@ def document(outcomes: Sequence[Outcome], kinds: Sequence[str], settings: Settin
             "warm": settings.warm,
             "rounds": settings.rounds,
             "scale": settings.scale,
+            "subjects": settings.subjects,
             "patience": settings.patience,
         },
         "scenarios": scenarios,
@@ -161,13 +162,16 @@ def save(run: dict[str, Any], directory: Path = OUT) -> Path:
     return path
 
 
-def record(table: str, path: Path = RESULTS) -> None:
-    """Put a run's table on top of the record."""
+def record(table: str, path: Path = RESULTS, section: str = "") -> None:
+    """Put a run's table on top of the record, or on top of a section of it that is made when it is missing."""
     text = path.read_text() if path.exists() else _HEADER
-    head, mark, rest = text.partition(_MARK)
+    wanted = f"<!-- newest {section} below -->\n" if section else _MARK
+    if section and wanted not in text:
+        text += f"\n## {section.capitalize()}\n\n{_SECTION}\n{wanted}"
+    head, mark, rest = text.partition(wanted)
     if not mark:
-        raise ValueError(f"{path} has lost its marker line {_MARK.strip()!r}")
-    path.write_text(f"{head}{_MARK}\n{table}{rest}")
+        raise ValueError(f"{path} has lost its marker line {wanted.strip()!r}")
+    path.write_text(f"{head}{mark}\n{table}{rest}")
 
 
 _HEADER: Final = f"""# Measured against nats-server
@@ -178,6 +182,13 @@ acknowledges after fsync; nats-server does so only with
 `sync_interval: always`, its default acknowledges from the page cache.
 
 {_MARK}"""
+
+
+_SECTION: Final = """A row for each server. Rates, memory, processor time and durations without a unit say how many times as good
+it is as the first server of the same run. Waits are the longest ones, in milliseconds; where there are three nodes,
+those of each. `>` had not ended when the measurement did, `<` is a rate that was not kept up, bold misses the aim.
+Crowds tell how many times as much an operation costs beside the crowd as alone on the same server.
+"""
 
 
 def compare(run: dict[str, Any], earlier: dict[str, Any]) -> str:

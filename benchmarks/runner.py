@@ -14,7 +14,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, collector, core, crowds, floods, footprint, jetstream, latency, requests, scale, sheet
+from benchmarks import (
+    cluster,
+    collector,
+    core,
+    crowds,
+    filters,
+    floods,
+    footprint,
+    jetstream,
+    latency,
+    requests,
+    scale,
+    sheet,
+)
 from benchmarks.outcome import OURS, Outcome
 from benchmarks.scenario import Scenario, Settings
 from benchmarks.servers import KINDS, Server
@@ -30,9 +43,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     *requests.SCENARIOS,
     *collector.SCENARIOS,
     *crowds.SCENARIOS,
+    *filters.SCENARIOS,
 )
 
-FAMILIES: tuple[str, ...] = ("floods", "requests", "crowds")
+FAMILIES: tuple[str, ...] = ("floods", "requests", "crowds", "filters")
 """Groups that are measured only when they are asked for: each takes long."""
 
 

@@ -24,6 +24,8 @@ _WINDOW: Final = 4000
 _BATCH: Final = 500
 _FILLING: Final = 600.0
 _SHORT: Final = 0.1
+_MANY: Final = 100_000
+"""Consumers of the stock: nats-server allows fewer where a stream does not say it."""
 _QUIET: Final = 3
 
 
@@ -102,7 +104,7 @@ class Stocked(Server):
         """Store the stock once: `settings.subjects` subjects, and the bucket's keys."""
         if self._stocked:
             return
-        config: dict[str, Any] = {"name": STREAM, "subjects": ["stock.>"], "allow_direct": True}
+        config: dict[str, Any] = {"name": STREAM, "subjects": ["stock.>"], "allow_direct": True, "max_consumers": _MANY}
         stored(self.address, config, subject, settings.subjects)
         bucket: dict[str, Any] = {"name": BUCKET, "subjects": ["$KV.BIG.>"], "allow_direct": True}
         bucket |= {"max_msgs_per_subject": 1, "discard": "new", "allow_rollup_hdrs": True}
