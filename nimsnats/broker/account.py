@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from nimsnats.broker import reserved
 from nimsnats.broker.interest import Interest
 from nimsnats.broker.plan import Lane, Plan, Target
-from nimsnats.broker.subscription import RemoteSubscription, StreamSubscription, Subscription
+from nimsnats.broker.subscription import RemoteSubscription, RequestSubscription, StreamSubscription, Subscription
 from nimsnats.protocol.acks import PREFIX as ACKS
 from nimsnats.protocol.parser import Line
 from nimsnats.protocol.subject import fits_line, has_wildcard, is_valid
@@ -75,19 +75,22 @@ class Account:
         rows: RowsHandler | None = None,
         acks: AcksHandler | None = None,
         stream: str = "",
+        costly: bool = False,
     ) -> Subscription:
         """An internal subscription: `handler` is called with every message, or `rows` or `acks` with many. Raises
         InvalidSubject.
 
         With a `queue` this server's member is preferred to those of peers. `routed`: peers are told, and send their
-        clients' messages here; `origin` is None for these. `stream`: it is this stream that listens.
+        clients' messages here; `origin` is None for these. `stream`: it is this stream that listens. `costly`: each
+        message is a request, and as much work as many messages.
         Handlers run inside the reading of their publisher's input: they must not block. What one raises ends its part
         in that message only: it is logged and counted, and the publisher, if it wants an answer, is told (`failed`).
         """
         if stream:
             sub: Subscription = StreamSubscription(stream, subject, queue, handler, routed=routed, rows=rows, acks=acks)
         else:
-            sub = Subscription(subject, queue, handler=handler, routed=routed, rows=rows, acks=acks)
+            kind = RequestSubscription if costly else Subscription
+            sub = kind(subject, queue, handler=handler, routed=routed, rows=rows, acks=acks)
         self.add(sub)
         return sub
 

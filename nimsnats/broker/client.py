@@ -329,6 +329,7 @@ class ClientConnection(Publisher):
         plan = self.account.known_plan(subject)
         if plan is None:
             return None
+        self.parser.weight = plan.weight
         if reply and (plan.empty or (reply[:7] != b"_INBOX." and reply.startswith(reserved.REPLY))):
             return None
         return plan.header_way if headers else plan.way
@@ -379,12 +380,14 @@ class ClientConnection(Publisher):
         if self.verbose:
             self._say(_OK)
         account = self.account
+        plan = account.plan(subject)
+        self.parser.left -= plan.weight
         split = start + header if header > 0 else start
         headers, payload = data[start:split], data[split:end]
         if headers and self.broker.tracer is not None and destination(headers):
-            reached = dispatch(self, account, account.plan(subject), (subject, reply, headers, payload), self)
+            reached = dispatch(self, account, plan, (subject, reply, headers, payload), self)
         else:
-            reached = account.dispatch(account.plan(subject), subject, reply, headers, payload, self)
+            reached = account.dispatch(plan, subject, reply, headers, payload, self)
         if reply and not reached:
             self.unanswered(subject, reply)
 

@@ -38,9 +38,9 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "brakes", "broker",
-        "cid", "closed", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out", "out_bytes",
-        "out_msgs", "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled", "stalls",
-        "start_ns", "stop_ns", "transport",
+        "cid", "closed", "ends", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out",
+        "out_bytes", "out_msgs", "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled",
+        "stalls", "start_ns", "stop_ns", "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -68,6 +68,8 @@ class Connection(asyncio.BufferedProtocol):
         self.reason: Reason | None = None
         self.share = FIRST
         """Bytes that are read from it before others have their turn; see `Turns`."""
+        self.ends = 0
+        """When the slice of its input that is worked off now ends (`Slices`)."""
         self.halts = 0
         """Why it is not read from now: the bits of `Halt`."""
         self.brakes: dict[Brake, None] | None = None
@@ -202,6 +204,18 @@ class Connection(asyncio.BufferedProtocol):
             self.input_broke(error)
         self._received()
 
+    def over(self, *, first: bool) -> bool:
+        """See `Commands.over`."""
+        if first:
+            self.ends = self.broker.slices.end()
+            return False
+        return self.broker.slices.over(self.ends)
+
+    def _go_on_parsing(self) -> None:
+        self.go_on(Halt.SLICE)
+        if not self.closed:
+            self.resume()
+
     # -- errors of ours -----------------------------------------------------------------------------------------
 
     def input_broke(self, error: Exception) -> None:
@@ -223,6 +237,9 @@ class Connection(asyncio.BufferedProtocol):
             stats.in_bytes += self.in_bytes - self._told_in_bytes
             self._told_in_msgs = self.in_msgs
             self._told_in_bytes = self.in_bytes
+        if self.parser.held and not self.closed:
+            self.halt(Halt.SLICE)
+            self.broker.slices.later(self._go_on_parsing)
         if self.stalled and not self.halts & Halt.STALL and not self.closed:
             self.halt(Halt.STALL)
             self.broker.runtime.call_later(_STALL, self._unstall)

@@ -31,6 +31,9 @@ Lane: TypeAlias = "Receiver | Fanout | Group | Internal | Headed"
 _MOST_SHARES = 256
 """Members, counted by weight, up to which a queue group is a lane of its own."""
 
+_RECEIVERS_A_LINE = 32
+"""Receivers that can be given a message while one control line is processed singly."""
+
 Target = tuple[Subscription, bytes]
 """A subscription and `MSG <subject> <sid> ` for it (b"" for an internal one)."""
 
@@ -101,6 +104,7 @@ class Plan:
 
     __slots__ = (
         "empty", "handlers", "header_way", "outward", "queues", "sole", "stranded", "subject", "targets", "way",
+        "weight",
     )  # fmt: skip
 
     def __init__(
@@ -132,6 +136,9 @@ class Plan:
                 self.outward = Outward(subject, (sub,), ())
         else:
             self._collect(matches, listed)
+        receivers = len(self.targets) + (len(self.outward.plain) if self.outward is not None else 0)
+        self.weight = receivers // _RECEIVERS_A_LINE + sum([sub.cost for sub in self.handlers])
+        """How many control lines' work it is to deliver a message, if that is much more than one (`Parser.left`)."""
         self.empty = not (self.targets or self.handlers or self.queues or self.outward)
 
     def _collect(self, matches: Sequence[SubscriptionSet], listed: frozenset[bytes] | None) -> None:

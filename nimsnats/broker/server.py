@@ -31,6 +31,7 @@ from nimsnats.broker.wheel import Wheel
 from nimsnats.descriptors import Descriptors
 from nimsnats.protocol.info import ServerInfo
 from nimsnats.runtime import Runtime
+from nimsnats.slices import Slices
 from nimsnats.version import API_LEVEL, NATS_VERSION
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Broker:
         self.keepalive: Wheel[ClientConnection] = Wheel(runtime, ClientConnection.timer)
         self.deadlines: Wheel[Connection] = Wheel(runtime, lambda connection: connection.write_deadline_passed())
         self.turns = Turns(runtime)
+        self.slices = Slices(runtime)
         self.lame_duck = False
         self.info = self._server_info()
         self._last_cid = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from nimsnats.broker.client import ClientConnection
@@ -33,6 +33,9 @@ class Subscription:
 
     `routed`: peers are told of it, so that their clients' messages come here; clients' subscriptions always are.
     """
+
+    cost: ClassVar[int] = 0
+    """How many control lines' work it is to handle a message, if that is much more than one (`Parser.left`)."""
 
     __slots__ = ("acks", "client", "delivered", "handler", "limit", "queue", "routed", "rows", "sid", "subject")
 
@@ -70,6 +73,14 @@ class StreamSubscription(Subscription):
     def __init__(self, stream: str, subject: bytes, queue: bytes, handler: Handler, **more: Unpack[_More]) -> None:
         super().__init__(subject, queue, handler=handler, **more)
         self.stream = stream
+
+
+class RequestSubscription(Subscription):
+    """An internal one whose handler works off a request: one of these costs as much as many messages."""
+
+    cost = 8
+
+    __slots__ = ()
 
 
 def nobody(seqs: list[int]) -> None:

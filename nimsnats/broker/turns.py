@@ -42,6 +42,8 @@ class Halt(IntEnum):
     """It fills a queue faster than that is worked off (`brake`)."""
     LOGIN = 8
     """Its credentials are being checked."""
+    SLICE = 16
+    """What it has sent asks for so much that it is worked off in slices (`slices`)."""
 
 
 class Turns:

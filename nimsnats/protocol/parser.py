@@ -32,6 +32,9 @@ L = TypeVar("L")
 LINES_KEPT: Final = 8192
 """Known control lines kept per account; when full the table starts anew."""
 
+_UNASKED: Final = 32
+"""Control lines that are processed one by one before the connection is asked whether that is enough."""
+
 _CONNECT_FIRST: Final = frozenset(b"Cc")
 _BLANKS: Final = frozenset(b" \t")
 _VERBS: Final = (
@@ -136,6 +139,11 @@ class Commands(Protocol[L]):
         """A verb other than CONNECT before authentication: whether it may be processed."""
         ...
 
+    def over(self, *, first: bool) -> bool:
+        """Whether the input has kept the others waiting for long enough: the rest is held back until `Parser.resume`.
+        `first`: asked for the first time since bytes have come."""
+        ...
+
     def fail(self, failure: Failure, detail: str) -> None:
         """The input is invalid; the parser has stopped."""
         ...
@@ -152,8 +160,9 @@ class Parser(Generic[L]):
     """Turns one client's bytes into calls on `commands`."""
 
     __slots__ = (
-        "_ack_watch", "_announced", "_commands", "_have", "_parts", "_rows", "_split", "_wanted", "_watch",
-        "awaiting_connect", "max_control_line", "max_payload", "paused", "stopped", "strict", "tail",
+        "_ack_watch", "_announced", "_asked", "_commands", "_have", "_parts", "_rows", "_split", "_wanted", "_watch",
+        "awaiting_connect", "held", "left", "max_control_line", "max_payload", "paused", "stopped", "strict", "tail",
+        "weight",
     )  # fmt: skip
 
     def __init__(self, commands: Commands[L], max_payload: int, max_control_line: int) -> None:
@@ -166,8 +175,15 @@ class Parser(Generic[L]):
         """Tell `Commands.announced` of each control line, once, before its payload is there."""
         self.stopped = False
         self.paused = False
+        self.held = False
+        """Paused because the input asks for much (`Commands.over`)."""
+        self.left = 0
+        """Work until `Commands.over` is asked, in control lines; commands that cost more take more off."""
+        self.weight = 0
+        """Set by `Commands.route`: how many control lines' work a message of this way is; it is counted each time."""
         self.tail = b""
         """Input that waits for more; always begins with a control line."""
+        self._asked = False
         self._parts: list[bytes] | None = None
         self._have = 0
         self._wanted = 0
@@ -219,8 +235,8 @@ class Parser(Generic[L]):
             self.parse(data)
 
     def resume(self) -> None:
-        """Go on after a command had set `paused`."""
-        self.paused = False
+        """Go on after a command had set `paused`, or the input was `held`."""
+        self.paused = self.held = False
         self._wanted = 0
         self.feed(b"")
 
@@ -245,6 +261,8 @@ class Parser(Generic[L]):
         length = len(data)
         resolve = self._resolve
         pos = end = total = self._wanted = 0
+        self.left = _UNASKED
+        self._asked = False
         pieces: list[bytes] = [b""]
         add = pieces.append
         current: L | None = None
@@ -375,7 +393,12 @@ class Parser(Generic[L]):
             reply = words[2]
         else:
             return None
+        self.weight = 0
         way = self._commands.route(subject, hpub, reply)
+        if self.weight:
+            self.left -= self.weight
+            if self.left < 0:
+                return None
         if way is None:
             if not reply and not hpub and subject.startswith(PREFIX):
                 self._rows = self._ack_watch.seen(subject, words[-1], self.max_control_line) or self._rows
@@ -391,10 +414,11 @@ class Parser(Generic[L]):
                 return None
         found = (*way, size, len(words[0]) + len(subject) + 2)
         if not reply:
-            lines = self._commands.lines
-            if len(lines) >= LINES_KEPT:
-                lines.clear()
-            lines[line] = found
+            if not self.weight:
+                lines = self._commands.lines
+                if len(lines) >= LINES_KEPT:
+                    lines.clear()
+                lines[line] = found
         elif not hpub and self._watch.seen(subject, digits) and self._commands.rows(subject) is not None:
             self._rows = self._watch.rows(reply, self.max_control_line)
         return found
@@ -403,6 +427,11 @@ class Parser(Generic[L]):
         """Process the control line `data[pos:lf]`; the position after it (and its payload), -1 to stop here."""
         if self.awaiting_connect and data[pos] not in _CONNECT_FIRST and not self._commands.early():
             return self._fail(Failure.AUTHORIZATION, "authentication required")
+        self.left -= 1
+        if self.left < 0 and self._over():
+            self.tail = data[pos:]
+            self.held = self.paused = True
+            return -1
         words = self._split
         if words is not None:
             return self._publish(words, data, pos, lf)
@@ -433,6 +462,11 @@ class Parser(Generic[L]):
         elif not self._interest(verb, arg):
             return -1
         return -1 if self.stopped else lf + 1
+
+    def _over(self) -> bool:
+        first, self._asked = not self._asked, True
+        self.left = _UNASKED
+        return self._commands.over(first=first)
 
     def _bare(self, verb: bytes) -> None:
         if verb == b"PING":

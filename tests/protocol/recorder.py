@@ -71,6 +71,9 @@ class Recorder:
         assert data[end : end + 2] == b"\r\n"
         self.events.append(("message", subject, reply, header, data[start:end]))
 
+    def over(self, *, first: bool) -> bool:
+        return False
+
     def announced(self, subject: bytes) -> None:
         pass
 

@@ -72,6 +72,9 @@ class Calls:
     def message(self, subject: bytes, reply: bytes, header: int, data: bytes, start: int, end: int) -> None:
         self.events.append(("PUB", subject))
 
+    def over(self, *, first: bool) -> bool:
+        return False
+
     def announced(self, subject: bytes) -> None: ...
 
     def subscribe(self, subject: bytes, queue: bytes, sid: bytes) -> None:

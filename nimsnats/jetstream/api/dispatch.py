@@ -136,7 +136,7 @@ class ApiDispatcher:
         """Start to answer."""
         assert self._subscription is None
         self._subscription = self.account.subscribe(
-            f"{PREFIX}>".encode(), self._receive, nodes_group("API"), routed=self._routed
+            f"{PREFIX}>".encode(), self._receive, nodes_group("API"), routed=self._routed, costly=True
         )
 
     async def close(self) -> None:
