@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
     from forest.app import Forest
+    from nimsnats.collector import Collector
     from nimsnats.jetstream.cluster import Cluster as Membership
     from nimsnats.jetstream.engine import JetStream
     from nimsnats.monitor.server import MonitorServer, Slot
@@ -75,6 +76,7 @@ class Node:
         self.progress: Callable[[str], None] = lambda _text: None
         """Called with the step of the start, and then the state of the cluster, in words for people."""
         self.stalls: StallWatch | None = None
+        self.collector: Collector | None = None
         """How often the loop was stuck, if somebody counts (the process does)."""
         self.reloading: Callable[[], str] | None = None
         """Reads the configuration again, where there is one to read; returns what was wrong."""
@@ -110,6 +112,7 @@ class Node:
             self.log.info("Starting embedded NATS cluster node: %s", self.settings.node_name)
             self.progress(f"Step 1 of 8: recovering {self.settings.data_dir} and starting the embedded server")
             self.server.stalls = self.stalls
+            self.server.collector = self.collector
             self.server.reloading = self.reloading
             await self.server.start()
             await self._join_cluster()

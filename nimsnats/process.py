@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from nimsnats import files
+from nimsnats.collector import Collector
 from nimsnats.config.settings import Settings
 from nimsnats.log import FATAL, current_output
 from nimsnats.monitor.stall import StallWatch
@@ -58,12 +59,14 @@ class Service(Protocol):
     """What a process runs.
 
     `progress` is called with what the service is at, in words for people. `stalls` tells it how often the loop was
-    stuck. `reloading` reads the configuration again when the system account asks for it; it returns what was wrong.
+    stuck, `collector` how long the garbage collector has stopped it. `reloading` reads the configuration again when the
+    system account asks for it; it returns what was wrong.
     """
 
     settings: Settings
     progress: Callable[[str], None]
     stalls: StallWatch | None
+    collector: Collector | None
     reloading: Callable[[], str] | None
 
     async def start(self) -> None: ...
@@ -119,12 +122,15 @@ class Process:
         self._service.reloading = self._reload
         self._service.stalls = stalls = StallWatch(runtime)
         stalls.start()
+        self._service.collector = collector = Collector(runtime)
+        collector.start()
         self._tick(runtime)
         try:
             return await self._run(runtime, settings)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            collector.stop()
             stalls.stop()
             self._notify.close()
 

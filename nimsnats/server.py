@@ -32,6 +32,7 @@ from nimsnats.version import NATS_VERSION, __version__
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
+    from nimsnats.collector import Collector
     from nimsnats.monitor.server import MonitorServer
     from nimsnats.monitor.stall import StallWatch
     from nimsnats.monitor.system import SystemServices
@@ -102,6 +103,8 @@ class Server:
         """Called with what the server is at, in words for people."""
         self.stalls: StallWatch | None = None
         """How often the loop was stuck, if somebody counts (the process does)."""
+        self.collector: Collector | None = None
+        """How long the garbage collector has stopped everything, if somebody counts (the process does)."""
         self.reloading: Callable[[], str] | None = None
         """Reads the configuration again, where there is one to read; returns what was wrong."""
         self.clustered = False
@@ -164,6 +167,7 @@ class Server:
             config_digest=settings.config_digest,
             config_loaded_ns=runtime.time_ns(),
             stalls=self.stalls,
+            collector=self.collector,
             reload=self.reloading,
         )
         if warning := exposure(settings, embeds_registry=bool(self.on_http)):

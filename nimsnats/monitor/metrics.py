@@ -161,6 +161,11 @@ def _loop(view: NodeView) -> Iterator[Metric]:
             "event_loop_stalls_total", "Times that one callback held the loop for over a second.", view.stalls.count
         )
         yield counter("event_loop_stalled_seconds_total", "Seconds that these took.", view.stalls.seconds)
+    if view.collector is not None:
+        found = view.collector
+        yield counter("collector_pauses_total", "Collections of Python's garbage collector.", found.pauses)
+        yield counter("collector_paused_seconds_total", "Seconds that these took.", found.paused)
+        yield gauge("collector_longest_pause_seconds", "Seconds of the longest of them.", found.longest)
 
 
 def _storage(view: NodeView) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker.reasons import Reason
 from nimsnats.broker.stats import BrokerStats
+from nimsnats.collector import Collector
 from nimsnats.jetstream.kinds import name_of
 from nimsnats.monitor.format import JsonObject
 from nimsnats.monitor.histogram import Histogram
@@ -98,6 +99,7 @@ class NodeView:
     """The same for `/health/registry`."""
     application: Application | None = None
     stalls: StallWatch | None = None
+    collector: Collector | None = None
     config_digest: str = ""
     config_loaded_ns: int = 0
     reload: Callable[[], str] | None = None
