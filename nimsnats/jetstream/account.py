@@ -22,7 +22,6 @@ from nimsnats.jetstream.peers import named
 from nimsnats.jetstream.routed import publishers_group
 from nimsnats.jetstream.serving import ServedStream
 from nimsnats.jetstream.stream import Environment, Stream
-from nimsnats.protocol.overlap import Overlap
 
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
@@ -58,8 +57,8 @@ class JetStreamAccount:
 
     def records(self) -> list[StreamRecord]:
         """The account's lines in the catalogue, by name."""
-        found = [record for record in self.engine.meta.streams.values() if record.account == self.name]
-        return sorted(found, key=lambda record: record.name)
+        found = self.engine.meta.census.account(self.name).records
+        return [found[name] for name in sorted(found)]
 
     def record(self, name: str) -> StreamRecord:
         """A stream's line in the catalogue. Raises ApiError 10059."""
@@ -180,12 +179,8 @@ class JetStreamAccount:
     def _check_against_others(self, config: StreamConfig) -> None:
         if config.num_replicas > 1 and not self.engine.clustered:
             raise errors.STREAM_REPLICAS_NOT_SUPPORTED()
-        mine = Overlap(config.subject_bytes)
-        for record in self.engine.meta.streams.values():
-            if record.account != self.name or record.name == config.name:
-                continue
-            if any(mine.collides(subject.encode()) for subject in record.config.get("subjects") or ()):
-                raise errors.STREAM_SUBJECT_OVERLAP()
+        if self.engine.meta.census.account(self.name).taken(config.subject_bytes, but=config.name):
+            raise errors.STREAM_SUBJECT_OVERLAP()
         self.engine.check_reservation(config)
 
     def check_consumers(self, stream: Stream, stored: dict[str, Any]) -> None:
@@ -320,8 +315,18 @@ class JetStreamAccount:
 
     def usage(self) -> tuple[int, int]:
         """Bytes stored in (memory, file) streams."""
-        memory = sum(stream.store.bytes for stream in self if stream.config.storage == "memory")
-        return memory, sum(stream.store.bytes for stream in self) - memory
+        memory = total = 0
+        for served in self.streams.values():
+            stream = served.stream
+            size = stream.store.bytes
+            total += size
+            if stream.config.storage == "memory":
+                memory += size
+        return memory, total - memory
+
+    def consumers(self) -> int:
+        """Consumers of the streams here."""
+        return sum([len(served.stream.consumers) for served in self.streams.values()])
 
     def reserved(self) -> tuple[int, int]:
         """Sums of `max_bytes` of (memory, file) streams."""

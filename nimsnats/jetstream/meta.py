@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from nimsnats.jetstream import errors, typed
+from nimsnats.jetstream.census import Census
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.kinds import META_GIVE_UP, META_STREAM_ADD, META_STREAM_REMOVE, META_STREAM_UPDATE
 from nimsnats.jetstream.packing import pack, unpack
@@ -92,6 +93,8 @@ class Meta:
 
     def __init__(self, runtime: Runtime, log: logging.Logger) -> None:
         self.streams: dict[Key, StreamRecord] = {}
+        self.census = Census()
+        """What these add up to."""
         self.removed: set[str] = set()
         """Groups of removed streams whose data may still be there."""
         self.given_up: tuple[str, tuple[str, ...]] | None = None
@@ -161,13 +164,16 @@ class Meta:
             return
         if isinstance(change, StreamRecord):
             self.streams[change.key] = change
+            self.census.count(change)
         elif isinstance(change, _Update):
             record = self.streams.get(change.key)
             if record is not None:
                 record.follow(change.config, change.members)
+                self.census.count(record)
         else:
             gone = self.streams.pop(change.key, None)
             if gone is not None:
+                self.census.forget(gone)
                 self.removed.add(gone.group)
         if self.on_change is not None:
             self._fence.run(self.on_change, change.key)
@@ -234,6 +240,7 @@ class Meta:
         before = list(self.streams)
         self.refusals.restore(refused)
         self.streams = {}
+        self.census = Census()
         for fields in records:
             try:
                 record = StreamRecord.of_entry(fields)
@@ -242,6 +249,7 @@ class Meta:
                 self._log.error("JetStream catalogue: %s", refusal.reason)
             else:
                 self.streams[record.key] = record
+                self.census.count(record)
         self.removed = set(removed)
         self.given_up = (given_up[0], tuple(given_up[1])) if given_up is not None else None
         if self.given_up is not None and self.on_given_up is not None:

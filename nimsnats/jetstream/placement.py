@@ -79,6 +79,8 @@ class Placement:
     def first(self, members: Sequence[str], leader: Callable[[StreamRecord], str]) -> str:
         """Who of a new stream's members is to lead it first: the one that leads the fewest, silent ones last. `leader`
         knows the node that leads a stream, or ""."""
+        if len(members) == 1:
+            return members[0]
         led = Counter(leader(record) or node_of(record.founder) for record in self._meta().streams.values())
         return min(members, key=lambda member: (self._away(member), led[node_of(member)], member != self._me, member))
 
@@ -181,5 +183,5 @@ class Placement:
 
     def _by_load(self) -> list[str]:
         """Nodes, those with the fewest replicas first; this one before others that have as few, silent ones last."""
-        load = Counter(member for record in self._meta().streams.values() for member in record.members)
+        load = self._meta().census.replicas
         return sorted(self._nodes(), key=lambda node: (self._away(node), load[node], node != self._me, node))

@@ -34,6 +34,21 @@ class Overlap:
             node = node.setdefault(token or b" ", _Node())
         node[_END] = _Node()
 
+    def remove(self, pattern: bytes) -> None:
+        """Take a pattern out; nothing happens when it is not in."""
+        path: list[tuple[_Node, bytes]] = []
+        node = self._root
+        for token in (*[token or b" " for token in pattern.split(b".")], _END):
+            below = node.get(token)
+            if below is None:
+                return
+            path.append((node, token))
+            node = below
+        for parent, token in reversed(path):
+            if parent[token]:
+                return
+            del parent[token]
+
     def collides(self, pattern: bytes) -> bool:
         """Whether some literal subject matches both `pattern` and one of the set."""
         nodes = [self._root]

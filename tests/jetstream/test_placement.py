@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from nimsnats.jetstream.census import Census
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.meta import StreamRecord
 from nimsnats.jetstream.placement import NodeTags, Placement
@@ -15,7 +16,7 @@ from nimsnats.jetstream.placement import NodeTags, Placement
 
 def members(held: Sequence[str], nodes: Sequence[str], silent: str, **asked: Any) -> str:
     """The members of a stream that wants three, `held` by these, in a cluster of `nodes`; in order, as one word."""
-    meta = cast("Any", SimpleNamespace(streams={}))
+    meta = cast("Any", SimpleNamespace(streams={}, census=Census()))
     placement = Placement(lambda: meta, lambda: nodes, silent.__contains__, "a", NodeTags("a", ()))
     record = StreamRecord("A", "S", "S-A-S-1", 1, {}, list(held))
     config = StreamConfig("S", subjects=["s"], num_replicas=3)

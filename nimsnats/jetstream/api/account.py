@@ -51,7 +51,7 @@ class AccountApi:
         account = self._account
         if account.engine.peers.several:
             return self._info_of_all(self._dispatcher.total - 1)
-        used = [*account.usage(), sum(len(stream.consumers) for stream in account)]
+        used = [*account.usage(), account.consumers()]
         return self._info(used, self._dispatcher.total - 1)
 
     async def _info_of_all(self, total: int) -> JsonObject:
@@ -60,16 +60,14 @@ class AccountApi:
 
     def _info(self, used: list[int], total: int) -> JsonObject:
         account = self._account
-        reserved = {"memory": 0, "file": 0}
-        for record in account.records():
-            reserved[record.config["storage"]] += max(record.config["max_bytes"], 0)
+        census = account.engine.meta.census.account(account.name)
         memory, file, consumers = used
         body: JsonObject = {
             "memory": memory,
             "storage": file,
-            "reserved_memory": reserved["memory"],
-            "reserved_storage": reserved["file"],
-            "streams": len(account.records()),
+            "reserved_memory": census.reserved["memory"],
+            "reserved_storage": census.reserved["file"],
+            "streams": len(census.records),
             "consumers": consumers,
             "limits": dict(_LIMITS),
         }
