@@ -20,6 +20,10 @@ from nimsnats.protocol.json import BadJson, Number, Repeated, TooDeep, documents
 
 JsonObject = dict[str, Any]
 
+MOST_VALUES: Final = 1024
+"""Values that one body may hold, which are laid over each other. nats-server takes any number; nobody means more than
+one, and each costs as much as a small request."""
+
 
 class DecodeError(Exception):
     """A body that does not fit; the text is what Go would say after `invalid JSON: `."""
@@ -205,7 +209,9 @@ def decode(body: bytes, struct: Struct, strict: bool = True) -> JsonObject:
 def _decode(body: bytes, struct: Struct) -> JsonObject:
     result: JsonObject = {}
     try:
-        for value in documents(text_of(body)):
+        for count, value in enumerate(documents(text_of(body))):
+            if count == MOST_VALUES:
+                raise DecodeError(f"more than {MOST_VALUES} values in one request")
             if value is None:
                 continue
             if not isinstance(value, dict):
