@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nimsnats.broker import reserved, trace
@@ -38,6 +39,8 @@ _FIRST_PING: Final = 2.0
 """Seconds after CONNECT until the first PING, which measures the round trip."""
 _RTT_AGE: Final = 3600 * 10**9
 """Seconds after which the round trip is measured anew even on a busy connection."""
+_AT_ONCE: Final = 256
+"""Subscriptions that are given back before one looks at how long it has taken."""
 _NO_LINES: Final[Lines] = {}
 """Stays empty: connections that need every message looked at know no control line."""
 _FAILURES: Final = {
@@ -147,8 +150,7 @@ class ClientConnection(Publisher):
         if self.auth_task is not None:
             self.auth_task.cancel()
             self.auth_task = None
-        for sub in self.subs.values():
-            self.account.remove(sub)
+        self._leave(list(reversed(self.subs.values())))
         self.account.clients.pop(self.cid, None)
         if self._connected:
             broker.tell(lambda listener: listener.disconnected, self)
@@ -157,6 +159,18 @@ class ClientConnection(Publisher):
         self.lines = _NO_LINES
         self.headed = None
         self.options = ConnectOptions()  # passwords and signatures are of no use any more
+
+    def _leave(self, subs: list[Subscription]) -> None:
+        """Give subscriptions back, from the last of the list on, as many at a time as others can wait for."""
+        slices = self.broker.slices
+        end = slices.end() if len(subs) > _AT_ONCE else 0
+        while subs:
+            for sub in reversed(subs[-_AT_ONCE:]):
+                self.account.remove(sub)
+            del subs[-_AT_ONCE:]
+            if subs and slices.over(end):
+                slices.later(partial(self._leave, subs))
+                return
 
     def fail(self, failure: Failure, detail: str) -> None:
         """The parser gave up."""

@@ -100,3 +100,20 @@ async def test_a_client_that_leaves_while_its_input_is_held_is_gone() -> None:
     for _ in range(100):
         await asyncio.sleep(0)  # its next slice would be now
     assert both.broker.global_account.interest.count == 0
+
+
+async def test_a_client_with_many_subscriptions_leaves_in_slices() -> None:
+    both = _Both(0)
+    both.much.write(CONNECT + b"".join(b"SUB a.%d.* %d\r\n" % (i, i) for i in range(4000)) + b"PING\r\n")
+    both.other.write(CONNECT)
+    await both.turns_until(b"PONG", both.heard)
+    both.step = BUDGET
+    interest = both.broker.global_account.interest
+    both.much.close()
+    await until(lambda: len(both.broker.clients) == 1)
+    assert 3000 < interest.count < 4000
+    both.other.write(b"PING\r\n")
+    await both.turns_until(b"PONG", both.answered)
+    assert interest.count
+    await until(lambda: not interest.count)
+    assert 10 < both.broker.slices.cuts < 20
