@@ -50,7 +50,8 @@ def measure(server: Server | Cluster, settings: Settings, shape: Shape, where: W
         seconds = flooded.seconds
         if shape.stream is not None:
             stored, at = _settle(far.address, plan.count, began, settings.patience)
-            values["stored"] = stored / plan.count
+            if stored is not None:
+                values["stored"] = stored / plan.count
             seconds = max(seconds, at)
         values["cpu"] = (server.cpu_seconds() - spent) / max(1, flooded.sent)
         values["peak"] = server.peak_bytes()
@@ -83,10 +84,10 @@ def _prepare(server: Server | Cluster, shape: Shape, where: Where) -> tuple[Serv
     return next(node for node in nodes if node is not leader), leader
 
 
-def _settle(address: Address, count: int, began: float, patience: float) -> tuple[int, float]:
+def _settle(address: Address, count: int, began: float, patience: float) -> tuple[int | None, float]:
     """How many messages a stream has stored once it stores no more, and seconds from `began` to the last of them.
 
-    Zero messages when the server does not answer within `patience` seconds.
+    None when the server does not answer within `patience` seconds.
     """
     deadline = time.perf_counter() + patience
     stored, changed = -1, 0.0
@@ -101,7 +102,7 @@ def _settle(address: Address, count: int, began: float, patience: float) -> tupl
                     break
                 time.sleep(_POLL)
     except (OSError, WireError):
-        return max(stored, 0), time.perf_counter() - began
+        return None, time.perf_counter() - began
     return stored, changed - began
 
 

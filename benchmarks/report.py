@@ -185,9 +185,9 @@ acknowledges after fsync; nats-server does so only with
 
 
 _SECTION: Final = """A row for each server. Rates, memory, processor time and durations without a unit say how many
-times as good it is as the first server of the same run. Waits are the longest ones, in milliseconds; where there are three nodes,
-those of each. `>` had not ended when the measurement did, `<` is a rate that was not kept up, bold misses the aim.
-Crowds tell how many times as much an operation costs beside the crowd as alone on the same server.
+times as good it is as the first server of the same run. Waits are the longest ones, in milliseconds; where there are
+three nodes, those of each. `>` had not ended when the measurement did, `<` is a rate that was not kept up, bold misses
+the aim. Crowds tell how many times as much an operation costs beside the crowd as alone on the same server.
 """
 
 
