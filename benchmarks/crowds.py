@@ -75,9 +75,11 @@ def talk(signals: Signals, address: Address, plans: Sequence[Sequence[bytes]]) -
 def _skip_to_pong(connection: Connection) -> None:
     """Read until the PONG; what else comes is nobody's business here."""
     seen = b""
-    while not (seen := seen[-8:] + connection.socket.recv(65536)).endswith(b"PONG\r\n"):
-        if len(seen) <= 8:
+    while b"PONG\r\n" not in seen:
+        data = connection.socket.recv(65536)
+        if not data:
             raise ConnectionError("the server closed a connection of the crowd")
+        seen = seen[-8:] + data
 
 
 def close_many(signals: Signals, address: Address, count: int) -> None:
