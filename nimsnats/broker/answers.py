@@ -7,6 +7,7 @@ plain client subscription are written as one piece, formatted in C. Whatever doe
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 def publish_numbered(account: Account, subjects: Sequence[bytes], head: bytes, numbers: Sequence[int]) -> None:
     """Publish `head` + number + `}` to each subject. Empty subjects are left out; numbers ascend."""
+    at, count = 0, len(numbers)
+    while at < count:
+        end = bisect_left(numbers, 10 ** len(str(numbers[at])), at)
+        if at or end < count:
+            _publish_run(account, subjects[at:end], head, numbers[at:end])
+        else:
+            _publish_run(account, subjects, head, numbers)
+        at = end
+
+
+def _publish_run(account: Account, subjects: Sequence[bytes], head: bytes, numbers: Sequence[int]) -> None:
+    """The same for numbers of as many digits as each other."""
     if not _publish_family(account, subjects, head, numbers):
         groups: dict[bytes, tuple[list[bytes], list[int]]] = {}
         for subject, number in zip(subjects, numbers, strict=True):
@@ -44,7 +57,7 @@ def _publish_family(account: Account, subjects: Sequence[bytes], head: bytes, nu
     first = subjects[0]
     family = first[: first.rfind(b".") + 1]
     width = len(b"%d" % numbers[0])
-    if not family or width != len(b"%d" % numbers[-1]):
+    if not family:
         return False
     count = len(subjects)
     joined = b"\n".join(subjects)

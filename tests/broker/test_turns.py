@@ -24,7 +24,7 @@ from tests.broker.route_stand import routed
 from tests.certificates import Authority, needs_openssl
 from tests.security.tls_peer import LOOPS, listening, trusting
 
-COUNT = 3000
+COUNT = 2000
 BODY = b"x" * 1000
 FLOOD = (b"PUB foo 1000\r\n" + BODY + b"\r\n") * COUNT
 CONNECT = b'CONNECT {"verbose":false}\r\n'

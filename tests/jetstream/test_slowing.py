@@ -85,7 +85,7 @@ class Still:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("count", "size"), [(8000, 100), (200, 65536)])
+@pytest.mark.parametrize(("count", "size"), [(5000, 100), (80, 65536)])
 async def test_a_flood_is_stored_whole(tmp_path: Path, count: int, size: int) -> None:
     async with running(tmp_path) as stand:
         await stand.client.jetstream().add_stream(name="S", subjects=["s"])
@@ -285,12 +285,12 @@ async def test_floods_through_other_nodes_are_stored_whole(tmp_path: Path) -> No
                 if replicas == 3:
                     await until(lambda away=away: bool(nodes[away].app.streams["S"].stream.group.leader))
                 await until(lambda account=account: account.has_interest(b"s"))
-                peer.send(flood(3000, 100) + flood(40, 65536))
+                peer.send(flood(1500, 100) + flood(20, 65536))
                 ending = asyncio.ensure_future(peer.sync())
                 while not ending.done():
                     other.send(b"PUB talk 2\r\nhi\r\n")
                     assert [await told(listener) for _ in range(2)] == [b"MSG talk 1 2", b"hi"]
-                await until(lambda stream=stream: stream.store.last_seq == 3040)
+                await until(lambda stream=stream: stream.store.last_seq == 1520)
                 assert nodes[away].server.broker.stats.slowed_total
                 assert not nodes[leader].server.broker.stats.slowed_total, "no route is held"
                 for each in (peer, other, listener):
