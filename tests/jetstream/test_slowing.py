@@ -283,6 +283,7 @@ async def test_floods_through_other_nodes_are_stored_whole(tmp_path: Path) -> No
                 account = nodes[away].server.broker.accounts["APP"]
                 await until(lambda account=account: account.has_interest(b"talk"))
                 if replicas == 3:
+                    await until(lambda away=away: "S" in nodes[away].app.streams)
                     await until(lambda away=away: bool(nodes[away].app.streams["S"].stream.group.leader))
                 await until(lambda account=account: account.has_interest(b"s"))
                 peer.send(flood(1500, 100) + flood(20, 65536))
