@@ -34,7 +34,7 @@ _SWEEP: Final = 64
 class Pattern:
     """A subject with wildcards, made ready for `SubjectOrder.select`."""
 
-    __slots__ = ("all_below", "prefix", "test", "tokens")
+    __slots__ = ("_test", "all_below", "prefix", "tokens")
 
     def __init__(self, pattern: bytes) -> None:
         tokens = pattern.split(b".")
@@ -44,10 +44,17 @@ class Pattern:
         """What every match begins with."""
         self.all_below = tokens[literal:] == [WILDCARD_REST]
         """Whether everything that begins with it matches."""
-        forms = [_ANY_TOKEN if token == WILDCARD_ONE else re.escape(token) for token in tokens]
-        if tokens[-1] == WILDCARD_REST:
-            forms[-1] = b".+"
-        self.test: Callable[[bytes], object] = re.compile(rb"\.".join(forms), re.DOTALL).fullmatch
+        self._test: Callable[[bytes], object] | None = None
+
+    @property
+    def test(self) -> Callable[[bytes], object]:
+        """Whether a subject matches. Made when it is first asked for: mostly nothing begins as it would have to."""
+        if self._test is None:
+            forms = [_ANY_TOKEN if token == WILDCARD_ONE else re.escape(token) for token in self.tokens]
+            if self.tokens[-1] == WILDCARD_REST:
+                forms[-1] = b".+"
+            self._test = re.compile(rb"\.".join(forms), re.DOTALL).fullmatch
+        return self._test
 
     def beyond(self, subject: bytes) -> bytes:
         """For a subject with the prefix that does not match: a subject above it, below which there is no other match.
