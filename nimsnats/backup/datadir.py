@@ -186,7 +186,8 @@ class Replay:
 
     def _apply(self, group: StoredGroup, machine: StateMachine, entry: Entry) -> None:
         try:
-            machine.apply(entry)
+            for _ in machine.apply(entry) or ():
+                pass
         except OF_THIS_NODE:
             raise
         except Exception as error:  # a node refuses it likewise, and goes on

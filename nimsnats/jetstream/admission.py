@@ -6,6 +6,7 @@ which error a client sees. Everything here is a function of the replicated state
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Final
 
 from nimsnats.jetstream import errors
@@ -17,6 +18,7 @@ from nimsnats.jetstream.store import LAST_SEQUENCE, MessageStore
 from nimsnats.protocol.gotext import quoted
 
 MAX_HEADERS: Final = 65535
+_STALE: Final = 16384
 NatsHeaders = dict[bytes, bytes]
 
 MSG_ID: Final = b"Nats-Msg-Id"
@@ -131,9 +133,10 @@ class Admission:
             self._ids[self.last_id] = (seq, now)
 
     def forget_ids(self, before: int) -> None:
-        """Free ids stored before a time; what `check` answers does not depend on it. Ids are in order of time."""
+        """Free ids stored before a time; what `check` answers does not depend on it. Ids are in order of time. At most
+        `_STALE` at a time, which is more than a batch brings: others go with the next ones."""
         stale: list[bytes] = []
-        for name, (_, at) in self._ids.items():
+        for name, (_, at) in islice(self._ids.items(), _STALE):
             if at >= before:
                 break
             stale.append(name)

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import compress
+from operator import not_
 from typing import Any, Final, cast
 
 from nimsnats.jetstream.batch import MAX_MESSAGES, Batch
@@ -130,6 +131,11 @@ class Block:
         if self.dead is None:
             return range(self.count)
         return [at for at, gone in enumerate(self.dead) if not gone]
+
+    def live_seqs(self) -> Sequence[int]:
+        """Sequences of all live messages, ascending (not to be changed)."""
+        seqs = self.seqs if self.seqs is not None else range(self.first, self.first + self.count)
+        return seqs if self.dead is None else list(compress(seqs, map(not_, self.dead)))
 
     def kill(self, at: int) -> None:
         """Mark a live position dead."""
@@ -260,6 +266,8 @@ class BlockCache:
         self._limit = limit
         self._size = 0
         self._blocks: OrderedDict[tuple[int, int], Loaded] = OrderedDict()
+        self._of: dict[int, set[int]] = {}
+        """Log indexes of the blocks of each store."""
 
     def get(self, key: tuple[int, int]) -> Loaded | None:
         """A block by (store id, log index)."""
@@ -272,21 +280,25 @@ class BlockCache:
         """Keep a block, pushing out the ones that nobody asked for."""
         self.drop(key)
         self._blocks[key] = loaded
+        self._of.setdefault(key[0], set()).add(key[1])
         self._size += loaded.size
         while self._size > self._limit and len(self._blocks) > 1:
-            _, old = self._blocks.popitem(last=False)
-            self._size -= old.size
+            self.drop(next(iter(self._blocks)))
 
     def drop(self, key: tuple[int, int]) -> None:
         """Forget a block."""
         old = self._blocks.pop(key, None)
         if old is not None:
             self._size -= old.size
+            of = self._of[key[0]]
+            of.remove(key[1])
+            if not of:
+                del self._of[key[0]]
 
     def drop_store(self, store: int) -> None:
         """Forget all blocks of one store."""
-        for key in [key for key in self._blocks if key[0] == store]:
-            self.drop(key)
+        for index in list(self._of.get(store, ())):
+            self.drop((store, index))
 
 
 class BlockList:
@@ -333,9 +345,11 @@ class BlockList:
         for at in range(start, len(self._blocks)):
             yield self._blocks[at]
 
-    def below(self, seq: int) -> list[Block]:
-        """Blocks that may hold sequences < `seq`, lowest first: a copy, so that they may be removed on the way."""
-        return self._blocks[self._head : max(bisect_left(self._firsts, seq, self._head), self._head)]
+    def below(self, seq: int, start: int = 0) -> list[Block]:
+        """Blocks that may hold sequences from `start` up to `seq`, without it, lowest first: a copy, so that they may
+        be removed on the way."""
+        first = max(bisect_right(self._firsts, start, self._head) - 1, self._head) if start else self._head
+        return self._blocks[first : max(bisect_left(self._firsts, seq, self._head), self._head)]
 
     def descending(self, seq: int) -> Iterator[Block]:
         """Blocks that may hold sequences <= `seq`, highest first."""

@@ -95,10 +95,11 @@ class Expiry:
     def _due(self, now: int) -> bool:
         return bool(self._heap) and self._heap[0][0] <= now
 
-    def take_due(self, now: int) -> list[int]:
-        """Sequences whose deadline has come, and forget them."""
+    def take_due(self, now: int, most: int) -> list[int]:
+        """At most so many sequences whose deadline has come, soonest first, and forget them; none when there are no
+        more."""
         taken: list[int] = []
-        while self._due(now):
+        while len(taken) < most and self._due(now):
             _, seq = heappop(self._heap)
             if self.deadlines.pop(seq, None) is not None:
                 taken.append(seq)

@@ -87,6 +87,14 @@ class SubjectIndex:
         self._cache.clear()
         self.order.clear()
 
+    def shrink(self, subjects: int) -> bool:
+        """Forget so many subjects of an index that nobody needs any more. False when none is left."""
+        if self.order.shrink(subjects):
+            return True
+        for _ in range(min(subjects, len(self._lists))):
+            self._lists.popitem()
+        return bool(self._lists)
+
     def add(self, subject: bytes, seq: int) -> None:
         """Add one sequence, higher than all of its subject."""
         held = self._lists.get(subject)
@@ -231,6 +239,11 @@ class SubjectIndex:
         if held is None:
             return ()
         return (held,) if isinstance(held, int) else held.items[held.head :]
+
+    def lowest(self, subject: bytes, count: int) -> Sequence[int]:
+        """The `count` lowest sequences of a subject that has at least as many, ascending (a copy)."""
+        held = self._lists[subject]
+        return (held,)[:count] if isinstance(held, int) else held.items[held.head : held.head + count]
 
     def first(self, subject: bytes) -> int:
         """The lowest sequence of a subject, 0 when it has none."""

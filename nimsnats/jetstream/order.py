@@ -106,6 +106,13 @@ class SubjectOrder:
         self._runs, self._firsts, self._fresh, self._gone = [], [], {}, set()
         self._sorted = self._cursor = 0
 
+    def shrink(self, subjects: int) -> bool:
+        """Forget about so many, of an order that nobody needs any more. False when none is left."""
+        while self._runs and subjects > 0:
+            self._firsts.pop()
+            subjects -= len(self._runs.pop())
+        return bool(self._runs)
+
     def add(self, subject: bytes) -> None:
         """A subject that was not there."""
         if self._gone and subject in self._gone:

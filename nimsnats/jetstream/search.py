@@ -197,6 +197,11 @@ def _test(filters: Filters) -> Callable[[bytes], bool]:
     return any_matcher(filters)
 
 
+def selects(filters: Filters, subject: bytes) -> bool:
+    """Whether the filters match a subject."""
+    return not filters or _test(filters)(subject)
+
+
 def _step(store: MessageStore, test: Callable[[bytes], bool], start: int) -> int:
     """Look at the few messages from `start` on: the way of consumers that wait for new ones, of whom there are many."""
     for seq in range(max(start, 1), store.last_seq + 1):

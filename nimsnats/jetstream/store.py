@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from itertools import compress, count
 from typing import Final
 
@@ -19,6 +19,9 @@ from nimsnats.jetstream.index import SubjectIndex
 
 LAST_SEQUENCE: Final = 2**64 - 2
 """Nothing is stored above: the next sequence must still fit into 64 bits. A purge or `first_seq` can get there."""
+_FREED: Final = 4096
+"""Subjects that are freed in one step."""
+_BLOCKS_FREED: Final = 16
 _store_ids: Final = count(1)
 
 
@@ -373,30 +376,59 @@ class MessageStore:
 
     def remove_below(self, end: int, keep: Container[int] = ()) -> list[int]:
         """Remove all messages with sequences < `end` that are not in `keep`; returns the removed ones, ascending."""
+        return [seq for removed in self.removing_below(end, keep) for seq in removed]
+
+    def removing_below(self, end: int, keep: Container[int] = (), start: int = 0) -> Iterator[list[int]]:
+        """The same in steps of one block; each yields what it has removed. Below `start` is nothing but what is to be
+        kept."""
+        for block in self.blocks.below(end, start):
+            removed: list[int] = []
+            if block.last < end and not keep and block is self.blocks.first() and not self._filling(block):
+                self._drop_front(block, removed)
+            else:
+                for at in block.live_positions():
+                    seq = block.seq_at(at)
+                    if seq >= end:
+                        break
+                    if seq not in keep:
+                        self._kill(block, at, seq)
+                        removed.append(seq)
+                if not block.live:
+                    self._forget(block)
+            if removed:
+                self._first_moved = True
+                yield removed
+
+    def remove_fronts(self, fronts: Iterable[tuple[bytes, int]]) -> list[int]:
+        """Remove the lowest messages of subjects, so many of each as are named beside it; returns them, ascending."""
         removed: list[int] = []
-        while len(self.blocks) and not keep:
-            block = self.blocks.first()
-            if block.last >= end or self._filling(block):
-                break
-            self._drop_front(block, removed)
-        for block in self.blocks.below(end):
-            for at in block.live_positions():
-                seq = block.seq_at(at)
-                if seq >= end:
-                    break
-                if seq not in keep:
-                    self._kill(block, at, seq)
-                    removed.append(seq)
-            if not block.live:
-                self._forget(block)
-        if removed:
-            self.advance()
+        for subject, excess in fronts:
+            removed += self.index.lowest(subject, excess)
+            self.index.remove_front(subject, excess)
+        removed.sort()
+        block: Block | None = None
+        for seq in removed:
+            if block is None or seq > block.last:
+                if block is not None and not block.live:
+                    self._forget(block)
+                block = self.blocks.find(seq)
+                assert block is not None
+            at = block.position(seq)
+            if self.struck is not None:
+                self.struck[seq] = block.subject_at(at)
+            self.messages -= 1
+            self.bytes -= block.size_at(at)
+            block.kill(at)
+        if block is not None and not block.live:
+            self._forget(block)
+        if removed and removed[0] <= self._first_seq:
+            self._first_moved = True
         return removed
 
     def _drop_front(self, block: Block, removed: list[int]) -> None:
         """Drop a block whose messages are the lowest of their subjects: work per subject, not per message."""
         positions = block.live_positions()
-        removed.extend(map(block.seq_at, positions))
+        removed.extend(block.live_seqs())
         if self.struck is not None:
             self.struck.update((block.seq_at(at), block.subject_at(at)) for at in positions)
         if block.numbers is None:
@@ -409,19 +441,31 @@ class MessageStore:
         self.bytes -= block.stored
         self._forget(block)
 
-    def clear(self) -> None:
-        """Remove every message. Never while a batch is open."""
+    def clear(self) -> Iterator[None]:
+        """Remove every message. Never while a batch is open. What was there is gone when this returns; what it gives
+        back frees the memory in steps."""
         assert self._open is None
-        for block in self.blocks:
+        blocks, index = self.blocks, self.index
+        for block in blocks:
             self.dropped.append(block.index)
             block.retire()
+        self.blocks, self.index = BlockList(), SubjectIndex()
         self._cache.drop_store(self.id)
-        self.blocks.clear()
-        self.index.clear()
         self.messages = 0
         self.bytes = 0
         self.first_seq = self.last_seq + 1
+        return _freeing(blocks, index)
 
     def close(self) -> None:
         """Free the cache."""
         self._cache.drop_store(self.id)
+
+
+def _freeing(blocks: BlockList, index: SubjectIndex) -> Iterator[None]:
+    """Let go of these a part at a time: what a million objects take to be freed would stop everything else."""
+    for at, block in enumerate(blocks):
+        block.table, block.numbers, block.sizes = [], None, 0
+        if at % _BLOCKS_FREED == 0:
+            yield
+    while index.shrink(_FREED):
+        yield

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from nimsnats.jetstream import errors, search, typed
+from nimsnats.jetstream import errors, removal, search, typed
 from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
 from nimsnats.jetstream.batch import MAX_MESSAGES, BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache
@@ -39,6 +39,7 @@ from nimsnats.jetstream.kinds import (
 )
 from nimsnats.jetstream.outcomes import Placement, read_told
 from nimsnats.jetstream.packing import pack
+from nimsnats.jetstream.removal import Removed
 from nimsnats.jetstream.stream_state import StreamState
 from nimsnats.raft.machine import BadEntry, Entry, Group, NotLeader
 from nimsnats.runtime import Runtime
@@ -47,6 +48,12 @@ if TYPE_CHECKING:
     from nimsnats.broker.account import Account
     from nimsnats.jetstream.consumer.set import ConsumerSet
 
+Steps = Generator[None, None, None]
+_DONE: Final = object()
+_STEPS: Final = 4
+"""So many steps of an entry are taken at once: most have no more."""
+_AT_ONCE: Final = 16384
+"""Sequences that are given up in one step: twice as many as the largest batch of a publisher brings."""
 Outcome = int | Duplicate | ApiError
 """What became of one published message: its sequence, or why it was not stored."""
 
@@ -95,6 +102,10 @@ class Stream(StreamState):
         self.on_change: Callable[[], None] | None = None
         """Called when something that can expire was stored."""
         self._telling = False
+        self.unsettled = False
+        """Whether an entry is half applied."""
+        self._waiting: list[asyncio.Future[None]] = []
+        """Of those who wait for the other half."""
         self.consumers = environment.consumers(self)
 
     # Life
@@ -165,12 +176,41 @@ class Stream(StreamState):
 
     # StateMachine
 
-    def apply(self, entry: Entry) -> None:
-        """Apply one committed entry. Raises BadEntry."""
+    def apply(self, entry: Entry) -> Iterator[None] | None:
+        """Apply one committed entry, or begin to: what is left is returned. Raises BadEntry."""
+        steps = self._apply(entry)
+        if steps is None or any(next(steps, _DONE) is _DONE for _ in range(_STEPS)):
+            return None
+        rest = self._rest_of(steps)
+        next(rest)
+        return rest
+
+    def _rest_of(self, steps: Steps) -> Steps:
+        """What is left of an entry; whoever reads the stream waits for its end."""
+        self.unsettled = True
+        try:
+            yield
+            yield from steps
+        finally:
+            self.unsettled = False
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
+
+    async def settled_down(self) -> None:
+        """Wait until no entry is half applied: what is read then is the same on every member that has applied as
+        much."""
+        while self.unsettled:
+            waiting: asyncio.Future[None] = self.runtime.loop.create_future()
+            self._waiting.append(waiting)
+            await waiting
+
+    def _apply(self, entry: Entry) -> Steps | None:
         kind = entry.kind
         if kind == MESSAGES:
-            self._apply_messages(entry)
-        elif kind == RESTORED:
+            return self._apply_messages(entry)
+        if kind == RESTORED:
             self._apply_restored(entry)
         elif kind == STREAM_TOLD:
             self._outcomes.heard(read_told(entry.data))
@@ -180,10 +220,11 @@ class Stream(StreamState):
         elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
             self.consumers.apply(entry)
         else:
-            self._apply_operation(entry)
+            return self._apply_operation(entry)
+        return None
 
-    def _apply_operation(self, entry: Entry) -> None:
-        operation = {
+    def _apply_operation(self, entry: Entry) -> Steps | None:
+        operation: Callable[[dict[str, Any]], Any] | None = {
             STREAM_CONFIG: self._apply_config,
             STREAM_DELETE_MESSAGE: self._apply_delete,
             STREAM_PURGE: self._apply_purge,
@@ -194,13 +235,26 @@ class Stream(StreamState):
         if operation is None:
             raise BadEntry("its kind is unknown")
         fields = typed.mapping(typed.opened(entry.data), _FIELDS[entry.kind], _CREATED)
+        return self._operate(entry, operation, fields)
+
+    @staticmethod
+    def _operate(entry: Entry, operation: Callable[[dict[str, Any]], Any], fields: dict[str, Any]) -> Steps:
         result: Any = None
         error: ApiError | None = None
         try:
             result = operation(fields)
+            if isinstance(result, Generator):
+                result = yield from cast("Generator[None, None, Any]", result)
         except ApiError as refused:
             error = refused
         _tell(entry, result, error)
+
+    def _remove(self, removing: Removed) -> Steps:
+        """Give up messages step by step, and have the consumers hear of it."""
+        for removed in removing:
+            self._gone(removed)
+            yield
+        self.reader.forget()
 
     def refuse(self, context: object, error: Exception) -> None:
         """A local proposal was dropped."""
@@ -227,7 +281,7 @@ class Stream(StreamState):
 
     # Messages
 
-    def _apply_messages(self, entry: Entry) -> None:
+    def _apply_messages(self, entry: Entry) -> Steps | None:
         publication = entry.context if isinstance(entry.context, Publication) else None
         if publication is not None:
             batch = publication.batch
@@ -239,22 +293,71 @@ class Stream(StreamState):
                 told = read_told(batch.told) if batch.told else ()
             except (BadBatch, BadEntry) as error:
                 self._lose_batch(entry, error)
-                return
+                return None
             self._outcomes.heard(told)
         if batch.expire:
-            self._expire(batch.time)
-        known, gone = self._outcomes.place(entry.index)
-        self._gone(gone)
+            return self._expire_and_store(entry, batch, publication)
+        known, before = self._place(entry.index)
+        if (known and known.refused) or not self._plain(batch, len(entry.data)):
+            return self._store_checked(entry, batch, publication, known)
+        self.store.append_run(entry.index, batch, cache=publication is not None)
+        excess = self._enforce_limits()
+        if excess is not None:
+            return self._store_over_limits(entry.index, batch, publication, known, before, excess)
+        self._stored(entry.index, batch, publication, known, before, [], [])
+        return None
+
+    def _store_over_limits(
+        self,
+        index: int,
+        batch: Batch,
+        publication: Publication | None,
+        known: Placement | None,
+        before: int,
+        excess: Steps,
+    ) -> Steps:
+        """A batch after which much has to go."""
+        yield from excess
+        self._stored(index, batch, publication, known, before, [], [])
+
+    def _place(self, index: int) -> tuple[Placement | None, int]:
+        """What is known of a batch whose turn it is now, and the last sequence before it."""
+        known, gone = self._outcomes.place(index)
+        if gone:
+            self._gone(gone)
+            self._lasting_below = 0
+        return known, self.store.last_seq
+
+    def _expire_and_store(self, entry: Entry, batch: Batch, publication: Publication | None) -> Steps:
+        """Delete markers: whatever has run out by their time goes first."""
+        yield from self._expire(batch.time)
+        known, _ = self._place(entry.index)
+        yield from self._store_checked(entry, batch, publication, known)
+
+    def _store_checked(
+        self, entry: Entry, batch: Batch, publication: Publication | None, known: Placement | None
+    ) -> Steps:
+        """A batch whose messages cannot just be accepted."""
         before = self.store.last_seq
         outcomes: list[Outcome] = []
         rejected: list[int] = []
-        if not (known and known.refused) and self._plain(batch, len(entry.data)):
-            self.store.append_run(entry.index, batch, cache=publication is not None)
-            self._enforce_limits()
-        else:
-            outcomes, rejected = self._store_each(entry.index, batch, known, cache=publication is not None)
+        for _ in self._store_each(entry.index, batch, known, outcomes, rejected, cache=publication is not None):
+            yield
+        self._stored(entry.index, batch, publication, known, before, outcomes, rejected)
+
+    def _stored(
+        self,
+        index: int,
+        batch: Batch,
+        publication: Publication | None,
+        known: Placement | None,
+        before: int,
+        outcomes: list[Outcome],
+        rejected: list[int],
+    ) -> None:
+        """A batch is stored: remember what became of it, and tell those who want to know."""
         last = self.store.last_seq
-        self._outcomes.note(entry.index, before + 1, last - before, rejected)
+        self._outcomes.note(index, before + 1, last - before, rejected)
         self._outcomes.passed(len(batch), known=known is not None, kept=True)
         if rejected and self._group is not None:
             self._tell_soon()
@@ -306,13 +409,18 @@ class Stream(StreamState):
         return config.retention != "interest" or all(map(self.consumers.interested, batch.table))
 
     def _store_each(
-        self, index: int, batch: Batch, known: Placement | None, *, cache: bool
-    ) -> tuple[list[Outcome], list[int]]:
+        self,
+        index: int,
+        batch: Batch,
+        known: Placement | None,
+        outcomes: list[Outcome],
+        rejected: list[int],
+        *,
+        cache: bool,
+    ) -> Steps:
         """Store message by message: the way of everything that has to be checked, unless it is `known` what came of
-        that. Returns also the positions that were rejected, ascending."""
+        that. Fills in the outcomes, and the positions that were rejected, ascending."""
         store, config, admission, now = self.store, self.config, self._admission, batch.time
-        outcomes: list[Outcome] = []
-        rejected: list[int] = []
         per_subject = config.max_msgs_per_subject
         interest = config.retention == "interest"
         headers = batch.headers
@@ -341,12 +449,16 @@ class Stream(StreamState):
                     store.remove(seq)
                     continue
                 if named:
-                    self._note_headers(subject, block, named, seq, now)
+                    others = self._note_headers(subject, block, named, seq, now)
+                    if others is not None:
+                        yield from others
                 elif config.subject_delete_marker_ttl and b"\r\nKV-Operation: PURGE\r\n" in block:
                     self.expiry.silent.add(seq)
                 if per_subject > 0 and store.index.count(subject) > per_subject:
                     self._gone(self._evict(subject, per_subject))
-                self._enforce_limits()
+                excess = self._enforce_limits()
+                if excess is not None:
+                    yield from excess
         except Exception:
             # an error of ours: what is stored stays, the rest of the batch is not, here as on every member
             rejected += range(store.last_seq - before + len(rejected), len(batch))
@@ -354,16 +466,19 @@ class Stream(StreamState):
         finally:
             store.finish(rejected, cache=cache)
         self.reader.forget()
-        return outcomes, rejected
 
-    def _note_headers(self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
-        """The effects of a stored message's headers: TTL, marker, roll-up."""
+    def _note_headers(
+        self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int
+    ) -> Steps | None:
+        """The effects of a stored message's headers: TTL, marker, roll-up. What a roll-up of everything removes is
+        removed in steps."""
         self._note_lasting(block, named, seq, now)
         rollup = named.get(ROLLUP, b"").lower()
         if rollup == b"sub":
             self._gone(self._evict(subject, 1))
         elif rollup == b"all":
-            self._gone(self.store.remove_below(seq))
+            return self._remove(removal.below(self.store, seq))
+        return None
 
     def _note_lasting(self, block: bytes, named: dict[bytes, bytes], seq: int, now: int) -> None:
         """Those that outlast the moment of storing."""
@@ -379,24 +494,30 @@ class Stream(StreamState):
         """Remove the oldest messages of a subject until `keep` are left."""
         index = self.store.index
         excess = index.count(subject) - keep
-        removed = [index.first(subject)] if excess == 1 else list(index.seqs(subject)[: max(excess, 0)])
+        removed = [index.first(subject)] if excess == 1 else list(index.lowest(subject, max(excess, 0)))
         for seq in removed:
             self.store.remove(seq)
         return removed
 
-    def _enforce_limits(self) -> None:
-        """Discard the oldest messages above `max_msgs` and `max_bytes`; discard new keeps them, and refuses others."""
+    def _enforce_limits(self) -> Steps | None:
+        """Discard the oldest messages above `max_msgs` and `max_bytes`; discard new keeps them, and refuses others.
+        None when that is done, as where limits have been reached for long: then as much goes as comes."""
         config, store = self.config, self.store
         if config.discard == "new":
-            return
+            return None
         messages = store.messages - config.max_msgs if config.max_msgs > 0 else 0
         size = store.bytes - config.max_bytes if config.max_bytes > 0 else 0
-        if messages > 0 or size > 0:
-            self._gone(store.remove_below(search.front(store, messages, size)))
+        if messages <= 0 and size <= 0:
+            return None
+        end = search.front(store, messages, size)
+        if end - store.first_seq > _AT_ONCE:
+            return self._remove(removal.below(store, end))
+        self._gone(store.remove_below(end))
+        return None
 
     # Operations: each returns the result that the proposer waits for
 
-    def _apply_config(self, fields: dict[str, Any]) -> None:
+    def _apply_config(self, fields: dict[str, Any]) -> Steps:
         """`config` (stored form) and, when the stream is new, `created`."""
         before, self.config = self.config, StreamConfig.of_entry(fields["config"])
         self.configured = True
@@ -404,20 +525,19 @@ class Stream(StreamState):
         if "created" in fields:
             self.created = fields["created"]
             self._set_first_seq()
-        if self.config != before:
-            self._enforce_subject_limit()
-        self._enforce_limits()
-        self.reader.forget()
+        yield from self._enforce_all(subjects=self.config.max_msgs_per_subject != before.max_msgs_per_subject)
         if self.on_config is not None:
             self.runtime.fence.run(self.on_config, before)
 
-    def _enforce_subject_limit(self) -> None:
-        """Discard the oldest messages above `max_msgs_per_subject`, of every subject."""
+    def _enforce_all(self, *, subjects: bool) -> Steps:
+        """Discard what is above limits that are new; `subjects`: above that of each subject, too."""
         keep = self.config.max_msgs_per_subject
-        if keep > 0:
-            for subject, count in list(self.store.index.counts(())):
-                if count > keep:
-                    self._gone(self._evict(subject, keep))
+        if subjects and keep > 0:
+            yield from self._remove(removal.over_subject_limit(self.store, keep))
+        excess = self._enforce_limits()
+        if excess is not None:
+            yield from excess
+        self.reader.forget()
 
     def _apply_delete(self, fields: dict[str, Any]) -> bool:
         """`seq`: remove one message."""
@@ -427,7 +547,7 @@ class Stream(StreamState):
         self._gone([seq])
         return True
 
-    def _apply_purge(self, fields: dict[str, Any]) -> int:
+    def _apply_purge(self, fields: dict[str, Any]) -> Generator[None, None, int]:
         """`filter` (empty: all subjects), `seq` (purge below), `keep` (newest to leave); how many were removed."""
         store = self.store
         wanted: bytes = fields["filter"]
@@ -435,40 +555,35 @@ class Stream(StreamState):
         keep: int = fields["keep"]
         before = store.messages
         if wanted and not covers_all((wanted,), self.subjects):
-            self._purge_subjects(wanted, seq, keep)
+            yield from self._take(removal.of_subjects(store, (wanted,), seq, keep))
         elif seq > store.last_seq + 1 and not keep:
-            store.clear()
+            freeing = store.clear()
             store.last_seq, store.first_seq = seq - 1, seq
+            yield from freeing
         elif seq or keep:
-            end = seq or search.front(store, store.messages - keep, 0)
-            store.remove_below(end)
+            yield from self._take(removal.below(store, seq or search.front(store, store.messages - keep, 0)))
         else:
-            store.clear()
+            yield from store.clear()
         self.reader.forget()
         self.consumers.purged()
         return before - store.messages
 
-    def _purge_subjects(self, wanted: bytes, seq: int, keep: int) -> None:
-        found = sorted(s for subject in self.store.index.subjects((wanted,)) for s in self.store.index.seqs(subject))
-        if seq:
-            found = [s for s in found if s < seq]
-        if keep:
-            found = found[:-keep]
-        for one in found:
-            self.store.remove(one)
+    @staticmethod
+    def _take(removing: Removed) -> Steps:
+        """Give up messages of which the consumers hear at the end."""
+        for _ in removing:
+            yield
 
-    def _apply_expire(self, fields: dict[str, Any]) -> None:
+    def _apply_expire(self, fields: dict[str, Any]) -> Steps:
         """`now`: remove what has run out by then."""
-        self._expire(fields["now"])
+        return self._expire(fields["now"])
 
-    def _expire(self, now: int) -> None:
-        removed = [seq for seq in self.expiry.take_due(now) if self.store.remove(seq)]
-        if self.config.max_age:
-            end = search.seq_at_time(self.store, now - self.config.max_age + 1)
-            removed += self.store.remove_below(end, keep=self.expiry.never)
+    def _expire(self, now: int) -> Steps:
+        max_age = self.config.max_age
+        yield from self._remove(removal.expired(self.store, self.expiry, now, max_age, self._lasting_below))
+        if max_age:
+            self._lasting_below = max(self._lasting_below, search.seq_at_time(self.store, now - max_age + 1))
         self._admission.forget_ids(now - self.config.duplicate_window)
-        self.reader.forget()
-        self._gone(removed)
 
     def _apply_lost(self, fields: dict[str, Any]) -> None:
         """`seqs`: messages that are damaged."""
@@ -505,7 +620,7 @@ class Stream(StreamState):
         if any(b <= a for a, b in pairwise(offsets)):
             raise BadEntry("its sequences do not ascend")
 
-    def _apply_end_of_restore(self, fields: dict[str, Any]) -> None:
+    def _apply_end_of_restore(self, fields: dict[str, Any]) -> Steps:
         """`last`, `time`, `lost` and `lost_bytes` of the archived stream; `now`."""
         store = self.store
         store.lost, store.lost_bytes = fields["lost"], fields["lost_bytes"]
@@ -514,8 +629,7 @@ class Stream(StreamState):
         if not store.messages and store.last_seq:
             store.first_seq = store.last_seq + 1
         self._admission.forget_ids(fields["now"] - self.config.duplicate_window)
-        self._enforce_subject_limit()
-        self._enforce_limits()
+        yield from self._enforce_all(subjects=True)
 
     # MessageSource, beyond what `StreamView` answers
 

@@ -56,6 +56,8 @@ class StreamState(StreamView):
         self.restored = 0
         """How often a snapshot of the leader has taken the place of everything here."""
         self.refusals = Refusals()
+        self._lasting_below = 0
+        """Below this sequence there is nothing but messages that `max_age` does not touch."""
         self._admission = Admission()
         self._outcomes = Outcomes(store)
         self._group: Group | None = None
@@ -161,8 +163,10 @@ class StreamState(StreamView):
         store = self.store
         self._compactor.abandon()
         self.reader.forget()
-        store.clear()
+        for _ in store.clear():
+            await asyncio.sleep(0)
         store.dropped, store.withheld = [], []
+        self._lasting_below = 0
         if self._group is not None:  # a follower that was away for too long becomes what its leader is
             self.restored += 1
         self.configured = bool(state)

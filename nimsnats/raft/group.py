@@ -9,9 +9,9 @@ A group of one is `alone` and takes the short way: no messages, no ticks, no har
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from nimsnats.raft.core import MEMBERSHIP, NOOP, Core, HardState, Role
 from nimsnats.raft.home import Durable, Memory
@@ -76,6 +76,9 @@ class HostedGroup:
         self._dropped: set[int] = set()
         """Blocks to drop with the next snapshot: lost ones, and those whose snapshot the disk refused."""
         self._damaged = self._compacting = False
+        self._rest: tuple[Entry, Iterator[None]] | None = None
+        """The entry that is being applied, and the steps that are left of that."""
+        self._going_on = False
 
     def _new_core(self) -> Core:
         """A core at the applied position: everything up to there is committed."""
@@ -252,6 +255,7 @@ class HostedGroup:
     def replay(self, entry: Entry, total: int) -> None:
         """Apply a recorded entry."""
         self._apply(entry)
+        self.conclude()
         self.total = self._applied_total = total
 
     def damaged(self, damage: LogDamage) -> None:
@@ -274,7 +278,8 @@ class HostedGroup:
         core = self.core
         core.resume_alone()
         self.keep_hard_state()
-        self._apply_to(core.log.committed)
+        while self._apply_to(core.log.committed) and self._rest is not None:
+            self.conclude()
         self.alone = True
         self.lead_on()
 
@@ -315,6 +320,7 @@ class HostedGroup:
         """End: refuse what is still under way."""
         self.stopped = True
         was_serving, self.serving = self.serving, False
+        self._abandon(ProposalDropped(reason))
         self.replica.stop()
         self.refuse_pending(ProposalDropped(reason))
         if was_serving:
@@ -367,21 +373,89 @@ class HostedGroup:
             log.trim(log.applied + 1)
 
     def _apply_to(self, index: int) -> bool:
-        """Apply what is committed up to `index`. False when the machine has failed."""
+        """Apply what is committed up to `index`, or up to an entry that takes several turns. False when the machine has
+        failed."""
+        if self._rest is not None:
+            return True
         core = self.core
         log = core.log
         try:
             for entry in log.entries[log.applied + 1 - log.first : index + 1 - log.first]:
                 self._apply(entry)
+                if self._rest is not None:
+                    index = entry.index - 1
+                    self._go_on_soon()
+                    break
         except OF_THIS_NODE as error:
-            # What is not the entry's fault others do not see: this member stops, and they go on.
-            self.fail(f"entry {self._applied} cannot be applied here ({type(error).__name__})")
-            core.applied_to(log.committed)
-            return False
+            return self._fail_to_apply(error)
         core.applied_to(index)
         if self._entries_since >= COMPACT_ENTRIES or self._bytes_since >= COMPACT_BYTES:
             self.compact_soon()
         return True
+
+    def _fail_to_apply(self, error: BaseException) -> bool:
+        """What is not the entry's fault others do not see: this member stops, and they go on."""
+        self.fail(f"entry {self._applied} cannot be applied here ({type(error).__name__})")
+        self.core.applied_to(self.core.log.committed)
+        return False
+
+    @property
+    def applying(self) -> bool:
+        """Whether an entry is being applied step by step."""
+        return self._rest is not None
+
+    def _go_on_soon(self) -> None:
+        if not self._going_on:
+            self._going_on = True
+            self.host.runtime.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Take the next step of an entry, or what comes after the last one."""
+        self._going_on = False
+        if self.stopped:
+            return
+        try:
+            if self._rest is not None and self._step():
+                self._go_on_soon()
+                return
+        except OF_THIS_NODE as error:
+            self._fail_to_apply(error)
+            return
+        if not self.alone:
+            self.replica.after()
+        elif self._apply_to(self.core.log.committed):
+            self.core.log.trim(self.core.log.applied + 1)
+
+    def _step(self) -> bool:
+        """Take the next step. False when there is none: then the entry is applied."""
+        assert self._rest is not None
+        entry, rest = self._rest
+        try:
+            next(rest)
+            return True
+        except StopIteration:
+            pass
+        except OF_THIS_NODE:
+            raise
+        except Exception as error:
+            self._refuse_applied(entry, error)
+        self._rest = None
+        if self.core.log.applied < entry.index:
+            self.core.applied_to(entry.index)
+        return False
+
+    def conclude(self) -> None:
+        """Take all steps that are left of an entry, at once."""
+        while self._rest is not None and self._step():
+            pass
+
+    def _abandon(self, error: Exception) -> None:
+        """Whatever an entry had still to change is not needed any more."""
+        if self._rest is not None:
+            entry, rest = self._rest
+            self._rest = None
+            cast("Generator[None, None, None]", rest).close()
+            self._refuse(entry, error)
 
     def apply_ready(self) -> bool:
         """Apply what is committed *and* durable here: the machine may want to read it back. False when there
@@ -441,11 +515,14 @@ class HostedGroup:
                 self.home.blocks[index] = (index, entry.term, kind, entry.messages, self._applied_total, entry.data)
         if kind > MEMBERSHIP:
             try:
-                self.machine.apply(entry)
+                rest = self.machine.apply(entry)
             except OF_THIS_NODE:
                 raise
             except Exception as error:
                 self._refuse_applied(entry, error)
+            else:
+                if rest is not None:
+                    self._rest = (entry, rest)
         elif kind == NOOP:
             if entry.data and entry.data == b"%d" % self.core.impaired:
                 self.host.log.info("Group %s: everything that was lost here is back", self._name)
@@ -485,6 +562,7 @@ class HostedGroup:
             return
         if self.stopped or self.replica.holding():
             return
+        self.conclude()
         snapshot = self.machine.snapshot()
         dropped = self._dropped.union(snapshot.dropped)
         notes = {**dict.fromkeys(self._new_blocks, b""), **self._unsaved}
@@ -533,6 +611,7 @@ class HostedGroup:
 
     async def restore(self, state: bytes, blocks: Sequence[StoredBlock]) -> None:
         """Have the machine become a snapshot that came from the leader."""
+        self._abandon(ProposalDropped("a snapshot of the leader takes the place of what is here"))
         try:
             await self.machine.restore(state, blocks)
         except Exception as error:

@@ -421,10 +421,12 @@ class Host:
 
     def _compact_next(self) -> None:
         group = self._due.popleft()
+        if group.applying and group.serving:
+            self._due.append(group)
+        elif group.serving:
+            self._compact(group)
         if self._due:
             self.runtime.call_later(0, self._compact_next)
-        if group.serving:
-            self._compact(group)
 
     def _compact(self, group: HostedGroup) -> None:
         """Take a snapshot; where that is not possible, the log grows until the next one is due."""

@@ -23,7 +23,7 @@ Rules of the game:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -159,8 +159,13 @@ class StateMachine(Protocol):
         sequences."""
         ...
 
-    def apply(self, entry: Entry) -> None:
-        """Apply one committed entry. Raises BadEntry before anything is changed; see the rules above."""
+    def apply(self, entry: Entry) -> Iterator[None] | None:
+        """Apply one committed entry. Raises BadEntry before anything is changed; see the rules above.
+
+        What takes long is done in steps of a few milliseconds: then this returns the rest of them. They are taken one a
+        turn of the loop, so that others have theirs; meanwhile nothing else is applied and no snapshot is taken, so
+        that every later entry finds the whole change done, on every member. An error in one of them is one of the
+        entry's. The machine may be given up between two steps."""
         ...
 
     def refuse(self, context: object, error: Exception) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ class Lab:
 def apply(machine: StateMachine, entry: Entry) -> None:
     """As a member does that proposed nothing."""
     try:
-        machine.apply(entry)
+        for _ in machine.apply(entry) or ():
+            pass
     except OF_THIS_NODE:
         raise
     except Exception as error:
@@ -119,11 +120,11 @@ def apply(machine: StateMachine, entry: Entry) -> None:
 def recorded(machine: StateMachine) -> list[Entry]:
     """What is applied to a machine from now on, as it stands in the log."""
     found: list[Entry] = []
-    inner: Callable[[Entry], None] = machine.apply
+    inner = machine.apply
 
-    def note(entry: Entry) -> None:
+    def note(entry: Entry) -> Iterator[None] | None:
         found.append(Entry(entry.index, entry.term, entry.kind, entry.data, None, entry.messages))
-        inner(entry)
+        return inner(entry)
 
     machine.apply = note  # type: ignore[method-assign]
     return found

@@ -95,7 +95,7 @@ class DirectApi:
         if params.get("batch"):
             self._run(request, self._send_batch(request, stream, params))
             return None
-        if searches(params):
+        if stream.unsettled or searches(params):
             self._run(request, self._seek_one(request, stream, params))
             return None
         return self._one(request, stream, select(stream, params), params)
@@ -114,7 +114,7 @@ class DirectApi:
         if any(params.get(key) for key in params if key != "no_hdr"):
             return self._status(request, 408, "Bad Request")
         params["last_by_subj"] = ".".join(request.tokens[3:])
-        if searches(params):
+        if stream.unsettled or searches(params):
             self._run(request, self._seek_one(request, stream, params))
             return None
         return self._one(request, stream, select(stream, params), params)
@@ -181,6 +181,7 @@ class DirectApi:
 
     async def _send_batch(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
         """Up to `batch` messages from a sequence, subject or time on, then the end of batch."""
+        await stream.settled_down()
         filters = (params["next_by_subj"].encode(),) if params.get("next_by_subj") else ()
         seq = await stream.seek_next(filters, start_of(stream, params))
         if not seq:
@@ -207,6 +208,7 @@ class DirectApi:
 
     async def _send_multi(self, request: ApiRequest, stream: Stream, params: JsonObject) -> None:
         """The last message of each subject, as of a sequence or time."""
+        await stream.settled_down()
         end = params.get("up_to_seq", 0) or stream.last_seq
         if params.get("up_to_time"):
             end = stream.seq_at_time(parse_time(params["up_to_time"])) - 1

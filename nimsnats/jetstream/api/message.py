@@ -79,7 +79,10 @@ def searches(params: JsonObject) -> bool:
 
 
 async def seek(stream: Stream, params: JsonObject) -> int:
-    """`select` by a wildcard."""
+    """`select` by a wildcard, or once no entry is half applied."""
+    await stream.settled_down()
+    if not searches(params):
+        return select(stream, params)
     if params.get("next_by_subj"):
         return await stream.seek_next((params["next_by_subj"].encode(),), start_of(stream, params))
     return await stream.seek_last((params["last_by_subj"].encode(),))
@@ -106,7 +109,7 @@ class MessageApi:
             raise errors.BAD_REQUEST()
         if not selects(params) or conflicting(params):
             raise errors.BAD_REQUEST()
-        seq = await seek(stream, params) if searches(params) else select(stream, params)
+        seq = await seek(stream, params)
         try:
             message = (stream.get(seq) or await stream.load(seq)) if seq else None
         except StorageError as error:

@@ -104,11 +104,13 @@ class StreamApi:
     def info(self, request: ApiRequest) -> JsonObject | Coroutine[Any, Any, JsonObject]:
         """`STREAM.INFO.<stream>`."""
         served = self._account.served(request.tokens[2])
-        if request.params.get("deleted_details") or request.params.get("subjects_filter"):
-            return self._detailed(served, request.params)
-        return self._placed(served, {**_PAGE, **stream_info(served.stream)})
+        stream, params = served.stream, request.params
+        if stream.unsettled or params.get("deleted_details") or params.get("subjects_filter"):
+            return self._detailed(served, params)
+        return self._placed(served, {**_PAGE, **stream_info(stream)})
 
     async def _detailed(self, served: ServedStream, params: JsonObject) -> JsonObject:
+        await served.stream.settled_down()
         return self._placed(served, await detailed_info(served.stream, params))
 
     def _placed(self, served: ServedStream, body: JsonObject) -> JsonObject:
