@@ -233,6 +233,7 @@ class JetStreamAccount:
         served = self.streams.pop(name)
         await served.close(deleted=True)
         await self.engine.host.remove_group(served.group_name)
+        self.engine.runtime.tend(served.stream.free(), f"free stream {name}")
 
     async def retire(self, record: StreamRecord) -> None:
         """The stream lives on, but its group has no member here any more."""

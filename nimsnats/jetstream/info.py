@@ -77,6 +77,7 @@ async def detailed_info(stream: Stream, params: JsonObject) -> JsonObject:
 
 async def _page(stream: Stream, wanted: bytes, asked: int) -> tuple[int, int, list[bytes]]:
     """How many subjects match, the offset that a page from `asked` on has, and its subjects."""
+    await stream.sorted_in()
     total, offset, names = 0, max(asked, 0), list[bytes]()
     for part in stream.store.index.parts((wanted,), _LOOKS):
         names += part[max(offset - total, 0) : max(offset + MAX_SUBJECTS - total, 0)]

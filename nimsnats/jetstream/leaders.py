@@ -217,6 +217,9 @@ class Leaders:
         runtime = self._engine.runtime
         deadline = runtime.monotonic() + _SETTLE
         while runtime.monotonic() < deadline and served.stream.leading:
+            if served.stream.unsettled:
+                await served.stream.settled_down()
+                deadline = runtime.monotonic() + _SETTLE
             if served.record.config == config and served.ready:
                 return True
             await runtime.sleep(0.005)
@@ -285,7 +288,8 @@ class Leaders:
             return [stream_info(served.stream, dynamic=False) if served else None for served in found]
         return list(await asyncio.gather(*map(one, records)))
 
-    def _info(self, served: ServedStream, dynamic: object) -> JsonObject:
+    async def _info(self, served: ServedStream, dynamic: object) -> JsonObject:
+        await served.stream.settled_down()
         body = stream_info(served.stream, dynamic=dynamic is True)
         if self._engine.peers.several:
             moment = body.pop("ts")

@@ -17,8 +17,10 @@ from typing import Final
 
 from nimsnats.protocol.subject import WILDCARD_ONE, WILDCARD_REST
 
-LATER: Final = 8192
-"""New subjects that may wait to be sorted in."""
+LATER: Final = 65536
+"""New subjects that may wait to be sorted in: as many as can be looked at one by one for once."""
+PORTION: Final = 4096
+"""Those that are sorted in together."""
 RUN: Final = 512
 """Subjects of a run that is cut in two when it has twice as many."""
 _MERGED: Final = 24
@@ -27,7 +29,7 @@ _SEEKS: Final = 8
 """Jumps within a run before all of it is looked at instead."""
 _ANY_TOKEN: Final = rb"(?:[^.>][^.]*|>[^.]+)"
 """As with `is_subset`, only `>` matches a token `>`."""
-_SWEEP: Final = 64
+_SWEEP: Final = 256
 """Subjects that go before another run is freed of those that are gone."""
 
 
@@ -91,9 +93,10 @@ class SubjectOrder:
     def __init__(self) -> None:
         self._runs: list[list[bytes]] = []
         self._firsts: list[bytes] = []
-        self._fresh: dict[bytes, None] = {}
+        self._fresh: list[bytes] = []
+        """Not sorted in yet."""
         self._gone: set[bytes] = set()
-        """In a run, and removed."""
+        """Those of both that are removed."""
         self._sorted = 0
         """Subjects in runs, with those that are gone."""
         self._cursor = 0
@@ -103,7 +106,7 @@ class SubjectOrder:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._runs, self._firsts, self._fresh, self._gone = [], [], {}, set()
+        self._runs, self._firsts, self._fresh, self._gone = [], [], [], set()
         self._sorted = self._cursor = 0
 
     def shrink(self, subjects: int) -> bool:
@@ -118,22 +121,28 @@ class SubjectOrder:
         if self._gone and subject in self._gone:
             self._gone.remove(subject)
             return
-        self._fresh[subject] = None
-        if len(self._fresh) >= LATER:
-            self._settle()
+        self._fresh.append(subject)
+        if len(self._fresh) > LATER:
+            self.settle()
 
     def remove(self, subject: bytes) -> None:
         """A subject that was there."""
-        if subject in self._fresh:
-            del self._fresh[subject]
-            return
         gone = self._gone
         gone.add(subject)
-        if len(gone) % _SWEEP == 0 and len(gone) * 4 > self._sorted:
+        if len(gone) % _SWEEP == 0 and len(gone) * 4 > self._sorted + len(self._fresh):
             self._sweep()
 
     def _sweep(self) -> None:
-        """Take out of one run what is gone; the next time, of the next."""
+        """Take out of one run what is gone; the next time, of the next. Those that wait are a run, too."""
+        if len(self._fresh) > self._sorted:
+            before = len(self._fresh)
+            left = [subject for subject in self._fresh if subject not in self._gone]
+            if len(left) < before:
+                self._gone.difference_update(self._fresh)
+                self._fresh = left
+                return
+        if not self._runs:
+            return
         if self._cursor >= len(self._runs):
             self._cursor = 0
         run, gone = self._runs[self._cursor], self._gone
@@ -149,12 +158,21 @@ class SubjectOrder:
 
     # Sorting in
 
-    def _settle(self) -> None:
-        """Sort in the new ones."""
-        fresh = sorted(self._fresh)
-        self._fresh = {}
-        if not fresh:
-            return
+    def settle(self) -> bool:
+        """Sort in a portion of the new ones. False when there are no more."""
+        if not self._fresh:
+            return False
+        portion = self._fresh[-PORTION:]
+        del self._fresh[-PORTION:]
+        gone = self._gone
+        fresh = sorted(subject for subject in portion if subject not in gone)
+        if len(fresh) < len(portion):
+            gone.difference_update(portion)
+        if fresh:
+            self._sort_in(fresh)
+        return bool(self._fresh)
+
+    def _sort_in(self, fresh: list[bytes]) -> None:
         self._sorted += len(fresh)
         firsts = self._firsts
         if not firsts:
@@ -192,10 +210,8 @@ class SubjectOrder:
     # Finding
 
     def select(self, pattern: bytes, start: bytes = b"", looks: int = 0) -> tuple[list[bytes], bytes]:
-        """Subjects at or above `start` that match a pattern, ascending, and where to go on: empty at the end. About
-        `looks` subjects are looked at, 0 for all."""
-        if self._fresh:
-            self._settle()
+        """Sorted subjects at or above `start` that match a pattern, ascending, and where to go on: empty at the end.
+        About `looks` subjects are looked at, 0 for all."""
         wanted = pattern_of(pattern)
         gone = self._gone
         left = looks or self._sorted + 1
@@ -260,8 +276,15 @@ class SubjectOrder:
         return found, b"", looked + end - begin
 
     def parts(self, patterns: Iterable[bytes], looks: int) -> Iterator[list[bytes]]:
-        """What matches each of these patterns in turn, a part at a time."""
+        """What matches each of these patterns in turn, a part at a time; of each pattern in ascending order, unless
+        there were many that had yet to be sorted in."""
+        self.settle()
+        rest, gone = self._fresh[:], self._gone
         for pattern in patterns:
+            test = pattern_of(pattern).test
+            for at in range(0, len(rest), looks or len(rest) or 1):
+                part = rest[at : at + looks] if looks else rest
+                yield [subject for subject in part if test(subject) and subject not in gone]
             found, start = self.select(pattern, b"", looks)
             yield found
             while start:
@@ -270,18 +293,14 @@ class SubjectOrder:
 
     def among(self, pattern: bytes) -> int:
         """About how many subjects begin as a match of the pattern has to: hardly more match."""
-        if self._fresh:
-            self._settle()
-        wanted = pattern_of(pattern)
+        self.settle()
+        wanted, more = pattern_of(pattern), len(self._fresh)
         if not wanted.prefix or not self._firsts:
             return len(self)
         low, high = bisect_right(self._firsts, wanted.prefix) - 1, bisect_right(self._firsts, _after(wanted.prefix)) - 1
         if high > low + 1:
-            return (high - low) * RUN
+            return (high - low) * RUN + more
         runs = self._runs
         before = bisect_left(runs[low], wanted.prefix) if low >= 0 else 0
-        return (
-            (len(runs[low]) if high > low >= 0 else 0)
-            - before
-            + (bisect_left(runs[high], _after(wanted.prefix)) if high >= 0 else 0)
-        )
+        below = bisect_left(runs[high], _after(wanted.prefix)) if high >= 0 else 0
+        return (len(runs[low]) if high > low >= 0 else 0) - before + below + more

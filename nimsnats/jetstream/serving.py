@@ -71,11 +71,12 @@ class ServedStream:
         self._beacons: list[Subscription] = []
         self._proposed: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0
+        self._due = self._lasting = 0
+        """When the timer goes off; the oldest message that can grow too old, or a lower sequence."""
         self._expiring = False
         stream.on_leadership = self._leadership
         stream.on_config = self._configured
-        stream.on_change = self._arm
+        stream.on_change = self._stored
 
     def opened(self, group: Group, *, adopt: bool = False) -> None:
         """The stream's group is open; `adopt` takes the configuration that it holds itself for the right one."""
@@ -95,7 +96,7 @@ class ServedStream:
             self.replicas.review()
         self.ingest.listen()
         self.announce()
-        self._expiring = False
+        self._expiring, self._lasting = False, 0
         self._arm()
         if self.on_led is not None:
             self.on_led(leading)
@@ -196,14 +197,21 @@ class ServedStream:
         due = stream.expiry.next_at()
         store = stream.store
         if stream.config.max_age and store.messages:
-            oldest = store.first_seq
+            oldest = search.next_live(store, self._lasting)
             while oldest in stream.expiry.never:
                 oldest = search.next_live(store, oldest + 1)
+            self._lasting = oldest or store.last_seq + 1
             found = search.describe(store, oldest) if oldest else None
             if found is not None:
                 aged = found[1] + stream.config.max_age
                 due = min(due, aged) if due else aged
         return due
+
+    def _stored(self) -> None:
+        """Messages were stored: only one with a TTL of its own can run out before those that are waited for."""
+        due = self.stream.expiry.next_at()
+        if self._timer is None or (due and due < self._due):
+            self._arm()
 
     def _arm(self) -> None:
         """Have the timer go off when the next message runs out, unless it goes off earlier anyway."""

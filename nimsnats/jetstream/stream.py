@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 Steps = Generator[None, None, None]
 _DONE: Final = object()
+_CHECKED: Final = 1024
+"""Messages of a large batch (of delete markers) that are stored in one step."""
 _STEPS: Final = 4
 """So many steps of an entry are taken at once: most have no more."""
 _AT_ONCE: Final = 16384
@@ -102,8 +104,6 @@ class Stream(StreamState):
         self.on_change: Callable[[], None] | None = None
         """Called when something that can expire was stored."""
         self._telling = False
-        self.unsettled = False
-        """Whether an entry is half applied."""
         self._waiting: list[asyncio.Future[None]] = []
         """Of those who wait for the other half."""
         self.consumers = environment.consumers(self)
@@ -133,6 +133,11 @@ class Stream(StreamState):
         await self._compactor.close()
         await self.reader.close()
         self.store.close()
+
+    async def free(self) -> None:
+        """Give the memory back, a part at a time; the stream is closed, and its group is removed."""
+        for _ in self.store.clear():
+            await asyncio.sleep(0)
 
     # Proposing
 
@@ -459,6 +464,8 @@ class Stream(StreamState):
                 excess = self._enforce_limits()
                 if excess is not None:
                     yield from excess
+                if at % _CHECKED == _CHECKED - 1 and len(batch) > _AT_ONCE:
+                    yield
         except Exception:
             # an error of ours: what is stored stays, the rest of the batch is not, here as on every member
             rejected += range(store.last_seq - before + len(rejected), len(batch))

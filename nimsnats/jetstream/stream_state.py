@@ -61,6 +61,8 @@ class StreamState(StreamView):
         self._admission = Admission()
         self._outcomes = Outcomes(store)
         self._group: Group | None = None
+        self.unsettled = False
+        """Whether an entry is half applied."""
         self._compactor = Compactor(store, self._read_block, self._rewrite_block, runtime, log)
         self._set_first_seq()
 

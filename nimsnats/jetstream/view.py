@@ -69,7 +69,7 @@ class StreamView:
     async def _sought(self, steps: Callable[[], search.Steps[int]]) -> int:
         """The answer of a search. What it found may have gone before it was done: then it looks again."""
         while True:
-            found = await self._in_turns(steps())
+            found = await self._in_turns(steps)
             if not found or self.live(found):
                 return found
 
@@ -77,17 +77,22 @@ class StreamView:
         """`count_match` for a client, giving way to others."""
         if search.covers_all(filters, self.subjects):
             return self.count_match(filters, start)
-        return await self._in_turns(search.count_in_steps(self.store, filters, start))
+        return await self._in_turns(lambda: search.count_in_steps(self.store, filters, start))
 
     async def last_of_each(self, filters: Filters, end: int, most: int) -> list[int]:
         """The newest live sequence <= `end` of every matching subject, ascending; when they are more than `most`, some
         of them."""
-        return sorted(await self._in_turns(search.last_of_each_in_steps(self.store, filters, end, most)))
+        return sorted(await self._in_turns(lambda: search.last_of_each_in_steps(self.store, filters, end, most)))
 
-    @staticmethod
-    async def _in_turns(steps: search.Steps[search.T]) -> search.T:
+    async def sorted_in(self) -> None:
+        """Have the subjects in order, giving way to others."""
+        for _ in iter(self.store.index.order.settle, False):
+            await asyncio.sleep(0)
+
+    async def _in_turns(self, steps: Callable[[], search.Steps[search.T]]) -> search.T:
         """The answer of a search in which others have their turn between two steps."""
-        for found in steps:
+        await self.sorted_in()
+        for found in steps():
             if found is not None:
                 return found
             await asyncio.sleep(0)

@@ -37,7 +37,8 @@ def selected(subjects: Iterator[bytes] | list[bytes], filters: tuple[bytes, ...]
 
 @pytest.mark.parametrize("seed", range(6))
 def test_subjects_that_match_are_found_through_any_history(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "LATER", 30)
+    monkeypatch.setattr(order, "LATER", 20 * (seed % 2))
+    monkeypatch.setattr(order, "PORTION", 4)
     monkeypatch.setattr(order, "RUN", 6)
     monkeypatch.setattr(order, "_SWEEP", 2)
     source = random.Random(seed)
@@ -60,6 +61,10 @@ def test_subjects_that_match_are_found_through_any_history(seed: int, monkeypatc
         expected = selected(list(held), filters)
         assert sorted(index.find(filters)) == expected
         assert sorted(index.subjects(filters)) == expected
+        parts = [subject for part in index.parts(filters, source.choice((0, 1, 5))) for subject in part]
+        assert sorted(parts) == expected
+        while index.order.settle():
+            pass
         parts = [subject for part in index.parts(filters, source.choice((0, 1, 5))) for subject in part]
         assert sorted(parts) == expected and (len(filters) > 1 or parts == expected)
         assert len(index.order) == len(held) == len(index)
@@ -125,6 +130,8 @@ def test_a_wildcard_looks_only_where_matches_can_be(counted: Counted) -> None:
     subjects = SubjectOrder()
     for number in range(40_000):
         subjects.add(b"w.%d.k%d" % (number % 40, number))
+    while subjects.settle():
+        pass
     looks = dict[bytes, int]()
     for pattern in (b"w.*.k777", b"w.7.>", b"w.7.k1*", b"*.7.k7", b"w.*.none", b"none.*", b"w.7.*"):
         before = counted.looks
@@ -141,6 +148,8 @@ def test_a_selection_ends_when_it_has_looked_at_enough_and_goes_on_where_it_was(
     subjects = SubjectOrder()
     for number in range(20_000):
         subjects.add(b"%d.x" % number)
+    while subjects.settle():
+        pass
     steps, start, most = 0, b"", 0
     while True:
         before = counted.looks
@@ -151,31 +160,36 @@ def test_a_selection_ends_when_it_has_looked_at_enough_and_goes_on_where_it_was(
     assert most <= 500 + 2 * order.RUN and steps >= 10
 
 
-def test_new_subjects_are_sorted_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_subjects_wait_and_are_sorted_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "LATER", 5000)
     subjects, settled = SubjectOrder(), list[int]()
-    settle = SubjectOrder._settle  # pyright: ignore[reportPrivateUsage]
+    sort_in = SubjectOrder._sort_in  # pyright: ignore[reportPrivateUsage]
 
-    def counting(order: SubjectOrder) -> None:
-        settled.append(len(order))
-        settle(order)
+    def counting(subjects: SubjectOrder, fresh: list[bytes]) -> None:
+        settled.append(len(fresh))
+        sort_in(subjects, fresh)
 
-    monkeypatch.setattr(SubjectOrder, "_settle", counting)
-    for number in range(order.LATER * 3):
+    monkeypatch.setattr(SubjectOrder, "_sort_in", counting)
+    for number in range(5000):
         subjects.add(b"%d" % number)
-    assert settled == [order.LATER, order.LATER * 2, order.LATER * 3]
-    for number in range(order.LATER * 3, order.LATER * 3 + 100):
+    assert not settled
+    for number in range(5000, 5000 + 2 * order.PORTION):
         subjects.add(b"%d" % number)
-        subjects.remove(b"%d" % number)
-    assert len(settled) == 3 and len(subjects) == order.LATER * 3
+    assert settled == [order.PORTION] * 2
+    for number in range(20_000):  # those that come and go are never sorted
+        subjects.add(b"gone.%d" % number)
+        subjects.remove(b"gone.%d" % number)
+    assert sum(settled) <= len(subjects) == 5000 + 2 * order.PORTION
 
 
 def test_subjects_that_are_gone_are_taken_out_in_time() -> None:
     subjects = SubjectOrder()
     for number in range(20_000):
         subjects.add(b"%06d" % number)
-    subjects.select(b">")
+    while subjects.settle():
+        pass
     for number in range(19_000):
         subjects.remove(b"%06d" % number)
         held = sum(map(len, subjects._runs))  # pyright: ignore[reportPrivateUsage]
-        assert held - len(subjects) <= held // 4 + 2 * order.RUN + 64 * len(subjects._runs)  # pyright: ignore[reportPrivateUsage]
+        assert held - len(subjects) <= held // 4 + 2 * order.RUN + 256 * len(subjects._runs)  # pyright: ignore[reportPrivateUsage]
     assert subjects.select(b">")[0] == [b"%06d" % number for number in range(19_000, 20_000)]
