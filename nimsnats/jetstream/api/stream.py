@@ -92,6 +92,7 @@ class StreamApi:
 
     async def list(self, request: ApiRequest) -> JsonObject:
         """`STREAM.LIST`; streams whose leader does not answer are named as `missing`."""
+        await self._account.engine.broker.slices.rest()  # a page is milliseconds: many at a time would add up
         records = self._matching(request)
         offset = _offset(request, len(records))
         page = records[offset : offset + LIST_LIMIT]
