@@ -13,6 +13,7 @@ from nimsnats.jetstream import expiry, kinds, removal, search
 from nimsnats.jetstream import stream as streams
 from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.blocks import BlockCache
+from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.store import MessageStore
 from nimsnats.jetstream.stream import Stream
 from nimsnats.protocol.subject import matches
@@ -144,6 +145,28 @@ async def test_nothing_is_applied_while_a_change_is_half_done(
     async with running(tmp_path) as stand:
         again = stand.stream("S")
         assert [seq for seq in range(1, 61) if again.live(seq)] == left
+
+
+async def test_an_entry_that_is_committed_meanwhile_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"], storage="memory")
+        for n in range(60):
+            await js.publish(f"s.{n % 5}.{n % 3}", b"%d" % n)
+        stream, applied = stand.stream("S"), list[bool]()
+        apply = stream.apply
+
+        def watched(entry: Any) -> Any:
+            applied.append(stream.unsettled)
+            return apply(entry)
+
+        monkeypatch.setattr(stream, "apply", watched)
+        done = asyncio.create_task(stream.change(kinds.STREAM_PURGE, {"filter": b"s.*.1", "seq": 0, "keep": 0}))
+        await half_done(stream)
+        stream.propose(kinds.STREAM_EXPIRE, pack({"now": 0}))
+        assert await done == 20
+        assert await stream.change(kinds.STREAM_EXPIRE, {"now": 0}) is None
+        assert applied == [False] * 3
 
 
 async def test_a_snapshot_in_the_middle_of_a_change_holds_all_of_it(tmp_path: Path) -> None:
