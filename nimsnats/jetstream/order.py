@@ -240,6 +240,12 @@ class SubjectOrder:
                 place = (at + 1, 0)
         return found, b""
 
+    def every(self, pattern: bytes) -> list[bytes]:
+        """All subjects that match, ascending; the new ones are sorted in first."""
+        while self.settle():
+            pass
+        return self.select(pattern)[0]
+
     def _place(self, subject: bytes, above: int = 0) -> tuple[int, int] | None:
         """The run and position of the first subject at or above this one; None when there is none."""
         if not self._firsts:

@@ -170,6 +170,8 @@ def test_a_wide_filter_is_counted_and_followed_in_parts() -> None:
 
 def test_a_narrow_filter_looks_at_what_matches_only() -> None:
     view = many([b"s.%d.%d" % (n % 1000, n) for n in range(20_000)])
+    while view.store.index.order.settle():
+        pass
     backlog = Backlog(view, tuple(b"s.%d.>" % n for n in range(10)))
     backlog.hears = True
     assert backlog.count(1) and backlog.remaining(1) == 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -104,19 +104,19 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks = 0
-        init = Pattern.__init__
+        made = Pattern.test.fget
+        assert made is not None
 
-        def counting(pattern: Pattern, subject: bytes) -> None:
-            init(pattern, subject)
-            test = pattern.test
+        def counting(pattern: Pattern) -> Callable[[bytes], object]:
+            test = made(pattern)
 
             def looked(candidate: bytes) -> object:
                 self.looks += 1
                 return test(candidate)
 
-            pattern.test = looked
+            return looked
 
-        monkeypatch.setattr(Pattern, "__init__", counting)
+        monkeypatch.setattr(Pattern, "test", property(counting))
         order.pattern_of.cache_clear()
 
 

@@ -132,7 +132,7 @@ class Listening:
         return None
 
     def _interest_changed(self, subject: bytes, queue: bytes, added: bool) -> None:
-        matching = self._order.select(subject)[0] if has_wildcard(subject) else (subject,)
+        matching = self._order.every(subject) if has_wildcard(subject) else (subject,)
         concerned = [consumer for each in matching for consumer in self._pushes.get(each, ())]
         for consumer in concerned:
             try:
