@@ -1,6 +1,6 @@
 """When messages of a stream run out: per-message TTLs, and which messages leave no marker behind.
 
-Owns the deadlines by sequence. It reads no clock and removes nothing: `stream.py` asks what is due at a time.
+Owns the deadlines by sequence. It reads no clock and removes nothing: `removal.py` asks what is due at a time.
 """
 
 from __future__ import annotations

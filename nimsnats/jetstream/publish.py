@@ -22,11 +22,12 @@ from nimsnats.jetstream.api.decode import encode
 from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.clock import SECOND, format_duration
 from nimsnats.jetstream.config import StreamConfig
+from nimsnats.jetstream.content import Outcome, Publication
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.expiry import parse_ttl
 from nimsnats.jetstream.relay import Passenger
 from nimsnats.jetstream.routed import publishers_group
-from nimsnats.jetstream.stream import Outcome, Publication, Stream
+from nimsnats.jetstream.stream import Stream
 from nimsnats.jetstream.waiting import MAX_BATCH, MAX_BATCH_BYTES, Waiting
 from nimsnats.protocol.headers import LINE, header_block, header_value, with_headers, without_header, without_status
 from nimsnats.protocol.subject import has_empty_token

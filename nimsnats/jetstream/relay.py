@@ -15,8 +15,8 @@ from nimsnats.jetstream import errors
 from nimsnats.jetstream.admission import Duplicate
 from nimsnats.jetstream.batch import BadBatch, Batch
 from nimsnats.jetstream.body import Nonsense, fields, headed, listed, text
+from nimsnats.jetstream.content import Outcome, Publication
 from nimsnats.jetstream.errors import ApiError
-from nimsnats.jetstream.stream import Outcome, Publication
 from nimsnats.raft.transport import node_of
 
 if TYPE_CHECKING:

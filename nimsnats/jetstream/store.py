@@ -2,7 +2,7 @@
 
 Owns the blocks and the subject index and keeps the two in step while messages are stored and removed. Everything is
 synchronous and works on memory only, because it is called from `apply`. It decides nothing (limits and checks live
-in `stream.py`), searches nothing (`search.py`) and reads nothing (`reading.py`).
+in `content.py`), searches nothing (`search.py`) and reads nothing (`reading.py`).
 """
 
 from __future__ import annotations

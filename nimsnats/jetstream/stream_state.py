@@ -1,7 +1,7 @@
 """What a stream is made of, how it goes into a snapshot and comes back, and what damage does to it.
 
 Owns the parts (store, admission, expiry, compaction) and their form in snapshots. What changes them, and who may, is
-`stream.py`'s business.
+`content.py`'s and `stream.py`'s business.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nimsnats.jetstream import expiry, kinds, removal, search
+from nimsnats.jetstream import content, expiry, kinds, removal, search
 from nimsnats.jetstream import stream as streams
 from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.blocks import BlockCache
@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removal, "_SUBJECTS", 2)
     monkeypatch.setattr(removal, "_SORTED", 10)
     monkeypatch.setattr(streams, "_STEPS", 1)
-    monkeypatch.setattr(streams, "_AT_ONCE", 4)
+    monkeypatch.setattr(content, "_AT_ONCE", 4)
 
 
 async def half_done(stream: Stream) -> None:

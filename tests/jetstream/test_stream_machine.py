@@ -21,10 +21,11 @@ from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.config_rules import checked
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.content import Outcome, Publication
 from nimsnats.jetstream.info import stream_state
 from nimsnats.jetstream.packing import pack
 from nimsnats.jetstream.publish import Markers
-from nimsnats.jetstream.stream import Environment, Outcome, Publication, Stream
+from nimsnats.jetstream.stream import Environment, Stream
 from nimsnats.raft.machine import Entry, LogDamage, StoredBlock
 from nimsnats.runtime import Runtime
 

@@ -12,8 +12,8 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
 from nimsnats.jetstream.batch import Batch
+from nimsnats.jetstream.content import Publication
 from nimsnats.jetstream.info import stream_state
-from nimsnats.jetstream.stream import Publication
 from tests.broker.peer import until
 from tests.jetstream.stand import Stand, running
 

@@ -26,9 +26,10 @@ from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.consumer.entries import Operation
 from nimsnats.jetstream.consumer.rules import ServerLimits, traits_of
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.content import Outcome, Publication
 from nimsnats.jetstream.kinds import CONSUMER_ACKS, CONSUMER_DELIVERED, CONSUMER_FIRST, CONSUMER_LAST
 from nimsnats.jetstream.meta import Meta
-from nimsnats.jetstream.stream import Environment, Outcome, Publication, Stream
+from nimsnats.jetstream.stream import Environment, Stream
 from nimsnats.raft.group import HostedGroup
 from nimsnats.raft.home import Memory
 from nimsnats.raft.host import Host

@@ -16,7 +16,7 @@ from nimsnats.jetstream.clock import FARTHEST
 from nimsnats.jetstream.config import FIELDS
 from nimsnats.jetstream.consumer.config import CONFIG
 from nimsnats.jetstream.consumer.rules import sampled
-from nimsnats.jetstream.stream import Publication
+from nimsnats.jetstream.content import Publication
 from nimsnats.raft.machine import NotLeader
 from tests.broker.peer import until
 from tests.jetstream.stand import Stand, go_server, oracle, running

@@ -17,9 +17,10 @@ from nimsnats.cluster import pairs
 from nimsnats.jetstream.admission import Admission
 from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.consumer.set import ConsumerSet
+from nimsnats.jetstream.content import Publication
 from nimsnats.jetstream.kinds import CONSUMER_ACKS
 from nimsnats.jetstream.publish import Ingest
-from nimsnats.jetstream.stream import Publication, Stream
+from nimsnats.jetstream.stream import Stream
 from nimsnats.raft import quorum
 from nimsnats.raft.core import Core
 from nimsnats.raft.group import HostedGroup
