@@ -255,7 +255,7 @@ class HostedGroup:
     def replay(self, entry: Entry, total: int) -> None:
         """Apply a recorded entry."""
         self._apply(entry)
-        self.conclude()
+        self._take_all_steps()
         self.total = self._applied_total = total
 
     def damaged(self, damage: LogDamage) -> None:
@@ -278,8 +278,8 @@ class HostedGroup:
         core = self.core
         core.resume_alone()
         self.keep_hard_state()
-        while self._apply_to(core.log.committed) and self._rest is not None:
-            self.conclude()
+        while self._apply_to(core.log.committed) and self._rest is not None and self.conclude():
+            pass
         self.alone = True
         self.lead_on()
 
@@ -444,17 +444,29 @@ class HostedGroup:
             self.core.applied_to(entry.index)
         return False
 
-    def conclude(self) -> None:
-        """Take all steps that are left of an entry, at once."""
+    def _take_all_steps(self) -> None:
         while self._rest is not None and self._step():
             pass
 
+    def conclude(self) -> bool:
+        """Take all steps that are left of an entry, at once. False when the machine has failed."""
+        try:
+            self._take_all_steps()
+        except OF_THIS_NODE as error:
+            return self._fail_to_apply(error)
+        return True
+
     def _abandon(self, error: Exception) -> None:
-        """Whatever an entry had still to change is not needed any more."""
+        """Whatever an entry had still to change is not needed any more, nor those that waited behind it: here nobody
+        will hear what becomes of them."""
         if self._rest is not None:
             entry, rest = self._rest
             self._rest = None
             cast("Generator[None, None, None]", rest).close()
+            self._refuse(entry, error)
+        log = self.core.log
+        start = max(log.applied + 1, self._applied)  # one that could not be applied is not counted as that yet
+        for entry in log.entries[max(0, start - log.first) : max(0, log.committed + 1 - log.first)]:
             self._refuse(entry, error)
 
     def apply_ready(self) -> bool:
@@ -562,7 +574,8 @@ class HostedGroup:
             return
         if self.stopped or self.replica.holding():
             return
-        self.conclude()
+        if not self.conclude():
+            return
         snapshot = self.machine.snapshot()
         dropped = self._dropped.union(snapshot.dropped)
         notes = {**dict.fromkeys(self._new_blocks, b""), **self._unsaved}

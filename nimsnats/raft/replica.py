@@ -340,6 +340,9 @@ class Replica:
                     previous = found.term
                 else:
                     entries.append(Entry(found.index, found.term, found.kind, found.data, None, found.messages))
+        if not entries and group.applying:  # a snapshot would take all steps that are left at once
+            with suppress(NotLeader):
+                await self._until(lambda: not group.applying)
         if not entries and core.leading is leading and index > log.snapshot and index < log.first:
             group.compact()
             with suppress(StorageError):  # a disk that is full now may have room at the next try

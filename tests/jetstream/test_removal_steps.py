@@ -201,6 +201,55 @@ async def test_whoever_waits_for_a_change_hears_when_the_group_ends(tmp_path: Pa
         assert not stream.unsettled
 
 
+async def test_whoever_waits_behind_a_change_hears_when_the_group_ends(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"], storage="memory")
+        for n in range(40):
+            await js.publish(f"s.{n % 5}.{n % 3}", b"%d" % n)
+        stream = stand.stream("S")
+        (group,) = [group for group in stand.host.groups() if group.name == stream.group.name]
+        purge = {"filter": b"s.*.1", "seq": 0, "keep": 0}
+        waiting = [asyncio.create_task(stream.change(kinds.STREAM_PURGE, purge)) for _ in range(3)]
+        await half_done(stream)
+        assert group.committed == group.applied + 2
+        group.stop("the test ends it")
+        for task in waiting:
+            with pytest.raises(Exception, match="the test ends it"):
+                await task
+
+
+@pytest.mark.parametrize("how", ["in a turn", "by a snapshot"])
+async def test_a_node_that_fails_in_the_middle_of_a_change_does_not_take_it_for_done(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have not failed there: this member serves no more, and nothing of its state is stored."""
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"])
+        for n in range(40):
+            await js.publish(f"s.{n % 5}.{n % 3}", b"%d" % n)
+        stream = stand.stream("S")
+        (group,) = [group for group in stand.host.groups() if group.name == stream.group.name]
+        done = asyncio.create_task(
+            stream.change(kinds.STREAM_PURGE, {"filter": b"s.*.1", "seq": 0, "keep": 0}),
+        )
+        await half_done(stream)
+
+        def fails(*_: object) -> list[int]:
+            raise MemoryError
+
+        monkeypatch.setattr(stream.store, "remove_fronts", fails)
+        if how == "by a snapshot":
+            group.compact()
+            assert group.failure
+        with pytest.raises(Exception, match="MemoryError"):
+            await done
+        assert group.failure and not group.compacting and not stream.unsettled
+    async with running(tmp_path) as stand:
+        assert stand.stream("S").store.messages == 27
+
+
 async def test_a_roll_up_of_everything_is_whole_before_the_next_message_of_its_batch(tmp_path: Path) -> None:
     async with running(tmp_path) as stand:
         js = stand.client.jetstream()
