@@ -128,8 +128,7 @@ class StreamContent(StreamState):
         before = self.store.last_seq
         outcomes: list[Outcome] = []
         rejected: list[int] = []
-        for _ in self._store_each(entry.index, batch, known, outcomes, rejected, cache=publication is not None):
-            yield
+        yield from self._store_each(entry.index, batch, known, outcomes, rejected, cache=publication is not None)
         self._stored(entry.index, batch, publication, known, before, outcomes, rejected)
 
     def _stored(
@@ -233,7 +232,7 @@ class StreamContent(StreamState):
                 outcomes.append(seq)
                 admission.stored(named, seq, now)
                 if interest and not self.consumers.interested(subject):
-                    store.remove(seq)
+                    self.settled([seq])
                     continue
                 if named:
                     others = self._note_headers(subject, block, named, seq, now)
@@ -307,6 +306,14 @@ class StreamContent(StreamState):
         for seq in removed:
             self.store.remove(seq)
         return removed
+
+    def settled(self, seqs: list[int]) -> None:
+        """Consumers need these messages no more, or never will (interest and work-queue retention); called from
+        `apply`."""
+        for seq in seqs:
+            self.store.remove(seq)
+        if self.store.struck:
+            self.store.struck.clear()  # no consumer counts them any more
 
     def _enforce_limits(self) -> Steps | None:
         """Discard the oldest messages above `max_msgs` and `max_bytes`; discard new keeps them, and refuses others.

@@ -299,15 +299,6 @@ class Stream(StreamContent):
         self._admission.forget_ids(fields["now"] - self.config.duplicate_window)
         yield from self._enforce_all(subjects=True)
 
-    # MessageSource, beyond what `StreamView` answers
-
-    def settled(self, seqs: list[int]) -> None:
-        """Consumers need these messages no more (interest and work-queue retention); called from `apply`."""
-        for seq in seqs:
-            self.store.remove(seq)
-        if self.store.struck:
-            self.store.struck.clear()  # no consumer counts them any more
-
 
 _FIELDS: Final[dict[int, dict[str, typed.Test]]] = {
     STREAM_CONFIG: {"config": typed.anything},

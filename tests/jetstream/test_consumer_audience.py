@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from nimsnats.jetstream.consumer.audience import Audience
 from nimsnats.jetstream.message import StoredMessage
 from nimsnats.protocol.subject import any_matcher
 from tests.jetstream.consumer_stand import Stand, texts
+from tests.jetstream.stand import running
 
 SECOND = 10**9
 TOKENS = (b"a", b"b", b"c", b"*", b">", b"*x", b">x")
@@ -155,3 +157,33 @@ def test_who_comes_and_goes_is_told_to_the_consumers_that_deliver_there() -> Non
     assert not any(one.info().get("push_bound") for one in consumers)
     stand.create("p7", action="update", filter_subject="s.7", deliver_subject="e.7")
     assert 0 < asked("e.*") <= 2 and 0 < asked("d.7.*") <= 2 * 5
+
+
+async def test_subjects_of_removed_messages_are_not_kept_for_consumers_that_have_gone(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"], max_msgs=5)
+        for n in range(9):
+            await js.publish(f"s.{n % 2}", b"x")
+        await js.pull_subscribe("s.1", "D", stream="S")
+        store = stand.stream("S").store
+        assert store.struck == {}
+        await js.publish("s.1", b"x")
+        assert store.struck == {}
+        await js.delete_consumer("S", "D")
+        for _ in range(9):
+            await js.publish("s.1", b"x")
+        assert store.messages == 5 and store.struck is None
+
+
+async def test_subjects_of_messages_that_nobody_wants_are_not_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as stand:
+        js = stand.client.jetstream()
+        await js.add_stream(name="S", subjects=["s.>"], retention="interest")
+        await js.pull_subscribe("s.1", "D", stream="S")
+        await js.publish("s.1", b"x")
+        assert (await js.consumer_info("S", "D")).num_pending == 1
+        for _ in range(9):
+            await js.publish("s.2", b"x")
+        store = stand.stream("S").store
+        assert store.messages == 1 and store.struck == {}

@@ -309,6 +309,8 @@ class ConsumerSet:
         del self._by_token[consumer.name.encode()]
         self.audience.remove(consumer)
         self._exposed.pop(consumer, None)
+        if not self._exposed:
+            self._note_no_more()
         self.runtime.fence.run(self._listening.forget, consumer)
         self.runtime.fence.run(self.journal.forget, consumer)
         if self.leading:
@@ -436,7 +438,12 @@ class ConsumerSet:
                     delivery.backlog.hears = False
             elif consumer.filters and delivery is not None:
                 counting = True
-        if self._noting and not counting:
+        if not counting:
+            self._note_no_more()
+
+    def _note_no_more(self) -> None:
+        """Nobody counts any more what is left: subjects of removed messages would pile up."""
+        if self._noting:
             self._noting = False
             self.source.take_struck(False)
 
@@ -520,6 +527,7 @@ class ConsumerSet:
         for known in (self._consumers, self._names, self._by_id, self._by_token, self._exposed):
             known.clear()
         self.audience.clear()
+        self._note_no_more()
         left_out: list[str] = []
         for each in cast("list[Any]", snapshot):
             try:
