@@ -286,16 +286,17 @@ class SubjectOrder:
         there were many that had yet to be sorted in."""
         self.settle()
         rest, gone = self._fresh[:], self._gone
+        told = frozenset(rest)
         for pattern in patterns:
             test = pattern_of(pattern).test
             for at in range(0, len(rest), looks or len(rest) or 1):
                 part = rest[at : at + looks] if looks else rest
                 yield [subject for subject in part if test(subject) and subject not in gone]
             found, start = self.select(pattern, b"", looks)
-            yield found
+            yield found if not told else [subject for subject in found if subject not in told]
             while start:
                 found, start = self.select(pattern, start, looks)
-                yield found
+                yield found if not told else [subject for subject in found if subject not in told]
 
     def among(self, pattern: bytes) -> int:
         """About how many subjects begin as a match of the pattern has to: hardly more match."""

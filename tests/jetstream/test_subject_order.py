@@ -70,6 +70,20 @@ def test_subjects_that_match_are_found_through_any_history(seed: int, monkeypatc
         assert len(index.order) == len(held) == len(index)
 
 
+@pytest.mark.parametrize("looks", [1, 3])
+def test_what_is_sorted_in_between_two_parts_comes_once(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may look for something in the middle of a removal, which counts what it finds."""
+    monkeypatch.setattr(order, "PORTION", 2)
+    index = SubjectIndex()
+    for seq in range(1, 20):
+        index.add(b"a.%02d" % seq, seq)
+    found: list[bytes] = []
+    for part in index.parts((b"a.*",), looks):
+        found += part
+        index.order.settle()
+    assert sorted(found) == [b"a.%02d" % seq for seq in range(1, 20)]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_searches_in_steps_find_what_a_scan_finds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_LOOKS", 3)
