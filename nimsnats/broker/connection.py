@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -26,6 +27,13 @@ _LARGE: Final = 2048
 """Average size of queued chunks from which they are handed to the kernel as they are, not joined first. Only on uvloop:
 `writelines` of asyncio's own transports in Python 3.12 and 3.13 never tells the protocol to pause."""
 
+_CHUNK: Final = 256 * 1024
+"""Bytes of output that becomes one chunk when it has to wait: a peer that reads again is not sent millions of pieces at
+once."""
+
+_A_TURN: Final = 2 * 1024 * 1024
+"""Bytes after which the next chunk is written in the next turn."""
+
 _LINGER: Final = 1.0
 """Seconds that a peer has to read why TLS has failed, and to hang up."""
 
@@ -37,10 +45,10 @@ class Connection(asyncio.BufferedProtocol):
     """One peer of the broker."""
 
     __slots__ = (
-        "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs", "brake", "brakes", "broker",
-        "cid", "closed", "ends", "halts", "in_bytes", "in_msgs", "ip", "label", "last_in", "last_ns", "out",
-        "out_bytes", "out_msgs", "parser", "paused", "port", "queued", "reason", "room", "secured", "share", "stalled",
-        "stalls", "start_ns", "stop_ns", "transport",
+        "_chunked", "_chunks", "_late", "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs",
+        "brake", "brakes", "broker", "cid", "closed", "due", "ends", "halts", "in_bytes", "in_msgs", "ip", "label",
+        "last_in", "last_ns", "mark", "out", "out_bytes", "out_msgs", "parser", "paused", "port", "queued", "reason",
+        "room", "secured", "share", "stalled", "stalls", "start_ns", "stop_ns", "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -57,12 +65,20 @@ class Connection(asyncio.BufferedProtocol):
         self.cid = cid
         self.transport: asyncio.Transport | None = None
         self.out: list[bytes] = []
+        """What is queued last; what has been queued before it waits in chunks."""
         self.queued = 0
-        """Bytes in `out`."""
+        """Bytes that are queued."""
+        self._chunks: deque[list[bytes]] = deque()
+        self._chunked = 0
+        """Bytes in `_chunks`."""
+        self._late = 0
+        """Bytes still queued of those that were when the deadline for writing was set."""
         self.room = self.most
-        """Most bytes that `out` may hold; less than max_pending while the transport holds some."""
-        self.brake = self.room - self.most // 4
-        """From that many bytes in `out` on, publishers are slowed down."""
+        """Most bytes that may be queued; less than max_pending while the transport holds some."""
+        self.mark = self.room - self.most // 4
+        """From that many queued bytes on, publishers are slowed down."""
+        self.brake = min(self.mark, _CHUNK)
+        """At that many queued bytes `overfull` is to be called."""
         self.paused = False
         self.closed = False
         self.reason: Reason | None = None
@@ -74,6 +90,8 @@ class Connection(asyncio.BufferedProtocol):
         """Why it is not read from now: the bits of `Halt`."""
         self.brakes: dict[Brake, None] | None = None
         """Full queues that it is held for."""
+        self.due = False
+        """Whether its next slice waits for the end of a stall."""
         self.stalled = False
         self.stalls = 0
         self.in_msgs: int = 0
@@ -212,6 +230,9 @@ class Connection(asyncio.BufferedProtocol):
         return self.broker.slices.over(self.ends)
 
     def _go_on_parsing(self) -> None:
+        if self.halts & Halt.STALL:
+            self.due = True
+            return
         self.go_on(Halt.SLICE)
         if not self.closed:
             self.resume()
@@ -280,6 +301,9 @@ class Connection(asyncio.BufferedProtocol):
     def _unstall(self) -> None:
         self.stalled = False
         self.go_on(Halt.STALL)
+        if self.due:
+            self.due = False
+            self.broker.slices.later(self._go_on_parsing)
 
     def eof_received(self) -> bool:
         self.close(Reason.CLIENT_CLOSED)
@@ -301,15 +325,15 @@ class Connection(asyncio.BufferedProtocol):
         if self.queued > self.brake:
             self.overfull(None)
 
-    def flush(self) -> None:
-        """Write everything queued, as one write. Nothing is written while the peer does not read."""
+    def flush(self, most: int = _A_TURN) -> None:
+        """Write what is queued, as few writes; what is more than `most` bytes goes on in the next turn of the loop.
+        Nothing is written while the peer does not read."""
         if self.closed:
-            self.out.clear()
-            self.queued = 0
+            self._discard()
             return
         self._tell()
         if not self.paused:
-            self._write()
+            self._write(most)
 
     def _tell(self) -> None:
         """Add what was queued since the last turn to the broker's totals."""
@@ -321,43 +345,92 @@ class Connection(asyncio.BufferedProtocol):
             self._told_out_msgs = self.out_msgs
             self._told_out_bytes = self.out_bytes
 
-    def _write(self) -> None:
-        out = self.out
-        queued = self.queued
+    def _write(self, most: int) -> None:
+        chunks = self._chunks
+        while chunks:
+            if most <= 0:
+                self.broker.outbox.mark(self)
+                return
+            chunk = chunks.popleft()
+            size = sum(map(len, chunk))
+            self._chunked -= size
+            self.queued -= size
+            self._late -= size
+            most -= size
+            self._hand_over(chunk, size)
+            if self.paused:
+                break
+        self.brake = min(self.mark, self._chunked + _CHUNK)
+        if not self.paused and self.out:
+            out, size = self.out, self.queued
+            self.out = []
+            self.queued = self._late = 0
+            self._hand_over(out, size)
+
+    def _hand_over(self, out: list[bytes], size: int) -> None:
+        """Give output to the kernel."""
         transport = self.transport
-        if not out or transport is None:
+        if transport is None:
             return
-        self.out = []
-        self.queued = 0
         if len(out) == 1:
             transport.write(out[0])
-        elif queued > _LARGE * len(out) and type(transport).__module__.startswith("uvloop"):
+        elif size > _LARGE * len(out) and type(transport).__module__.startswith("uvloop"):
             transport.writelines(out)
         else:
             transport.write(b"".join(out))
 
+    def _seal(self) -> None:
+        """What is queued last becomes a chunk. Small pieces are joined; large ones may be shared with other peers."""
+        out, size = self.out, self.queued - self._chunked
+        self._chunks.append(out if size > _LARGE * len(out) else [b"".join(out)])
+        self.out = []
+        self._chunked = self.queued
+        self.brake = min(self.mark, self.queued + _CHUNK)
+
+    def _discard(self) -> None:
+        self.out = []
+        self._chunks.clear()
+        self.queued = self._chunked = self._late = 0
+
     def pause_writing(self) -> None:
         self.paused = True
-        self.broker.deadlines.set(self, self.broker.options.write_deadline)
+        if self._late <= 0:
+            self._late = self.queued
+            self.broker.deadlines.set(self, self.broker.options.write_deadline)
         self._measure()
 
     def resume_writing(self) -> None:
         self.paused = False
         if self.closed:
             return  # the deadline for the last words still holds
-        self.broker.deadlines.cancel(self)
+        if self._late <= 0:
+            self.broker.deadlines.cancel(self)
         self._measure()
-        self._write()
+        self._write(_A_TURN)
+        if not self.paused:
+            self._late = 0
+            self.broker.deadlines.cancel(self)
 
     def _measure(self) -> None:
         most = self.most
         held = 0 if self.transport is None or not self.paused else self.transport.get_write_buffer_size()
         self.room = most - held
-        self.brake = self.room - most // 4
+        self.mark = self._mark(held)
+        self.brake = min(self.mark, self._chunked + _CHUNK)
+
+    def _mark(self, held: int) -> int:
+        """See `mark`, while the transport holds so many bytes."""
+        del held
+        return self.room - self.most // 4
 
     def overfull(self, publisher: Connection | None) -> None:
-        """Output passed the brake: slow its publisher down, and cut a peer that is beyond its limit."""
+        """Output passed the brake: let what waits be one chunk, slow its publisher down from the mark on, and cut a peer
+        that is beyond its limit."""
         if self.closed:
+            return
+        if self.queued - self._chunked > _CHUNK:
+            self._seal()
+        if self.queued <= self.mark:
             return
         if self.queued <= self.room:
             if publisher is not None and publisher is not self and publisher.STALLS and not publisher.stalled:
@@ -377,7 +450,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.broker.stats.slow_consumers += 1
         deadline = self.broker.options.write_deadline
-        chunks = len(self.out)
+        chunks = len(self._chunks) + len(self.out)
         text = "Slow Consumer Detected: WriteDeadline of %gs exceeded with %d chunks of %d total bytes."
         self.log(logging.INFO, text, deadline, chunks, self.pending)
         self.close(Reason.SLOW_DEADLINE)
@@ -394,7 +467,10 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 if reason is Reason.INTERNAL_ERROR:
                     self.send(b"-ERR '%b'\r\n" % reason.value.encode())
-                self.flush()
+                self.flush(self.queued)
+                while self.queued and not self.closed:  # a transport that is full takes the last words all the same
+                    self.paused = False
+                    self._write(self.queued)
             except Exception as error:
                 self.broker.runtime.fence.caught(self.flush, error)
             if self.closed:
@@ -403,8 +479,7 @@ class Connection(asyncio.BufferedProtocol):
         self.reason = reason
         self.stop_ns = self.broker.runtime.time_ns()
         self.parser.close()
-        self.out = []
-        self.queued = 0
+        self._discard()
         held, self.brakes = self.brakes, None
         for brake in held or ():
             brake.forget(self)

@@ -107,7 +107,7 @@ class RouteConnection(Publisher):
         self.contexts = table.tls
         """What the connection begins with, whatever is renewed later."""
         self.headers = True
-        self.brake = min(self.brake, _BRAKE)
+        self._measure()
         self.subs: dict[tuple[bytes, bytes, bytes], RemoteSubscription] = {}
         """The peer's interest by account, subject and queue."""
         self._strange: dict[tuple[bytes, bytes, bytes], int] = {}
@@ -426,14 +426,13 @@ class RouteConnection(Publisher):
 
     def pause_writing(self) -> None:
         """See `Connection`; remembers how much the peer had still to take."""
+        self._late = 0  # it has read since it was too slow the last time
         super().pause_writing()
         if self.transport is not None:
             self._held = self.transport.get_write_buffer_size()
 
-    def _measure(self) -> None:
-        super()._measure()
-        held = self.most - self.room
-        self.brake = min(self.brake, max(_BRAKE - held, 0))
+    def _mark(self, held: int) -> int:
+        return min(super()._mark(held), max(_BRAKE - held, 0))
 
     def write_deadline_passed(self) -> None:
         """A route is cut when nothing at all could be written within the deadline: it may be slow for long."""
