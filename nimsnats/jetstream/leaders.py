@@ -284,9 +284,15 @@ class Leaders:
                 return None
 
         if self._mail is None:
-            found = [self._engine.served(record) for record in records]
-            return [stream_info(served.stream, dynamic=False) if served else None for served in found]
+            return [await self._own_info(record) for record in records]
         return list(await asyncio.gather(*map(one, records)))
+
+    async def _own_info(self, record: StreamRecord) -> JsonObject | None:
+        served = self._engine.served(record)
+        if served is None:
+            return None
+        await served.stream.settled_down()
+        return stream_info(served.stream, dynamic=False)
 
     async def _info(self, served: ServedStream, dynamic: object) -> JsonObject:
         await served.stream.settled_down()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Final, TypeVar
 
 from nimsnats.jetstream.index import covers_all
@@ -238,11 +239,23 @@ def last_of(store: MessageStore, filters: Filters) -> int:
     return arrive(last_in_steps(store, filters))
 
 
-def last_per_subject(store: MessageStore, filters: Filters, subjects: Iterable[bytes]) -> list[int]:
-    """The newest live sequence of every matching subject, ascending."""
+def last_per_subject(store: MessageStore, filters: Filters, subjects: Iterable[bytes]) -> Steps[list[int]]:
+    """The newest live sequence of every matching subject, ascending. The store stays as it is meanwhile."""
+    index, runs = store.index, list[list[int]]()
     if covers_all(filters, subjects):
         filters = ()
-    return sorted(map(store.index.last, store.index.find(filters)))
+    for _ in iter(index.order.settle, False):
+        yield None
+    for part in index.parts(filters, _LOOKS):
+        runs.append(sorted(map(index.last, part)))
+        yield None
+    while len(runs) > 1:  # what is sorted in parts is merged in parts
+        merged: list[list[int]] = []
+        for at in range(0, len(runs), 2):
+            merged.append(sorted(chain.from_iterable(runs[at : at + 2])))
+            yield None
+        runs = merged
+    yield runs[0] if runs else []
 
 
 def last_of_each_in_steps(store: MessageStore, filters: Filters, end: int, most: int) -> Steps[list[int]]:

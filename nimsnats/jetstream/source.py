@@ -6,7 +6,7 @@ for it. Filters are tuples of subjects (wildcards allowed); the empty tuple matc
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Protocol
 
 from nimsnats.jetstream.message import StoredMessage
@@ -22,7 +22,9 @@ class MessageSource(Protocol):
 
     @property
     def accepting(self) -> bool:
-        """Whether entries can be proposed now: not while another member is about to take over."""
+        """Whether messages may be delivered now: not while another member is about to take over, which could not write
+        down what is delivered, and not in the middle of a change of the stream, which may take away what is still
+        there."""
         ...
 
     @property
@@ -44,8 +46,9 @@ class MessageSource(Protocol):
         """Highest live sequence whose subject matches, or 0."""
         ...
 
-    def last_per_subject(self, filters: Filters) -> list[int]:
-        """The newest live sequence of every matching subject, ascending."""
+    def last_per_subject(self, filters: Filters) -> Iterator[list[int] | None]:
+        """The newest live sequence of every matching subject, ascending, as the last of several steps: those before it
+        are None."""
         ...
 
     def covers(self, filters: Filters) -> bool:

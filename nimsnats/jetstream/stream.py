@@ -112,8 +112,8 @@ class Stream(StreamContent):
 
     @property
     def accepting(self) -> bool:
-        """Whether entries can be proposed now (MessageSource)."""
-        return self._group is None or self._group.accepting
+        """Whether consumers may deliver now (MessageSource)."""
+        return not self.unsettled and (self._group is None or self._group.accepting)
 
     def propose(self, kind: int, data: bytes, context: object | None = None) -> None:
         """Propose a consumer entry (MessageSource)."""
@@ -151,6 +151,7 @@ class Stream(StreamContent):
             yield from steps
         finally:
             self.unsettled = False
+            self.runtime.fence.run(self.consumers.settled_down)
             waiting, self._waiting = self._waiting, []
             for each in waiting:
                 if not each.done():
@@ -176,7 +177,7 @@ class Stream(StreamContent):
             self.consumers.add_restored(entry.index, typed.opened(entry.data))
             answer(entry, None)
         elif CONSUMER_FIRST <= kind <= CONSUMER_LAST:
-            self.consumers.apply(entry)
+            return self.consumers.apply(entry)
         else:
             return self._apply_operation(entry)
         return None

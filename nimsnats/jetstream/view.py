@@ -98,8 +98,8 @@ class StreamView:
             await asyncio.sleep(0)
         raise AssertionError("a search without an answer")
 
-    def last_per_subject(self, filters: Filters) -> list[int]:
-        """The newest live sequence of every matching subject, ascending."""
+    def last_per_subject(self, filters: Filters) -> search.Steps[list[int]]:
+        """The newest live sequence of every matching subject, ascending, found in steps."""
         return search.last_per_subject(self.store, filters, self.subjects)
 
     def count_match(self, filters: Filters, start: int) -> int:

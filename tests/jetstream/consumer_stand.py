@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from nimsnats.broker.account import Account
@@ -128,8 +128,9 @@ class Stream:
     def last_match(self, filters: Filters) -> int:
         return max(self._matching(filters), default=0)
 
-    def last_per_subject(self, filters: Filters) -> list[int]:
-        return sorted({self.messages[seq].subject: seq for seq in self._matching(filters)}.values())
+    def last_per_subject(self, filters: Filters) -> Iterator[list[int] | None]:
+        yield None
+        yield sorted({self.messages[seq].subject: seq for seq in self._matching(filters)}.values())
 
     def count_match(self, filters: Filters, start: int) -> int:
         return sum(seq >= start for seq in self._matching(filters))
@@ -209,7 +210,7 @@ class Stream:
             return
         self.entries.append(Entry(entry.index, entry.term, entry.kind, entry.data))
         self.history.append(("entry", self.entries[-1]))
-        self._stand.consumers.apply(entry)
+        self._stand.apply(entry)
 
     def settled(self, seqs: list[int]) -> None:
         for seq in seqs:
@@ -261,6 +262,11 @@ class Stand:
         return ConsumerSet(
             self.stream, self.account, self.runtime, lambda: self.traits, ServerLimits(), logging.getLogger("test")
         )
+
+    def apply(self, entry: Entry) -> None:
+        """Apply an entry, with all its steps."""
+        for _ in self.consumers.apply(entry) or ():
+            pass
 
     def publish(self, *subjects: str, size: int = 0) -> None:
         first = self.stream.last_seq + 1
@@ -351,7 +357,7 @@ class Stand:
                 other.stream.messages[what.seq] = what
                 other.stream.last_seq = what.seq
             elif kind == "entry":
-                other.consumers.apply(what)
+                other.apply(what)
             elif kind == "removed":
                 for seq in what:
                     other.stream.messages.pop(seq, None)

@@ -224,7 +224,7 @@ class Consumer:
         if delivery is None or side is None or self.paused:
             return False
         if not self.owner.source.accepting:
-            self.mark()  # nobody could write down what is delivered now
+            self.mark()
             return False
         if delivery.wanted and self.owner.loading(self):
             return False

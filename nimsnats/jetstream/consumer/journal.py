@@ -92,7 +92,7 @@ class Journal:
     def _flush(self) -> None:
         self._handle = None
         if not self._owner.source.accepting:
-            # leadership is being handed over: what is delivered now could not be written down by anybody
+            # while leadership is handed over nobody could write down what is delivered; a change tells when it is done
             if self._pause is None:
                 self._pause = self._owner.runtime.call_later(PAUSE, self._resume)
             return
@@ -127,6 +127,12 @@ class Journal:
         except Exception as error:
             self._owner.runtime.fence.caught(consumer.serve, error)
             return False
+
+    def go_on(self) -> None:
+        """The stream may take proposals again."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._resume()
 
     def _resume(self) -> None:
         self._pause = None

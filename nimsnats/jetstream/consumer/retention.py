@@ -5,7 +5,8 @@ Called while entries are applied, so everything here is deterministic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream.consumer.audience import Audience
 from nimsnats.jetstream.consumer.backlog import LOOKS, Backlog
@@ -14,6 +15,9 @@ from nimsnats.jetstream.source import Filters, MessageSource
 
 if TYPE_CHECKING:
     from nimsnats.jetstream.consumer.consumer import Consumer
+
+_STEP: Final = 512
+"""Messages that are looked at in one step."""
 
 
 class Retention:
@@ -33,19 +37,24 @@ class Retention:
         if seqs:
             self._source.settled(seqs)
 
-    def unneeded(self, filters: Filters, state: ConsumerState) -> None:
-        """A consumer with these filters is gone (or has changed them): drop what nobody else needs."""
+    def unneeded(self, filters: Filters, state: ConsumerState) -> Generator[None, None, None]:
+        """A consumer with these filters is gone (or has changed them): drop what nobody else needs, in steps."""
         source = self._source
         if source.retention != "interest":
             return
         unneeded: list[int] = []
+        looked = 0
         backlog, start = Backlog(source, filters), max(state.floor_seq + 1, 1)
         while seq := backlog.find(start, LOOKS):
             start = seq + 1 if seq > 0 else backlog.reached
             if seq > 0 and not state.done(seq) and not self._needed(seq):
                 unneeded.append(seq)
-        if unneeded:
-            source.settled(unneeded)
+            looked += 1
+            if seq < 0 or looked % _STEP == 0:
+                source.settled(unneeded)
+                unneeded = []
+                yield
+        source.settled(unneeded)
 
     def _needed(self, seq: int, besides: Consumer | None = None) -> bool:
         subject = self._source.subject(seq)

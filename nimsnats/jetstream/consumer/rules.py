@@ -7,6 +7,7 @@ the server appear as small records of the limits that matter here.
 from __future__ import annotations
 
 import re
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -29,6 +30,8 @@ EPHEMERAL_THRESHOLD: Final = 5 * SECOND
 PINNED_TIMEOUT: Final = 120 * SECOND
 MIN_HEARTBEAT: Final = 100 * MILLISECOND
 MAX_NAME: Final = 255
+_COLLISIONS: Final = 256
+"""Filters of other consumers that are looked at in one step."""
 _DIGITS: Final = 18
 """Of the longest number that is taken as text."""
 MAX_DESCRIPTION: Final = 4 * 1024
@@ -355,8 +358,11 @@ def check_update(old: ConsumerConfig, new: ConsumerConfig, bound: bool) -> None:
             raise errors.CONSUMER_CREATE(err=f"{words} can not be updated")
 
 
-def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updating: bool) -> None:
-    """The extra rules of a work-queue stream: explicit acks, everything delivered, no two consumers for a subject."""
+def check_workqueue(
+    config: ConsumerConfig, others: list[ConsumerConfig], updating: bool
+) -> Generator[None, None, None]:
+    """The extra rules of a work-queue stream: explicit acks, everything delivered, no two consumers for a subject, which
+    are looked for in steps. Raises ApiError."""
     if not updating:
         if config.ack_policy != "explicit":
             raise errors.CONSUMER_WQ_REQUIRES_EXPLICIT_ACK()
@@ -366,6 +372,12 @@ def check_workqueue(config: ConsumerConfig, others: list[ConsumerConfig], updati
             raise errors.CONSUMER_WQ_MULTIPLE_UNFILTERED()
     wanted = config.filters or (b">",)
     mine = Overlap(wanted)
+    looked = 0
     for other in others:
-        if any(map(mine.collides, other.filters or (b">",))):
+        theirs = other.filters or (b">",)
+        if any(map(mine.collides, theirs)):
             raise errors.CONSUMER_WQ_CONSUMER_NOT_UNIQUE()
+        looked += len(theirs)
+        if looked >= _COLLISIONS:
+            looked = 0
+            yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -67,6 +67,8 @@ from nimsnats.storage import StorageError
 if TYPE_CHECKING:
     from nimsnats.broker.account import Account
 
+Changing = Generator[None, None, Consumer]
+"""The steps of an operation; its result is the consumer."""
 _READ_AGAIN: Final = 1_000_000_000
 """Nanoseconds until a message that could not be read is tried again: it is not passed over."""
 
@@ -186,8 +188,9 @@ class ConsumerSet:
 
     # --- applying
 
-    def apply(self, entry: Entry) -> None:
-        """Apply one consumer entry. Raises BadEntry."""
+    def apply(self, entry: Entry) -> Generator[None, None, None] | None:
+        """Apply one consumer entry, all at once or in the steps that are returned. Either raises BadEntry, before
+        anything is changed."""
         context = entry.context
         if entry.kind == CONSUMER_DELIVERED:
             local = isinstance(context, Deliveries)
@@ -199,15 +202,19 @@ class ConsumerSet:
             if isinstance(context, Acks):
                 self.runtime.fence.run(self.journal.applied, context)
         else:
-            operation = context if isinstance(context, Operation) else None
-            try:
-                consumer = self._apply_operation(entry)
-            except ApiError as error:
-                if operation is not None:
-                    operation.fail(error)
-            else:
-                if operation is not None:
-                    self.runtime.fence.run(self._succeeded, operation, consumer)
+            return self._operate(entry)
+        return None
+
+    def _operate(self, entry: Entry) -> Generator[None, None, None]:
+        operation = entry.context if isinstance(entry.context, Operation) else None
+        try:
+            consumer = yield from self._apply_operation(entry)
+        except ApiError as error:
+            if operation is not None:
+                operation.fail(error)
+        else:
+            if operation is not None:
+                self.runtime.fence.run(self._succeeded, operation, consumer)
 
     def _pending(self, id: int) -> Collection[int]:
         """What waits for an acknowledgement of the consumer with this id."""
@@ -237,18 +244,18 @@ class ConsumerSet:
             operation.fail(errors.CONSUMER_CREATE(err="it is done, but cannot be shown"))
             raise
 
-    def _apply_operation(self, entry: Entry) -> Consumer:
+    def _apply_operation(self, entry: Entry) -> Changing:
         kind, body = entry.kind, read_operation(entry)
         if kind == CONSUMER_CREATE:
             config, existing = ConsumerConfig.of_entry(body["config"]), self._consumers.get(body["name"])
             if existing is not None:
-                return self._update(existing, config, body["action"])
-            return self._create(entry.index, config, body)
+                return (yield from self._update(existing, config, body["action"]))
+            return (yield from self._create(entry.index, config, body))
         consumer = self._consumers.get(body["name"])
         if consumer is None or body.get("id", consumer.id) != consumer.id:
             raise errors.CONSUMER_NOT_FOUND()
         if kind == CONSUMER_DELETE:
-            self._delete(consumer)
+            yield from self._delete(consumer)
         elif kind == CONSUMER_PAUSE:
             consumer.state.paused_until = body["until"]
             consumer.configure(paused(consumer.config, body["until"]))
@@ -259,7 +266,7 @@ class ConsumerSet:
             self._reset(consumer, entry.index, body["start"])
         return consumer
 
-    def _create(self, index: int, config: ConsumerConfig, body: dict[str, Any]) -> Consumer:
+    def _create(self, index: int, config: ConsumerConfig, body: dict[str, Any]) -> Changing:
         if body["action"] == "update":
             raise errors.CONSUMER_DOES_NOT_EXIST()
         traits = self.traits()
@@ -267,11 +274,11 @@ class ConsumerSet:
         if 0 < traits.max_consumers <= len(self._consumers):
             raise errors.MAXIMUM_CONSUMERS_LIMIT()
         if traits.retention == "workqueue":
-            check_workqueue(config, [other.config for other in self._consumers.values()], updating=False)
+            yield from check_workqueue(config, [other.config for other in self._consumers.values()], updating=False)
         if not config.durable and not config.inactive_threshold:
             config.inactive_threshold = EPHEMERAL_THRESHOLD
         consumer = Consumer(self, index, body["name"], config, body["created"], body["generated"])
-        consumer.state = place(config, consumer.filters, self.source, begin)
+        consumer.state = yield from place(config, consumer.filters, self.source, begin)
         consumer.state.paused_until = begin.paused_until
         self._add(consumer)
         if self.leading:
@@ -282,7 +289,7 @@ class ConsumerSet:
         self._lead(consumer)
         consumer.advise("CREATED", "consumer_action", {**consumer.names(), "action": "create"})
 
-    def _update(self, consumer: Consumer, config: ConsumerConfig, action: str) -> Consumer:
+    def _update(self, consumer: Consumer, config: ConsumerConfig, action: str) -> Changing:
         config = with_level(replace(config, pause_until=consumer.config.pause_until))
         if action == "create":
             if config != consumer.config:
@@ -290,19 +297,19 @@ class ConsumerSet:
             return consumer
         if self.traits().retention == "workqueue":
             others = [other.config for other in self._consumers.values() if other is not consumer]
-            check_workqueue(config, others, updating=True)
+            yield from check_workqueue(config, others, updating=True)
         check_update(consumer.config, config, bound=False)
         before = consumer.filters
         consumer.configure(config)
         if before != consumer.filters:
             self.audience.add(consumer, consumer.filters)
-            self._retention.unneeded(before, consumer.state)
+            yield from self._retention.unneeded(before, consumer.state)
         if self.leading:
             self.runtime.fence.run(consumer.reconfigured, self.now())
             self.runtime.fence.run(self._listening.watch, consumer)
         return consumer
 
-    def _delete(self, consumer: Consumer) -> None:
+    def _delete(self, consumer: Consumer) -> Generator[None, None, None]:
         del self._consumers[consumer.name]
         del self._names[bisect_left(self._names, consumer.name)]
         self._by_id.pop(consumer.id, None)
@@ -315,7 +322,7 @@ class ConsumerSet:
         self.runtime.fence.run(self.journal.forget, consumer)
         if self.leading:
             self.runtime.fence.run(self._deleted, consumer)
-        self._retention.unneeded(consumer.filters, consumer.state)
+        yield from self._retention.unneeded(consumer.filters, consumer.state)
 
     def _deleted(self, consumer: Consumer) -> None:
         consumer.follow(DELETED)
@@ -405,6 +412,10 @@ class ConsumerSet:
                         consumer.delivery.arrived(seq)
                         if consumer.waits:
                             self.journal.mark(consumer)
+
+    def settled_down(self) -> None:
+        """A change of the stream that took several turns is done: deliveries go on."""
+        self.journal.go_on()
 
     def expose(self, consumer: Consumer) -> None:
         """A consumer has to hear from now on which messages are removed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from nimsnats.jetstream.clock import parse_time
@@ -36,11 +37,18 @@ def _time(name: str, text: str) -> int:
         raise BadEntry(f"{name} {text[:64]!a} is not a time") from None
 
 
-def place(config: ConsumerConfig, filters: Filters, source: MessageSource, begin: Beginning) -> ConsumerState:
-    """The state of a consumer that has delivered nothing yet. Deterministic."""
+def place(
+    config: ConsumerConfig, filters: Filters, source: MessageSource, begin: Beginning
+) -> Generator[None, None, ConsumerState]:
+    """The state of a consumer that has delivered nothing yet, found in steps. Deterministic."""
     if config.deliver_policy != "last_per_subject":
         return ConsumerState(_first(config, filters, source, begin))
-    initial = source.last_per_subject(filters)
+    initial: list[int] = []
+    for found in source.last_per_subject(filters):
+        if found is None:
+            yield
+        else:
+            initial = found
     state = ConsumerState(initial[0] if initial else max(source.last_seq, 1))
     state.initial = initial
     state.resume = source.last_seq
