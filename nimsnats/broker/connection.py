@@ -313,6 +313,7 @@ class Connection(asyncio.BufferedProtocol):
         self.close(Reason.CLIENT_CLOSED if exc is None else Reason.READ_ERROR)
         self.transport = None
         self.broker.deadlines.cancel(self)
+        self.parser.release()  # a cycle that has become old would stay for ever (`collector`)
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -229,12 +229,21 @@ class Plan:
         """The way of messages with headers into a lane."""
         lane, tally, prefix = way
         if isinstance(lane, (Fanout, Group, Internal)):
-            headed = Headed(lane, self, account)
+            headed = Headed(lane, self._wayless(), account)
             return headed, headed, prefix
         assert not isinstance(lane, Headed)
         if lane.headed is None:
             lane.headed = Headed(lane)
         return lane.headed, tally, prefix
+
+    def _wayless(self) -> Plan:
+        """The same receivers without ways: what a way of this plan may hold. Plans come and go, and one that held
+        itself would stay for ever once it is old (`collector`)."""
+        plan = Plan.__new__(Plan)
+        for name in Plan.__slots__:
+            setattr(plan, name, getattr(self, name))
+        plan.way = plan.header_way = None
+        return plan
 
     def _build_single(self, mixed: Sequence[MixedGroup], account: Account) -> None:
         """The only receiver is one handler or one queue group of clients, here or at peers."""

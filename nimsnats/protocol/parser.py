@@ -248,6 +248,11 @@ class Parser(Generic[L]):
         self._watch = RowsWatch()
         self._ack_watch = AckWatch()
 
+    def release(self) -> None:
+        """Let go of `commands`, which hold the parser: nothing is called any more."""
+        self.close()
+        del self._commands
+
     def parse(self, data: bytes) -> None:
         """Process everything complete in `data`, which begins with what was left over before.
 

@@ -65,6 +65,11 @@ class RouteParser(Parser[L]):
         self._route = commands
         self.strict = False
 
+    def release(self) -> None:
+        """See `Parser.release`."""
+        super().release()
+        del self._route
+
     def _resolve(self, line: bytes) -> Line[L] | None:
         """The way of an RMSG or HMSG in the usual form, kept if it has no reply; else None."""
         self._split = None
