@@ -153,6 +153,8 @@ class Connection(asyncio.BufferedProtocol):
         handshake = Handshake(contexts, timeout, server_hostname)
         tls = TlsTransport(self.broker.runtime, self.transport, self, self.broker.turns.view[:MOST], handshake)
         self.transport = tls
+        if self.halts:
+            tls.pause_reading()
         tls.begin()
 
     def tls_up(self, secured: Secured) -> None:
@@ -258,7 +260,7 @@ class Connection(asyncio.BufferedProtocol):
             stats.in_bytes += self.in_bytes - self._told_in_bytes
             self._told_in_msgs = self.in_msgs
             self._told_in_bytes = self.in_bytes
-        if self.parser.held and not self.closed:
+        if self.parser.held and not self.halts & Halt.SLICE and not self.closed:
             self.halt(Halt.SLICE)
             self.broker.slices.later(self._go_on_parsing)
         if self.stalled and not self.halts & Halt.STALL and not self.closed:
