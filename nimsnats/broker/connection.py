@@ -45,10 +45,10 @@ class Connection(asyncio.BufferedProtocol):
     """One peer of the broker."""
 
     __slots__ = (
-        "_chunked", "_chunks", "_late", "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes", "_told_out_msgs",
-        "brake", "brakes", "broker", "cid", "closed", "due", "ends", "halts", "in_bytes", "in_msgs", "ip", "label",
-        "last_in", "last_ns", "mark", "out", "out_bytes", "out_msgs", "parser", "paused", "port", "queued", "reason",
-        "room", "secured", "share", "stalled", "stalls", "start_ns", "stop_ns", "transport",
+        "_chunked", "_chunks", "_late", "_ready", "_told_in_bytes", "_told_in_msgs", "_told_out_bytes",
+        "_told_out_msgs", "brake", "brakes", "broker", "cid", "closed", "due", "ends", "halts", "in_bytes", "in_msgs",
+        "ip", "label", "last_in", "last_ns", "mark", "out", "out_bytes", "out_msgs", "parser", "paused", "port",
+        "queued", "reason", "room", "secured", "share", "stalled", "stalls", "start_ns", "stop_ns", "transport",
     )  # fmt: skip
 
     KIND: ClassVar[str] = "Client"
@@ -427,8 +427,8 @@ class Connection(asyncio.BufferedProtocol):
         return self.room - self.most // 4
 
     def overfull(self, publisher: Connection | None) -> None:
-        """Output passed the brake: let what waits be one chunk, slow its publisher down from the mark on, and cut a peer
-        that is beyond its limit."""
+        """Output passed the brake: let what waits be one chunk, slow its publisher down from the mark on, and cut a
+        peer that is beyond its limit."""
         if self.closed:
             return
         if self.queued - self._chunked > _CHUNK:

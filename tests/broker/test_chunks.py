@@ -16,6 +16,7 @@ from nimsnats.broker.reasons import Reason
 from nimsnats.broker.server import Broker
 from nimsnats.runtime import Runtime
 from nimsnats.slices import BUDGET
+from tests.broker.peer import until
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true}\r\n'
 CHUNK = 256 * 1024
@@ -104,8 +105,7 @@ class _Stand:
     async def publish(self, count: int) -> None:
         before = self.said.count(b"PONG")
         self.publisher.write(b"PUB f 5\r\nhello\r\n" * count + b"PING\r\n")
-        while self.said.count(b"PONG") == before:
-            await asyncio.sleep(0)
+        await until(lambda: self.said.count(b"PONG") > before)
         await self.turns()
 
 
@@ -180,8 +180,7 @@ async def test_slices_of_input_wait_while_a_receiver_is_nearly_full(monkeypatch:
     stand = _Stand(BrokerOptions(max_pending=1024 * 1024), step=BUDGET)  # each look at the clock ends a slice
     await stand.begin(1000)
     stand.publisher.write(b"PUB f 5\r\nhello\r\n" * 400)
-    while not stand.publisher.client.stalled:
-        await asyncio.sleep(0)
+    await until(lambda: stand.publisher.client.stalled)
     held = stand.receiver.queued
     await stand.turns(50)
     assert stand.receiver.queued == held <= 1024 * 1024

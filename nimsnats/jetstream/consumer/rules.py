@@ -361,8 +361,8 @@ def check_update(old: ConsumerConfig, new: ConsumerConfig, bound: bool) -> None:
 def check_workqueue(
     config: ConsumerConfig, others: list[ConsumerConfig], updating: bool
 ) -> Generator[None, None, None]:
-    """The extra rules of a work-queue stream: explicit acks, everything delivered, no two consumers for a subject, which
-    are looked for in steps. Raises ApiError."""
+    """The extra rules of a work-queue stream: explicit acks, everything delivered, no two consumers for a subject,
+    which are looked for in steps. Raises ApiError."""
     if not updating:
         if config.ack_policy != "explicit":
             raise errors.CONSUMER_WQ_REQUIRES_EXPLICIT_ACK()
