@@ -27,7 +27,7 @@ TTL: Final = b"Nats-TTL"
 _EXPECTED_STREAM: Final = b"Nats-Expected-Stream"
 _EXPECTED_LAST: Final = b"Nats-Expected-Last-Sequence"
 _EXPECTED_SUBJECT_LAST: Final = b"Nats-Expected-Last-Subject-Sequence"
-_EXPECTED_SUBJECT: Final = b"Nats-Expected-Last-Subject-Sequence-Subject"
+EXPECTED_SUBJECT: Final = b"Nats-Expected-Last-Subject-Sequence-Subject"
 _EXPECTED_ID: Final = b"Nats-Expected-Last-Msg-Id"
 
 
@@ -162,11 +162,11 @@ def _valid_ttl(text: bytes, rules: int) -> bool:
 
 def _check_expected(store: MessageStore, subject: bytes, named: NatsHeaders) -> ApiError | None:
     if named.get(_EXPECTED_SUBJECT_LAST):
-        pattern = named.get(_EXPECTED_SUBJECT) or subject
+        pattern = named.get(EXPECTED_SUBJECT) or subject
         last = last_of(store, (pattern,))
         if named[_EXPECTED_SUBJECT_LAST] != b"%d" % last and _number(named[_EXPECTED_SUBJECT_LAST]) != last:
             return errors.STREAM_WRONG_LAST_SEQUENCE(seq=last)
-    elif named.get(_EXPECTED_SUBJECT):
+    elif named.get(EXPECTED_SUBJECT):
         return errors.STREAM_EXPECTED_LAST_SEQ_PER_SUBJECT_INVALID()
     if named.get(_EXPECTED_LAST) and _number(named[_EXPECTED_LAST]) != store.last_seq:
         return errors.STREAM_WRONG_LAST_SEQUENCE(seq=store.last_seq)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Final, cast
 
 from nimsnats.jetstream import errors, removal, search
-from nimsnats.jetstream.admission import LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
+from nimsnats.jetstream.admission import EXPECTED_SUBJECT, LAST_SEQUENCE, ROLLUP, TTL, Duplicate, nats_headers
 from nimsnats.jetstream.batch import MAX_MESSAGES, BadBatch, Batch
 from nimsnats.jetstream.blocks import BlockCache
 from nimsnats.jetstream.config import StreamConfig
@@ -25,6 +25,7 @@ from nimsnats.jetstream.kinds import STREAM_TOLD
 from nimsnats.jetstream.outcomes import Placement, read_told
 from nimsnats.jetstream.removal import Removed
 from nimsnats.jetstream.stream_state import StreamState
+from nimsnats.protocol.subject import has_wildcard
 from nimsnats.raft.machine import BadEntry, Entry
 from nimsnats.runtime import Runtime
 
@@ -217,6 +218,8 @@ class StreamContent(StreamState):
             for at, subject in enumerate(batch.subjects):
                 block = b"" if headers is None else headers[at]
                 named = nats_headers(block) if block else {}
+                if EXPECTED_SUBJECT in named and has_wildcard(named[EXPECTED_SUBJECT]):
+                    yield from self.sorting()
                 refused: Duplicate | ApiError | None = None
                 if known is not None:
                     refused = errors.SEQUENCE_NOT_FOUND(seq=0) if at in known.refused else None

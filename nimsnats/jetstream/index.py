@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-from nimsnats.jetstream.order import SubjectOrder
+from nimsnats.jetstream.order import PORTION, SubjectOrder
 from nimsnats.jetstream.source import Filters
 from nimsnats.protocol.subject import any_matcher, has_wildcard, is_subset
 
@@ -227,6 +227,8 @@ class SubjectIndex:
 
     def at_most(self, filters: Filters) -> int:
         """A number that no fewer subjects match, roughly, at the price of a look-up for each filter."""
+        if 0 < self.order.unsorted <= PORTION:
+            self.order.settle()
         return sum(self.order.among(f) if has_wildcard(f) else 1 for f in filters) if filters else len(self._lists)
 
     def knows(self, filters: Filters) -> bool:

@@ -2,9 +2,9 @@
 at the others.
 
 Owns `SubjectOrder`: runs of sorted subjects, and the new ones that are not sorted in yet. Which messages a subject has
-is the index's business (`index.py`). Sorting in is put off until somebody asks, or until many have come: then it is
-done for all of them together, which is several times cheaper. Subjects that have gone are struck out, and taken out of
-their run some time later.
+is the index's business (`index.py`). Sorting in is put off until somebody asks, which in most streams nobody does, and
+then done for many of them together, which is several times cheaper. Subjects that have gone are struck out, and taken
+out of their run some time later.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from nimsnats.protocol.subject import WILDCARD_ONE, WILDCARD_REST
 
-LATER: Final = 65536
-"""New subjects that may wait to be sorted in: as many as can be looked at one by one for once."""
-PORTION: Final = 4096
-"""Those that are sorted in together."""
+CHUNK: Final = 2048
+"""New subjects that wait together to be sorted in."""
+PORTION: Final = 16384
+"""Those that are sorted in together: a few milliseconds."""
 RUN: Final = 512
 """Subjects of a run that is cut in two when it has twice as many."""
 _MERGED: Final = 24
@@ -93,8 +94,11 @@ class SubjectOrder:
     def __init__(self) -> None:
         self._runs: list[list[bytes]] = []
         self._firsts: list[bytes] = []
-        self._fresh: list[bytes] = []
-        """Not sorted in yet."""
+        self._tail: list[bytes] = []
+        self._waiting: list[list[bytes]] = []
+        """Subjects that are not sorted in yet, the oldest first; the newest are in the tail."""
+        self._waits = 0
+        """How many, but for the tail."""
         self._gone: set[bytes] = set()
         """Those of both that are removed."""
         self._sorted = 0
@@ -102,75 +106,89 @@ class SubjectOrder:
         self._cursor = 0
 
     def __len__(self) -> int:
-        return self._sorted + len(self._fresh) - len(self._gone)
+        return self._sorted + self._waits + len(self._tail) - len(self._gone)
+
+    @property
+    def unsorted(self) -> int:
+        """Subjects that are not sorted in yet, with those of them that are gone."""
+        return self._waits + len(self._tail)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._runs, self._firsts, self._fresh, self._gone = [], [], [], set()
-        self._sorted = self._cursor = 0
+        self._runs, self._firsts, self._waiting, self._tail, self._gone = [], [], [], [], set()
+        self._sorted = self._waits = self._cursor = 0
 
     def shrink(self, subjects: int) -> bool:
         """Forget about so many, of an order that nobody needs any more. False when none is left."""
         while self._runs and subjects > 0:
             self._firsts.pop()
             subjects -= len(self._runs.pop())
-        return bool(self._runs)
+        while self._waiting and subjects > 0:
+            subjects -= len(self._waiting.pop())
+        return bool(self._runs or self._waiting)
 
     def add(self, subject: bytes) -> None:
         """A subject that was not there."""
         if self._gone and subject in self._gone:
             self._gone.remove(subject)
             return
-        self._fresh.append(subject)
-        if len(self._fresh) > LATER:
-            self.settle()
+        tail = self._tail
+        tail.append(subject)
+        if len(tail) >= CHUNK:
+            self._waiting.append(tail)
+            self._waits += len(tail)
+            self._tail = []
 
     def remove(self, subject: bytes) -> None:
         """A subject that was there."""
         gone = self._gone
         gone.add(subject)
-        if len(gone) % _SWEEP == 0 and len(gone) * 4 > self._sorted + len(self._fresh):
+        if len(gone) % _SWEEP == 0 and len(gone) * 4 > self._sorted + self.unsorted:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Take out of one run what is gone; the next time, of the next. Those that wait are a run, too."""
-        if len(self._fresh) > self._sorted:
-            before = len(self._fresh)
-            left = [subject for subject in self._fresh if subject not in self._gone]
-            if len(left) < before:
-                self._gone.difference_update(self._fresh)
-                self._fresh = left
-                return
-        if not self._runs:
-            return
-        if self._cursor >= len(self._runs):
+        """Take out of one run what is gone; the next time, of the next. Those that wait are runs, too."""
+        waiting, runs, gone = self._waiting, self._runs, self._gone
+        if self._cursor >= len(waiting) + len(runs):
             self._cursor = 0
-        run, gone = self._runs[self._cursor], self._gone
+        at = self._cursor - len(waiting)
+        lists, at = (runs, at) if at >= 0 else (waiting, self._cursor)
+        if not lists:
+            return
+        run = lists[at]
         left = [subject for subject in run if subject not in gone]
         if len(left) < len(run):
-            self._sorted -= len(run) - len(left)
             gone.difference_update(run)
-        if left:
-            self._runs[self._cursor], self._firsts[self._cursor] = left, left[0]
-            self._cursor += 1
+        if lists is runs:
+            self._sorted -= len(run) - len(left)
+            self._firsts[at : at + 1] = left[:1]
         else:
-            del self._runs[self._cursor], self._firsts[self._cursor]
+            self._waits -= len(run) - len(left)
+        lists[at : at + 1] = [left] if left else []
+        self._cursor += bool(left)
 
     # Sorting in
 
     def settle(self) -> bool:
         """Sort in a portion of the new ones. False when there are no more."""
-        if not self._fresh:
-            return False
-        portion = self._fresh[-PORTION:]
-        del self._fresh[-PORTION:]
+        waiting, portion = self._waiting, list[bytes]()
+        taken = 0
+        while taken < len(waiting) and len(portion) < PORTION:
+            portion += waiting[taken]
+            taken += 1
+        del waiting[:taken]
+        self._waits -= len(portion)
+        if not waiting and len(portion) < PORTION:
+            portion += self._tail
+            self._tail = []
         gone = self._gone
-        fresh = sorted(subject for subject in portion if subject not in gone)
+        fresh = [subject for subject in portion if subject not in gone] if gone else portion
         if len(fresh) < len(portion):
             gone.difference_update(portion)
         if fresh:
+            fresh.sort()
             self._sort_in(fresh)
-        return bool(self._fresh)
+        return bool(waiting or self._tail)
 
     def _sort_in(self, fresh: list[bytes]) -> None:
         self._sorted += len(fresh)
@@ -285,7 +303,7 @@ class SubjectOrder:
         """What matches each of these patterns in turn, a part at a time; of each pattern in ascending order, unless
         there were many that had yet to be sorted in."""
         self.settle()
-        rest, gone = self._fresh[:], self._gone
+        rest, gone = [*chain.from_iterable(self._waiting), *self._tail], self._gone
         told = frozenset(rest)
         for pattern in patterns:
             test = pattern_of(pattern).test
@@ -300,8 +318,7 @@ class SubjectOrder:
 
     def among(self, pattern: bytes) -> int:
         """About how many subjects begin as a match of the pattern has to: hardly more match."""
-        self.settle()
-        wanted, more = pattern_of(pattern), len(self._fresh)
+        wanted, more = pattern_of(pattern), self.unsorted
         if not wanted.prefix or not self._firsts:
             return len(self)
         low, high = bisect_right(self._firsts, wanted.prefix) - 1, bisect_right(self._firsts, _after(wanted.prefix)) - 1

@@ -244,8 +244,6 @@ def last_per_subject(store: MessageStore, filters: Filters, subjects: Iterable[b
     index, runs = store.index, list[list[int]]()
     if covers_all(filters, subjects):
         filters = ()
-    for _ in iter(index.order.settle, False):
-        yield None
     for part in index.parts(filters, _LOOKS):
         runs.append(sorted(map(index.last, part)))
         yield None

@@ -46,6 +46,10 @@ class MessageSource(Protocol):
         """Highest live sequence whose subject matches, or 0."""
         ...
 
+    def sorting(self) -> Iterator[None]:
+        """Have the subjects in order, in steps, so that what matches a wildcard is found at once."""
+        ...
+
     def last_per_subject(self, filters: Filters) -> Iterator[list[int] | None]:
         """The newest live sequence of every matching subject, ascending, as the last of several steps: those before it
         are None."""

@@ -63,6 +63,7 @@ class StreamState(StreamView):
         self._group: Group | None = None
         self.unsettled = False
         """Whether an entry is half applied."""
+        self._sorting = False
         self._compactor = Compactor(store, self._read_block, self._rewrite_block, runtime, log)
         self._set_first_seq()
 
@@ -77,6 +78,17 @@ class StreamState(StreamView):
 
     def _rewrite_block(self, index: int, data: bytes) -> Awaitable[None]:
         return self.group.rewrite_block(index, data)
+
+    def sort_in(self) -> None:
+        """Sort in new subjects, a portion a turn of the loop."""
+        if not self._sorting:
+            self._sorting = True
+            self.runtime.call_soon(self._sort_in)
+
+    def _sort_in(self) -> None:
+        self._sorting = self.store.index.order.settle()
+        if self._sorting:
+            self.runtime.call_soon(self._sort_in)
 
     def _set_first_seq(self) -> None:
         if self.config.first_seq > 1 and not self.store.last_seq:

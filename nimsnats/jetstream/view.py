@@ -6,12 +6,13 @@ Owns the reading half of `MessageSource`. Nothing here changes the stream; `stre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from nimsnats.jetstream import search, seeking
 from nimsnats.jetstream.config import StreamConfig
 from nimsnats.jetstream.index import covers_all
 from nimsnats.jetstream.message import StoredMessage
+from nimsnats.jetstream.order import PORTION
 from nimsnats.jetstream.reading import BlockReader
 from nimsnats.jetstream.source import Filters
 from nimsnats.jetstream.store import MessageStore
@@ -50,6 +51,15 @@ class StreamView:
         """Lowest live sequence >= `start` whose subject matches, or 0."""
         return search.next_match(self.store, filters, start, self.subjects)
 
+    def _sort_in_soon(self) -> None:
+        """Somebody asks again and again: have the subjects in order before long. Until then the messages are walked."""
+        if self.store.index.order.unsorted > PORTION:
+            self.sort_in()
+
+    def sort_in(self) -> None:
+        """Sort in new subjects."""
+        self.store.index.order.settle()
+
     def last_match(self, filters: Filters) -> int:
         """Highest live sequence whose subject matches, or 0."""
         return search.last_match(self.store, filters, self.subjects)
@@ -86,7 +96,7 @@ class StreamView:
 
     async def sorted_in(self) -> None:
         """Have the subjects in order, giving way to others."""
-        for _ in iter(self.store.index.order.settle, False):
+        for _ in self.sorting():
             await asyncio.sleep(0)
 
     async def _in_turns(self, steps: Callable[[], search.Steps[search.T]]) -> search.T:
@@ -97,6 +107,11 @@ class StreamView:
                 return found
             await asyncio.sleep(0)
         raise AssertionError("a search without an answer")
+
+    def sorting(self) -> Iterator[None]:
+        """Have the subjects in order, in steps."""
+        for _ in iter(self.store.index.order.settle, False):
+            yield
 
     def last_per_subject(self, filters: Filters) -> search.Steps[list[int]]:
         """The newest live sequence of every matching subject, ascending, found in steps."""
@@ -112,6 +127,7 @@ class StreamView:
 
     def count(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
         """How many live messages match from `start` on, and up to which sequence (not with it) they are counted."""
+        self._sort_in_soon()
         return seeking.count(self.store, filters, start, looks)
 
     def seek(self, filters: Filters, start: int, looks: int) -> tuple[int, int]:
@@ -120,6 +136,7 @@ class StreamView:
 
     def upcoming(self, filters: Filters, start: int) -> tuple[Sequence[int], int] | None:
         """Live sequences from `start` on that match, and up to which these are all; None where `seek` is shorter."""
+        self._sort_in_soon()
         return seeking.upcoming(self.store, filters, start)
 
     def seq_at_time(self, time_ns: int) -> int:

@@ -128,6 +128,9 @@ class Stream:
     def last_match(self, filters: Filters) -> int:
         return max(self._matching(filters), default=0)
 
+    def sorting(self) -> Iterator[None]:
+        yield
+
     def last_per_subject(self, filters: Filters) -> Iterator[list[int] | None]:
         yield None
         yield sorted({self.messages[seq].subject: seq for seq in self._matching(filters)}.values())

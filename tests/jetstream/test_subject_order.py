@@ -37,7 +37,7 @@ def selected(subjects: Iterator[bytes] | list[bytes], filters: tuple[bytes, ...]
 
 @pytest.mark.parametrize("seed", range(6))
 def test_subjects_that_match_are_found_through_any_history(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "LATER", 20 * (seed % 2))
+    monkeypatch.setattr(order, "CHUNK", 1 + 4 * (seed % 2))
     monkeypatch.setattr(order, "PORTION", 4)
     monkeypatch.setattr(order, "RUN", 6)
     monkeypatch.setattr(order, "_SWEEP", 2)
@@ -175,7 +175,6 @@ def test_a_selection_ends_when_it_has_looked_at_enough_and_goes_on_where_it_was(
 
 
 def test_new_subjects_wait_and_are_sorted_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "LATER", 5000)
     subjects, settled = SubjectOrder(), list[int]()
     sort_in = SubjectOrder._sort_in  # pyright: ignore[reportPrivateUsage]
 
@@ -184,16 +183,27 @@ def test_new_subjects_wait_and_are_sorted_in_together(monkeypatch: pytest.Monkey
         sort_in(subjects, fresh)
 
     monkeypatch.setattr(SubjectOrder, "_sort_in", counting)
-    for number in range(5000):
+    for number in range(5 * order.PORTION):
         subjects.add(b"%d" % number)
-    assert not settled
-    for number in range(5000, 5000 + 2 * order.PORTION):
-        subjects.add(b"%d" % number)
-    assert settled == [order.PORTION] * 2
-    for number in range(20_000):  # those that come and go are never sorted
+    for number in range(20_000):  # those that come and go are never sorted, nor kept
         subjects.add(b"gone.%d" % number)
         subjects.remove(b"gone.%d" % number)
-    assert sum(settled) <= len(subjects) == 5000 + 2 * order.PORTION
+    assert not settled and len(subjects) == 5 * order.PORTION
+    while subjects.settle():
+        pass
+    assert sum(settled) == len(subjects) and max(settled) <= order.PORTION + order.CHUNK and len(settled) >= 5
+
+
+def test_subjects_that_wait_and_are_gone_are_taken_out_in_time() -> None:
+    subjects = SubjectOrder()
+    for number in range(20_000):
+        subjects.add(b"%06d" % number)
+    for number in range(19_000):
+        subjects.remove(b"%06d" % number)
+        assert subjects.unsorted - len(subjects) <= subjects.unsorted // 4 + 2 * order.CHUNK
+    while subjects.settle():
+        pass
+    assert subjects.select(b">")[0] == [b"%06d" % number for number in range(19_000, 20_000)]
 
 
 def test_subjects_that_are_gone_are_taken_out_in_time() -> None:

@@ -9,6 +9,7 @@ from nimsnats.jetstream.clock import parse_time
 from nimsnats.jetstream.consumer.config import ConsumerConfig
 from nimsnats.jetstream.consumer.state import ConsumerState
 from nimsnats.jetstream.source import Filters, MessageSource
+from nimsnats.protocol.subject import has_wildcard
 from nimsnats.raft.machine import BadEntry
 
 
@@ -41,7 +42,10 @@ def place(
     config: ConsumerConfig, filters: Filters, source: MessageSource, begin: Beginning
 ) -> Generator[None, None, ConsumerState]:
     """The state of a consumer that has delivered nothing yet, found in steps. Deterministic."""
-    if config.deliver_policy != "last_per_subject":
+    policy = config.deliver_policy
+    if policy == "last_per_subject" or (policy == "last" and any(map(has_wildcard, filters))):
+        yield from source.sorting()
+    if policy != "last_per_subject":
         return ConsumerState(_first(config, filters, source, begin))
     initial: list[int] = []
     for found in source.last_per_subject(filters):
