@@ -128,6 +128,10 @@ class Mail:
         """Send without expecting an answer; False when there is no way there."""
         return self._send(to, _TELL, 0, what, body)
 
+    def reaches(self, to: str) -> bool:
+        """Whether there is a way to a member, or a node by its bare name."""
+        return self._system.has_interest(mailbox(to))
+
     async def ask(self, to: str, what: str, body: Any, patience: float = PATIENCE) -> Any:
         """Ask a member, or a node by its bare name. Raises Unreachable, and the ApiError that it answers with."""
         self._numbers += 1

@@ -240,7 +240,9 @@ class Ingest:
             self._runtime.call_soon(self._flush)
 
     def _may_send(self) -> bool:
-        return self._flying < MAX_FLYING and len(self._travelling) < MAX_TRAVELLING and not self._returned
+        if self._returned or self._lingering:  # these come first, if they come back
+            return False
+        return self._flying < MAX_FLYING and len(self._travelling) < MAX_TRAVELLING
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -334,11 +336,14 @@ class Ingest:
         """A batch travels no longer. False for one that was proposed here."""
         if flight in self._travelling:
             del self._travelling[flight]
-            self._take_back()
-            if self._pending:
-                self._schedule()
-            return True
-        return self._lingering.pop(flight, flight) is None
+        elif flight in self._lingering:
+            del self._lingering[flight]
+        else:
+            return False
+        self._take_back()
+        if self._pending:
+            self._schedule()
+        return True
 
     def relayed(self, data: bytes, remember: Callable[[Batch], Publication]) -> bool:
         """Propose a batch that another replica has taken. False when this node does not lead. Raises BadBatch."""
@@ -362,10 +367,14 @@ class Ingest:
         return True
 
     def leader_changed(self) -> None:
-        """Another member leads, or none. Batches that travel to the one before keep nobody waiting."""
+        """Another member leads, or none. What follows the batches that travel to the one before waits for their
+        answers, because what comes back is sent again, in front of it; not for long, and not at all for a leader that
+        cannot be reached."""
         if self._stream.leading or self._stream.group.leader != self._leader:
             if self._travelling:
-                self._runtime.call_later(_FAREWELL, self._part, list(self._travelling))
+                assert self._relay is not None
+                patience = _FAREWELL if self._relay.reaches(self._leader) else 0
+                self._runtime.call_later(patience, self._part, list(self._travelling))
             self._lingering |= self._travelling
             self._travelling.clear()
             self._take_back()
@@ -389,7 +398,7 @@ class Ingest:
 
     def _take_back(self) -> None:
         """Once nothing travels, put what has returned in front of what waits."""
-        if self._returned and not self._travelling:
+        if self._returned and not self._travelling and not self._lingering:
             messages = Waiting()
             for flight in self._returned:
                 messages.extend(flight.messages)

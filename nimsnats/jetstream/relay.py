@@ -95,6 +95,10 @@ class Relay:
         self._travelling[passenger.number] = leader, passenger
         return True
 
+    def reaches(self, leader: str) -> bool:
+        """Whether there is a way to a node, so that it can answer still."""
+        return self._mail.reaches(leader)
+
     def forget(self, passengers: Iterable[Passenger]) -> None:
         """Their answers will not come, or mean nothing any more."""
         for passenger in passengers:

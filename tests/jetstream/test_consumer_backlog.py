@@ -11,6 +11,7 @@ import pytest
 from nimsnats.jetstream import seeking
 from nimsnats.jetstream.batch import Batch
 from nimsnats.jetstream.consumer.backlog import LOOKS, Backlog
+from nimsnats.jetstream.consumer.consumer import Consumer
 from nimsnats.jetstream.view import StreamView
 from nimsnats.protocol.subject import any_matcher
 from tests.jetstream.consumer_stand import Stand, texts
@@ -197,6 +198,32 @@ def test_a_consumer_that_is_still_counted_answers_and_delivers_when_it_is() -> N
     got = stand.pull(one, batch=20, no_wait=True)
     assert texts(got) == [f"m{n}" for n in range(2, 41, 2)] and [m.pending for m in got] == list(range(19, -1, -1))
     assert texts(stand.pull(one, "empty", batch=1, no_wait=True)) == ["404 No Messages"]
+
+
+@pytest.mark.parametrize("push", [False, True])
+def test_a_consumer_is_not_inactive_while_its_creator_waits_for_the_count(
+    push: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of the count takes longer than the consumer may be inactive; it lives on for that time behind it."""
+    stand = Stand()
+    stand.stream.most = 3
+    stand.publish(*["s.a", "s.b"] * 20)
+    parts, count = list[bool](), Consumer.count
+
+    def slow(consumer: Consumer) -> bool:
+        stand.loop.pass_by(8)
+        parts.append(count(consumer))
+        return parts[-1]
+
+    monkeypatch.setattr(Consumer, "count", slow)
+    deliver = {"deliver_subject": "nobody"} if push else {}
+    one = stand.create(filter_subject="s.b", inactive_threshold=5 * 1_000_000_000, **deliver)
+    assert len(parts) > 5 and stand.created["num_pending"] == 20
+    assert stand.consumers.names() == [one.name]
+    stand.loop.advance(4)
+    assert stand.consumers.names() == [one.name]
+    stand.loop.advance(4)
+    assert stand.consumers.names() == []
 
 
 def test_no_wait_on_a_consumer_that_is_not_counted_yet_still_ends() -> None:

@@ -302,6 +302,10 @@ class Consumer:
         self._active_at = now = self.owner.now()
         self.wake(now + self.config.inactive_threshold)
 
+    def answered(self) -> None:
+        """Who created it, or asked, has the answer now: from here on it may be inactive."""
+        self._active_at = self.owner.now()
+
     def _check_activity(self, now: int) -> int:
         threshold = self.config.inactive_threshold
         if not threshold and not self.config.durable:
@@ -309,7 +313,9 @@ class Consumer:
         if not threshold:
             return NEVER
         side = self.side
-        if isinstance(side, PushSide):
+        if self.owner.tallies.counts(self):  # whoever asked has no answer yet
+            self._active_at = now
+        elif isinstance(side, PushSide):
             if side.bound:
                 self._active_at = now
                 return NEVER

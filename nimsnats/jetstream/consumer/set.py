@@ -235,7 +235,14 @@ class ConsumerSet:
         if consumer.count():
             self._answer(operation, consumer)
         else:
-            self.tallies.ask(consumer, partial(self._answer, operation, consumer))
+            self.tallies.ask(consumer, partial(self._counted, operation, consumer))
+
+    def _counted(self, operation: Operation, consumer: Consumer) -> None:
+        if self._consumers.get(consumer.name) is consumer:
+            consumer.answered()
+            self._answer(operation, consumer)
+        else:  # somebody has deleted it meanwhile
+            operation.fail(errors.CONSUMER_NOT_FOUND())
 
     def _answer(self, operation: Operation, consumer: Consumer) -> None:
         try:

@@ -33,6 +33,10 @@ class Tallies:
             self._running = True
             self._runtime.call_soon(self._turn)
 
+    def counts(self, consumer: Consumer) -> bool:
+        """Whether somebody waits for this consumer's count."""
+        return consumer in self._queue
+
     def stop(self) -> None:
         """Count no more: nobody leads here."""
         queue, self._queue = self._queue, {}
