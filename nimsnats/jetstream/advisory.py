@@ -65,6 +65,13 @@ class Advisories:
             fields = {"leader": leader, "replicas": replicas(), "cluster": cluster}
             self._system.publish(subject, encode(self._event("domain_leader_elected", fields)))
 
+    def limit_reached(self, dropped: int) -> None:
+        """Requests that came over routes were dropped, because too many waited."""
+        subject = f"{_ADVISORY}API.LIMIT_REACHED".encode()
+        if self._system.has_interest(subject):
+            fields: JsonObject = {"server": self._server_name, "dropped": dropped}
+            self._system.publish(subject, encode(self._event("api_limit_reached", fields)))
+
     def _elected(self, account: Account, subject: str, kind: str, fields: JsonObject, replicas: Replicas) -> None:
         """Tell the account, and the system account which account it is about."""
         name = f"{_ADVISORY}{subject}".encode()

@@ -23,6 +23,7 @@ from nimsnats.jetstream.api.decode import JsonObject
 from nimsnats.jetstream.api.direct import DirectApi
 from nimsnats.jetstream.api.dispatch import ApiDispatcher
 from nimsnats.jetstream.api.message import MessageApi
+from nimsnats.jetstream.api.queue import RequestQueue
 from nimsnats.jetstream.api.snapshot import SnapshotApi
 from nimsnats.jetstream.api.stream import StreamApi
 from nimsnats.jetstream.beginning import Beginning
@@ -104,6 +105,7 @@ class JetStream:
         self.peers = PeerView(broker, host, self.tags, self._several)
         self._transport = RaftMail(broker.system_account, host) if clustered else None
         self._advisories = Advisories(runtime, broker.server_name, options.domain, broker.system_account)
+        self._requests = RequestQueue(runtime, broker.slices, self.log, self._advisories.limit_reached)
         self.transfers = Transfers(self, self.mail, self._advisories)
         self._behind: dict[Key, str] = {}
         """Streams that could not be made what the catalogue says, and why."""
@@ -304,7 +306,8 @@ class JetStream:
         """Answer the API of an account without JetStream with what it may do, and errors."""
         system = account is self.broker.system_account
         # a nats-server would send its accounts' requests to the system account if it heard of interest there
-        dispatcher = ApiDispatcher(account, self.runtime, self.log, strict=self.options.strict, routed=False)
+        strict = self.options.strict
+        dispatcher = ApiDispatcher(account, self.runtime, self.log, self._requests, strict=strict, routed=False)
         dispatcher.register(system_endpoints(self) if system else disabled_endpoints())
         if system and self.clustered:
             dispatcher.forward = self.leaders.forward
@@ -368,7 +371,8 @@ class JetStream:
 
     def _add(self, broker_account: Account) -> JetStreamAccount:
         account = self.accounts[broker_account.name] = JetStreamAccount(self, broker_account)
-        dispatcher = ApiDispatcher(account.account, self.runtime, self.log, strict=self.options.strict)
+        strict = self.options.strict
+        dispatcher = ApiDispatcher(account.account, self.runtime, self.log, self._requests, strict=strict)
         dispatcher.audit = self._advisories.audit
         account.dispatcher = dispatcher
         if self.cluster is not None:
@@ -410,6 +414,7 @@ class JetStream:
             await dispatcher.close()
         for direct in self._directs:
             await direct.close()
+        self._requests.close()
         await self.transfers.close()
         for account in self.accounts.values():
             await account.close()

@@ -157,7 +157,7 @@ class Leaders:
         account, subject, reply, headers, payload, hops = fields(body, str, bytes, bytes, bytes, bytes, int)
         dispatcher = self._engine.dispatcher(account)
         if dispatcher is not None:
-            dispatcher.take(subject, reply, headers, payload, None, hops)
+            dispatcher.take(subject, reply, headers, payload, hops)
 
     def _candidates(self, record: StreamRecord, served: ServedStream | None) -> list[str]:
         """Nodes that lead a stream or may know who does."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from nats.aio.msg import Msg
 from nats.js.errors import NotFoundError
 
 from nimsnats.identity import node_hash
@@ -246,3 +247,19 @@ async def test_a_stream_on_a_lost_node_says_so_and_is_not_begun_anew(tmp_path: P
         info = await running.ask(0, "STREAM.INFO.KEPT")
         (gone,) = [replica for replica in info["cluster"]["replicas"] if replica["name"] == "n3"]
         assert gone["offline"] and not gone["current"]
+
+
+async def test_a_flood_through_a_node_that_does_not_lead_is_answered_whole_and_in_order(cluster: Trio) -> None:
+    await create(cluster, "FLOOD", placement={"tags": ["az:a"]}, allow_direct=True)
+    await cluster.clients[0].jetstream().publish("FLOOD.x", b"x")
+    for subject in ("STREAM.INFO.FLOOD", "DIRECT.GET.FLOOD.FLOOD.x"):
+        heard: list[str] = []
+
+        async def take(message: Msg, heard: list[str] = heard) -> None:
+            heard.append(message.subject)
+
+        await cluster.clients[2].subscribe("flood.*", cb=take)
+        for number in range(300):
+            await cluster.clients[2].publish(f"$JS.API.{subject}", b"", reply=f"flood.{number}")
+        await until(lambda heard=heard: len(heard) == 300)
+        assert heard == [f"flood.{number}" for number in range(300)]

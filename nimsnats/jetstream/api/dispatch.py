@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from nimsnats.jetstream import errors
 from nimsnats.jetstream.api.decode import JsonObject, Struct, decode, encode
+from nimsnats.jetstream.api.queue import RequestQueue
 from nimsnats.jetstream.errors import ApiError
 from nimsnats.jetstream.routed import nodes_group
 from nimsnats.protocol.headers import header_value
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "$JS.API."
 _PREFIX: Final = PREFIX.encode()
 TYPE_PREFIX: Final = "io.nats.jetstream.api.v1."
+_PULL: Final = b"$JS.API.CONSUMER.MSG.NEXT."
+"""Pulls do not wait in the queue: they cost little, and come before the acknowledgements that follow them."""
 _DIGITS: Final = 18
 """More digits are beyond every level."""
 MAX_WAITING: Final = 10_000
@@ -105,9 +108,17 @@ class ApiDispatcher:
     """Answers the JetStream API of one account until it is closed; `routed`: for clients of other servers, too."""
 
     def __init__(
-        self, account: Account, runtime: Runtime, log: logging.Logger, *, strict: bool = True, routed: bool = True
+        self,
+        account: Account,
+        runtime: Runtime,
+        log: logging.Logger,
+        requests: RequestQueue,
+        *,
+        strict: bool = True,
+        routed: bool = True,
     ) -> None:
         self.account = account
+        self._requests = requests
         self.total = 0
         self.failed = 0
         self.audit: Callable[[ApiRequest, bytes], None] | None = None
@@ -153,9 +164,20 @@ class ApiDispatcher:
         self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, origin: ClientConnection | None
     ) -> bool | None:
         """The subscription's handler."""
-        return self.take(subject, reply, headers, payload, origin)
+        if origin is not None or subject.startswith(_PULL):
+            return self._take(subject, reply, headers, payload, origin)
+        self._requests.put(len(payload), self._routed_in, subject, reply, headers, payload)
+        return None
 
-    def take(
+    def take(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, hops: int) -> None:
+        """Answer a request that another node passes on, when its turn has come."""
+        self._requests.put(len(payload), self._routed_in, subject, reply, headers, payload, hops)
+
+    def _routed_in(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes, hops: int = 0) -> None:
+        if self._subscription is not None:
+            self._take(subject, reply, headers, payload, None, hops)
+
+    def _take(
         self,
         subject: bytes,
         reply: bytes,
@@ -164,8 +186,7 @@ class ApiDispatcher:
         origin: ClientConnection | None = None,
         hops: int = 0,
     ) -> bool | None:
-        """Answer a request, whether it comes from a client or from another node that passes it on. Subjects that no
-        endpoint knows get no answer at all, as in nats-server."""
+        """Answer a request. Subjects that no endpoint knows get no answer at all, as in nats-server."""
         tokens = _tokens(subject)
         endpoint = self._find(tokens)
         if endpoint is None:
@@ -261,7 +282,11 @@ class ApiDispatcher:
         endpoint = self._find(tokens)
         if endpoint is None or endpoint.body is not Body.RAW:
             return False
-        return self._call_raw(endpoint, ApiRequest(self.account, tokens, subject, reply, headers, payload))
+        request = ApiRequest(self.account, tokens, subject, reply, headers, payload)
+        if subject.startswith(_PULL):
+            return self._call_raw(endpoint, request)
+        self._requests.put(len(payload), self._call_raw, endpoint, request)
+        return None
 
     def _fail(self, endpoint: Endpoint, request: ApiRequest, error: ApiError) -> None:
         self.failed += 1
