@@ -23,6 +23,11 @@ def pretty(value: object, indent: int = 2) -> bytes:
         text = json.dumps(value, indent=indent, ensure_ascii=False)
     else:
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return escaped(text)
+
+
+def escaped(text: str) -> bytes:
+    """A piece of JSON as bytes, with the characters escaped that Go escapes."""
     return text.translate(_ESCAPES).encode("utf-8", "replace")
 
 

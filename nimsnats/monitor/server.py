@@ -17,9 +17,9 @@ from aiohttp import web
 
 from nimsnats.http_server import MAX_CONNECTIONS, Listener
 from nimsnats.monitor.endpoints import ENDPOINTS, Endpoint
-from nimsnats.monitor.format import pretty
 from nimsnats.monitor.page.site import StatusPage
 from nimsnats.monitor.query import ParameterError, boolean, read_all
+from nimsnats.monitor.rendering import pretty_in_slices
 from nimsnats.monitor.view import NodeView
 from nimsnats.runtime import StartError
 
@@ -115,7 +115,8 @@ class MonitorServer:
         if data is None:
             return web.Response(status=404, text=endpoint.missing)
         status = data.pop("status_code", 200)
-        return web.Response(status=status, body=pretty(data, endpoint.indent), headers=_ANY_ORIGIN)
+        body = await pretty_in_slices(self.view.broker.slices, data, endpoint.indent)
+        return web.Response(status=status, body=body, headers=_ANY_ORIGIN)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         from nimsnats.monitor.metrics import (
