@@ -108,6 +108,7 @@ class MonitorServer:
 
     async def _answer(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         self.view.http_requests[endpoint.paths[0]] += 1
+        await self.view.broker.slices.rest()  # however many ask, a few pages are built in a turn
         try:
             data = endpoint.build(self.view, **read_all(request.query, endpoint.readers))
         except ParameterError as error:
