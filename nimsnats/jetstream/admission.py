@@ -62,6 +62,8 @@ class Admission:
 
     def __init__(self) -> None:
         self.last_id = b""
+        self.expected_last: int | None = None
+        """The last sequence that matches the wildcard of the next message's expectation, where it was looked up."""
         self._ids: dict[bytes, tuple[int, int]] = {}
 
     def check(
@@ -110,7 +112,7 @@ class Admission:
             return errors.STREAM_NOT_MATCH()
         if TTL in named and not config.allow_msg_ttl and _valid_ttl(named[TTL], rules):
             return errors.MESSAGE_TTL_DISABLED()
-        refused = _check_expected(store, subject, named)
+        refused = _check_expected(store, subject, named, self.expected_last)
         if refused is not None:
             return refused
         if b"Nats-Schedule" in named:
@@ -160,10 +162,10 @@ def _valid_ttl(text: bytes, rules: int) -> bool:
         return False
 
 
-def _check_expected(store: MessageStore, subject: bytes, named: NatsHeaders) -> ApiError | None:
+def _check_expected(store: MessageStore, subject: bytes, named: NatsHeaders, found: int | None) -> ApiError | None:
     if named.get(_EXPECTED_SUBJECT_LAST):
         pattern = named.get(EXPECTED_SUBJECT) or subject
-        last = last_of(store, (pattern,))
+        last = last_of(store, (pattern,)) if found is None else found
         if named[_EXPECTED_SUBJECT_LAST] != b"%d" % last and _number(named[_EXPECTED_SUBJECT_LAST]) != last:
             return errors.STREAM_WRONG_LAST_SEQUENCE(seq=last)
     elif named.get(EXPECTED_SUBJECT):

@@ -218,8 +218,9 @@ class StreamContent(StreamState):
             for at, subject in enumerate(batch.subjects):
                 block = b"" if headers is None else headers[at]
                 named = nats_headers(block) if block else {}
+                admission.expected_last = None
                 if EXPECTED_SUBJECT in named and has_wildcard(named[EXPECTED_SUBJECT]):
-                    yield from self.sorting()
+                    yield from self._look_up(named[EXPECTED_SUBJECT])
                 refused: Duplicate | ApiError | None = None
                 if known is not None:
                     refused = errors.SEQUENCE_NOT_FOUND(seq=0) if at in known.refused else None
@@ -257,6 +258,16 @@ class StreamContent(StreamState):
         finally:
             store.finish(rejected, cache=cache)
         self.reader.forget()
+
+    def _look_up(self, pattern: bytes) -> Steps:
+        """Find the last sequence that a wildcard of an expectation matches, for `Admission.check`."""
+        yield from self.sorting()
+        for found in search.last_again_in_steps(self.store, (pattern,)):
+            if found is None:
+                yield
+            else:
+                self._admission.expected_last = found
+                return
 
     def _note_headers(
         self, subject: bytes, block: bytes, named: dict[bytes, bytes], seq: int, now: int

@@ -31,6 +31,8 @@ _LOOKS: Final = 512
 """Messages or subjects that a step of a search looks at."""
 _KEPT: Final = 4096
 """Subjects that filters may select for the index to keep them at hand."""
+_SOON: Final = 8
+"""Steps through the newest messages after which it is worth while to remember which subjects match."""
 _TESTS: Final = 4096
 """Sets of filters whose tests are kept."""
 
@@ -184,12 +186,16 @@ def _lowest(store: MessageStore, filters: Filters, start: int, kept: list[bytes]
     yield best
 
 
-def _highest(store: MessageStore, filters: Filters) -> Steps[int]:
-    """Through the subjects, for the highest sequence."""
+def _highest(store: MessageStore, filters: Filters, kept: list[bytes] | None = None) -> Steps[int]:
+    """Through the subjects, for the highest sequence. They are added to `kept` unless they are many."""
     index, best = store.index, 0
     for part in index.parts(filters, _LOOKS):
         best = max(best, max(map(index.last, part), default=0))
+        if kept is not None and len(kept) <= _KEPT:
+            kept += part
         yield None
+    if kept is not None and len(kept) <= _KEPT:
+        index.keep(filters, kept)
     yield best
 
 
@@ -236,7 +242,32 @@ def last_match(store: MessageStore, filters: Filters, subjects: Iterable[bytes])
 
 def last_of(store: MessageStore, filters: Filters) -> int:
     """The same, without knowing what the stream can hold."""
-    return arrive(last_in_steps(store, filters))
+    return arrive(last_again_in_steps(store, filters))
+
+
+def last_again_in_steps(store: MessageStore, filters: Filters) -> Steps[int]:
+    """`last_match` for filters that will be asked for again: which subjects match is remembered, if these are few and
+    the newest messages do not tell."""
+    index, subject, kept, rounds = store.index, _single(filters), list[bytes](), 0
+    if subject is not None:
+        yield index.last(subject)
+        return
+    if index.knows(filters) and len(matched := index.subjects(filters)) <= _KEPT:
+        yield max(map(index.last, matched), default=0)
+        return
+    back, highest = _back(store, filters), _highest(store, filters, kept)
+    while (found := next(back)) is None:
+        rounds += 1
+        if (best := next(highest)) is not None:
+            yield best
+            return
+        yield None
+    if rounds > _SOON:
+        for best in highest:
+            if best is not None or len(kept) > _KEPT:
+                break
+            yield None
+    yield found
 
 
 def last_per_subject(store: MessageStore, filters: Filters, subjects: Iterable[bytes]) -> Steps[list[int]]:

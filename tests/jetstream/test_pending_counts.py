@@ -126,7 +126,7 @@ class Life:
         held = self.held()
         assert (stream.store.messages, stream.store.first_seq) == (
             len(held),
-            min(held, default=stream.store.last_seq + 1),
+            min(held, default=stream.store.last_seq + 1 if stream.store.last_seq else 0),
         )
         for consumer in self.consumers():
             before = consumer.leading.next_number
@@ -211,8 +211,9 @@ class Life:
             for block in self.stream.store.blocks
         ]
         await self.stream.close()
+        steps = self.log.steps
         self.stream, self.log = self._open()
-        self.log.entries = entries
+        self.log.entries, self.log.steps = entries, steps
         await self.stream.restore(taken.state, blocks)
         self.lead()
 
