@@ -184,6 +184,18 @@ def test_a_narrow_filter_looks_at_what_matches_only() -> None:
     assert len(seen) == 200 and backlog.looks - before <= 300
 
 
+def test_what_was_found_but_not_delivered_is_found_again() -> None:
+    """Whoever looks further ahead, and then has to begin where he was, is not told of what is further ahead only."""
+    subjects = [b"s.%d" % (n % 200) for n in range(2000)]
+    view = many(subjects)
+    backlog, wanted = Backlog(view, (b"s.7", b"s.x")), [n + 1 for n in range(2000) if n % 200 == 7]
+    assert backlog.find(1, LOOKS) == wanted[0]
+    view.store.append_run(99, Batch(1, subjects, [b""] * 2000), cache=False)
+    assert backlog.find(2001, LOOKS) == 2008
+    for start in range(1, 2001, 150):
+        assert backlog.find(start, LOOKS) == next(seq for seq in [*wanted, 2008] if seq >= start)
+
+
 def test_filters_of_which_there_are_more_than_messages_are_not_asked_for_one_by_one() -> None:
     view = many([b"s.%d" % n for n in range(100)])
     assert not seeking.selective(view.store.index, tuple(b"s.%d" % n for n in range(100)), 100)

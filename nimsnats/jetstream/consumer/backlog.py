@@ -30,6 +30,7 @@ class Backlog:
 
     __slots__ = (
         "_ahead",
+        "_ahead_from",
         "_ahead_to",
         "_counted_to",
         "_matches",
@@ -63,8 +64,8 @@ class Backlog:
         self.caught_up = False
         """Whether all that is stored and matches has been seen; always False without filters, where it is no secret."""
         self._ahead: Sequence[int] = ()
-        """Sequences that match and come next, up to `_ahead_to`; of some the message may be gone."""
-        self._ahead_to = 0
+        """Sequences that match, all from `_ahead_from` up to `_ahead_to`; of some the message may be gone."""
+        self._ahead_from = self._ahead_to = 0
         self._walk_to = 0
         self._number = -1
         self._counted_to = 0
@@ -151,7 +152,7 @@ class Backlog:
         source = self._source
         filters, last = self._narrowed(), source.last_seq
         if filters:
-            if start <= self._ahead_to:
+            if self._ahead_from <= start <= self._ahead_to:
                 found = self._listed(start)
                 if found:
                     return found
@@ -162,6 +163,7 @@ class Backlog:
                 plan = source.upcoming(filters, start)
                 if plan is not None:
                     self._ahead, self._ahead_to = plan
+                    self._ahead_from = start
                     self.looks += len(self._ahead)
                     found = self._listed(start)
                     self.reached = self._ahead_to + 1
