@@ -31,7 +31,7 @@ from nimsnats.runtime import Runtime
 
 Steps = Generator[None, None, None]
 _CHECKED: Final = 1024
-"""Messages of a large batch (of delete markers) that are stored in one step."""
+"""Messages that are checked and stored one by one in one step."""
 _AT_ONCE: Final = 16384
 """Sequences that are given up in one step: twice as many as the largest batch of a publisher brings."""
 Outcome = int | Duplicate | ApiError
@@ -216,6 +216,8 @@ class StreamContent(StreamState):
         store.begin(index, batch)
         try:
             for at, subject in enumerate(batch.subjects):
+                if at and at % _CHECKED == 0:
+                    yield
                 block = b"" if headers is None else headers[at]
                 named = nats_headers(block) if block else {}
                 admission.expected_last = None
@@ -249,8 +251,6 @@ class StreamContent(StreamState):
                 excess = self._enforce_limits()
                 if excess is not None:
                     yield from excess
-                if at % _CHECKED == _CHECKED - 1 and len(batch) > _AT_ONCE:
-                    yield
         except Exception:
             # an error of ours: what is stored stays, the rest of the batch is not, here as on every member
             rejected += range(store.last_seq - before + len(rejected), len(batch))
