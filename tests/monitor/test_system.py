@@ -59,7 +59,7 @@ async def our_system() -> AsyncIterator[Side]:
 _NO_FLAGS = "-server.feature_flags"
 _ALLOWED = {
     "SERVER.PING.VARZ": ["-data.feature_flags", "-data.git_commit"],
-    "SERVER.PING.IPQUEUESZ": ["-data.System recvQ"],
+    "SERVER.PING.IPQUEUESZ": ["-data.System recvQ", "-data.System sendQ"],  # what is in them at that moment
     "ACCOUNT.A.INFO": ["-data.imports"],
 }
 
